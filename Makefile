@@ -1,0 +1,57 @@
+# make demo   fine-tune a real transformer on real reviews (sets up everything it needs; about five minutes)
+# make test   the tests, in the same environment
+# make lint   ruff and mypy
+# make clean  remove the environment and what runs left here; the user cache stays
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt
+# Stamps: an installation is repeated only when what it depends on has changed.
+CREATED   := $(VENV)/created
+READY     := $(VENV)/ready
+READY_DEV := $(VENV)/ready-dev
+WORKERS   ?= auto
+# Made anew by each demo.
+DEMO_RUN  := runs/reviews/demo
+
+.PHONY: demo test lint clean
+.DEFAULT_GOAL := test
+
+demo: $(READY)
+	$(BIN)/python experiments/reviews/prepare.py
+	@rm -rf $(DEMO_RUN)
+	$(BIN)/lightning-freeze fit --config experiments/reviews/gradual.yaml \
+		--trainer.logger.init_args.version demo
+	$(BIN)/lightning-freeze test --config experiments/reviews/gradual.yaml \
+		--trainer.logger.init_args.version demo/test --ckpt_path $(DEMO_RUN)/checkpoints/*.ckpt
+	@echo "Next: the config is experiments/reviews/gradual.yaml, the curves are in $(DEMO_RUN)/metrics.csv, more in README.md"
+
+test: $(READY_DEV)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS)
+
+lint: $(READY_DEV)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+$(CREATED):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "Python 3.10 or newer is needed (found $$($(PYTHON) --version)); name one with: make PYTHON=/path/to/python"; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
+
+$(READY): $(CREATED) pyproject.toml constraints.txt
+	@echo "Installing into $(VENV) (a few minutes the first time)"
+	$(PIP) --editable .
+	@touch $@
+
+$(READY_DEV): $(READY)
+	@echo "Installing what the tests need into $(VENV)"
+	$(PIP) --editable '.[data,dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) runs lightning_logs build dist *.egg-info .ruff_cache .mypy_cache .pytest_cache .coverage
+	rm -f experiments/reviews/data
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,6 @@
+"""The ordered layers of any module, and the selectors that name them."""
+
+from lightning_freeze.layers.selectors import Selection
+from lightning_freeze.layers.stack import Layer, LayerStack
+
+__all__ = ["Layer", "LayerStack", "Selection"]

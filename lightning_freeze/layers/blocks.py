@@ -1,0 +1,243 @@
+"""Finding the repeated blocks of a model from its structure alone.
+
+A block is a module with at least two weight tensors and a normalisation; a stack is a list of them. Weight *tensors*
+are counted, not elements, so that a tiny model and a large one of the same architecture give the same answer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from lightning_freeze.layers.source import use_order
+from lightning_freeze.layers.tree import Node, names_head, words_of
+
+_BLOCK_WORDS = frozenset({"layer", "layers", "block", "blocks", "stage", "stages", "group"})
+_LIST_NAMES = frozenset({"layers", "blocks", "h", "stages"})
+_WHOLE_MODELS = frozenset({"encoder", "decoder", "tower", "model", "backbone", "branch", "net", "network", "bert"})
+
+#: Below this share of a model's weights, what was found is not taken for its blocks.
+_ENOUGH = 0.15
+
+
+@dataclass(frozen=True)
+class Block:
+    """One step of a stack: usually one module, several where a model keeps parallel lists.
+
+    Attributes:
+        parts: The nodes that make up the block.
+    """
+
+    parts: tuple[Node, ...]
+
+    @property
+    def weights(self) -> int:
+        """Number of weight tensors in the block."""
+        return sum(part.weights for part in self.parts)
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Blocks that run one after the other.
+
+    Attributes:
+        home: The node that holds the blocks (the list, or the module with the numbered attributes).
+        blocks: The blocks, first to last.
+        label: Name that tells this stack from others in the same home, where the home alone does not.
+    """
+
+    home: Node
+    blocks: tuple[Block, ...]
+    label: str = ""
+
+    @property
+    def weights(self) -> int:
+        """Number of weight tensors in all blocks."""
+        return sum(block.weights for block in self.blocks)
+
+
+def find_stacks(root: Node) -> list[Stack]:
+    """Find the stacks of blocks below ``root``, in registration order.
+
+    Args:
+        root: Tree of the whole model.
+
+    Returns:
+        One stack per tower; a single stack without blocks where the model was configured with none.
+    """
+    stacks = _drop_small(_Finder().find(root))
+    if sum(stack.weights for stack in stacks) >= _ENOUGH * root.weights and stacks:
+        return stacks
+    empty = _empty_stack(root)
+    if empty is not None:
+        return [empty]
+    return _drop_small(_find_plain(root)) or [_children_as_blocks(root)]
+
+
+class _Finder:
+    """The strict search; remembers what it found, because towers and stages are looked at more than once."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, list[Stack]] = {}
+
+    def find(self, node: Node) -> list[Stack]:
+        if id(node) not in self._known:
+            self._known[id(node)] = self._find(node)
+        return self._known[id(node)]
+
+    def _find(self, node: Node) -> list[Stack]:
+        if not node.children or node.key == "parametrizations" or node.weights < 2:
+            return []
+        if node.is_list:
+            stack = self._listed(node)
+            if stack is not None:
+                return [self._expand(stack)]
+        numbered = self._numbered(node)
+        if numbered is not None:
+            return [self._expand(numbered)]
+        found = [s for child in node.children if node.is_list or not names_head(child.key) for s in self.find(child)]
+        if not found and not node.is_list:
+            found = _zipped(node)
+        return _drop_side_lists(found)
+
+    def _listed(self, node: Node) -> Stack | None:
+        blocks = [child for child in node.children if _is_block(child)]
+        if not blocks or 2 * sum(b.weights for b in blocks) < node.weights or any(map(self._is_tower, blocks)):
+            return None
+        if not (_alike(blocks) or node.key in _LIST_NAMES or any(map(_checkpoints, blocks))):
+            return None
+        return Stack(node, tuple(Block((b,)) for b in blocks))
+
+    def _numbered(self, node: Node) -> Stack | None:
+        """Blocks or stages in numbered attributes: ``layer1`` ... ``layer4``, ``block_0`` ..."""
+        families: dict[str, list[tuple[int, Node]]] = {}
+        for child in node.children:
+            match = re.fullmatch(r"(\D*[a-zA-Z]\D*)(\d+)", child.key)
+            if match and not node.is_list:
+                families.setdefault(match[1], []).append((int(match[2]), child))
+        for stem, members in families.items():
+            nodes = [child for _, child in sorted(members, key=lambda member: member[0]) if _is_block(child)]
+            whole = words_of(stem) & _WHOLE_MODELS or any(map(self._is_tower, nodes))
+            if len(nodes) >= 2 and not whole and 2 * sum(n.weights for n in nodes) >= node.weights:
+                return Stack(node, tuple(Block((n,)) for n in nodes), stem.rstrip("_"))
+        return None
+
+    def _is_tower(self, node: Node) -> bool:
+        """Whether an element is a whole model: it brings its own blocks and its own embedding table."""
+        stacks = self.find(node)
+        inside = [part for stack in stacks for block in stack.blocks for part in block.parts]
+        tables = [n for n in node.walk() if isinstance(n.module, nn.Embedding)]
+        return bool(inside) and any(not any(table.below(part) for part in inside) for table in tables)
+
+    def _expand(self, stack: Stack) -> Stack:
+        """Replace stages by the blocks that they hold, if most of them hold a stack of their own."""
+        inner = [self._inner(block.parts[0]) for block in stack.blocks]
+        if 2 * sum(found is not None for found in inner) < len(inner):
+            return stack
+        blocks = [found.blocks if found else (block,) for found, block in zip(inner, stack.blocks, strict=True)]
+        return Stack(stack.home, tuple(block for group in blocks for block in group), stack.label)
+
+    def _inner(self, element: Node) -> Stack | None:
+        stacks = self.find(element)
+        largest = max(stacks, key=lambda stack: stack.weights, default=None)
+        if largest is None or 2 * largest.weights < element.weights or _routes(element, largest):
+            return None
+        return largest
+
+
+def _routes(element: Node, stack: Stack) -> bool:
+    """Whether a list inside a block is a mixture of experts: named so, or a router weight has one row per expert."""
+    if "expert" in stack.home.name.lower():
+        return True
+    count = len(stack.blocks)
+    outside = [n for n in element.walk() if not n.below(stack.home)]
+    shapes = [tuple(n.module._parameters[own].shape) for n in outside for own in n.own if _sized(n, own)]  # type: ignore[union-attr]
+    return count > 1 and any(len(shape) == 2 and count in shape for shape in shapes)
+
+
+def _sized(node: Node, own: str) -> bool:
+    return not isinstance(node.module._parameters[own], nn.UninitializedParameter)
+
+
+def _is_block(node: Node) -> bool:
+    return node.weights >= 2 and bool(node.children) and (node.normalizes or _checkpoints(node))
+
+
+def _checkpoints(node: Node) -> bool:
+    """Whether transformers marks the class as the unit of gradient checkpointing."""
+    return any(cls.__name__ == "GradientCheckpointingLayer" for cls in type(node.module).__mro__)
+
+
+def _alike(blocks: Sequence[Node]) -> bool:
+    """Whether elements are of one kind: a repeated class, a shared class suffix, or one class named like a block."""
+    names = [block.class_name for block in blocks]
+    repeated = Counter(names).most_common(1)[0][1]
+    if len(blocks) == 1:
+        return bool(words_of(names[0]) & _BLOCK_WORDS)
+    suffixes = {tuple(re.findall(r"[A-Z][a-z0-9]*", name)[-2:]) for name in names}
+    return repeated >= max(2, len(blocks) / 2) or (len(suffixes) == 1 and len(next(iter(suffixes))) == 2)
+
+
+def _zipped(node: Node) -> list[Stack]:
+    """Blocks kept in parallel lists of equal length (``attentions``, ``ffns``): the n-th of each make one block."""
+    lists = [child for child in node.children if isinstance(child.module, nn.ModuleList) and child.parameters]
+    lengths = Counter(len(child.children) for child in lists)
+    length, count = lengths.most_common(1)[0] if lengths else (0, 0)
+    same = [child for child in lists if len(child.children) == length]
+    if count < 2 or not length or 2 * sum(child.weights for child in same) < node.weights:
+        return []
+    columns = zip(*(child.children for child in same), strict=True)
+    return [Stack(node, tuple(Block(tuple(column)) for column in columns))]
+
+
+def _drop_side_lists(stacks: list[Stack]) -> list[Stack]:
+    """Drop the lists that accompany the blocks: much smaller and shorter, under the same parent."""
+    parents = [stack.home.parent for stack in stacks]
+
+    def side(stack: Stack, parent: Node | None) -> bool:
+        others = [s for s, p in zip(stacks, parents, strict=True) if p is parent and s is not stack]
+        return any(s.weights * 0.34 > stack.weights and len(s.blocks) > len(stack.blocks) for s in others)
+
+    return [stack for stack, parent in zip(stacks, parents, strict=True) if not side(stack, parent)]
+
+
+def _drop_small(stacks: list[Stack]) -> list[Stack]:
+    largest = max(stacks, key=lambda stack: stack.weights, default=None)
+    if largest is None:
+        return []
+    return [s for s in stacks if 10 * s.weights >= largest.weights or 2 * len(s.blocks) >= len(largest.blocks)]
+
+
+def _empty_stack(root: Node) -> Stack | None:
+    for node in root.walk():
+        if node.is_list and not node.module._modules and node.key in {*_LIST_NAMES, "layer", "block"}:
+            return Stack(node, ())
+    return None
+
+
+def _find_plain(node: Node) -> list[Stack]:
+    """Lists of modules of any kind, for models without normalised blocks (a multi-layer perceptron)."""
+    members = [child for child in node.children if child.parameters]
+    several = len(members) >= 2 or (len(members) == 1 and node.key in _LIST_NAMES)
+    if node.is_list and several and not isinstance(node.module, nn.ModuleDict):
+        return [Stack(node, tuple(Block((member,)) for member in members))]
+    children = members if node.is_list else [child for child in members if not names_head(child.key)]
+    found = [stack for child in children for stack in _find_plain(child)]
+    return found if 4 * sum(stack.weights for stack in found) >= node.weights else []
+
+
+def _children_as_blocks(root: Node) -> Stack:
+    """The last resort: the modules at the first fork are the blocks, but for those whose names say otherwise."""
+    node = root
+    members = [child for child in node.children if child.parameters]
+    while len(members) == 1 and members[0].children and not node.own:
+        node = members[0]
+        members = [child for child in node.children if child.parameters]
+    middle = [c for c in members if not names_head(c.key) and not isinstance(c.module, nn.Embedding)]
+    repeated = {} if node.is_list else use_order(node.module).repeated
+    middle = [child for child in middle if child.key in repeated] or middle
+    return Stack(node, tuple(Block((member,)) for member in middle or members or [node]))

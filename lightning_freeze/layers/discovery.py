@@ -1,0 +1,211 @@
+"""From a module to the list of its layers: names, kinds and what belongs to each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import nn
+from torchmetrics import Metric, MetricCollection
+
+from lightning_freeze.layers.blocks import Stack, find_stacks
+from lightning_freeze.layers.flow import Item, flow_of
+from lightning_freeze.layers.towers import Tower, name_towers
+from lightning_freeze.layers.tree import Node, build_tree
+
+Kind = Literal["embeddings", "block", "head", "group"]
+
+
+@dataclass
+class LayerSpec:
+    """What makes up one layer, by name.
+
+    Attributes:
+        name: Name of the layer.
+        kind: ``"embeddings"``, ``"block"``, ``"head"`` or, from an explicit map, ``"group"``.
+        prefixes: Full names of the modules and single parameters that belong to it.
+        passes: How many times one forward pass runs it; more than one for weights shared between depths.
+    """
+
+    name: str
+    kind: Kind
+    prefixes: list[str] = field(default_factory=list)
+    passes: int = 1
+
+
+@dataclass
+class Structure:
+    """The layers of a module as its structure tells them.
+
+    Attributes:
+        layers: Layers in the order of the data flow.
+        towers: Tower label to the attribute it was made from; empty for a single stack.
+        ignored: Names of modules that belong to no layer (losses and metrics without parameters).
+    """
+
+    layers: list[LayerSpec]
+    towers: dict[str, str]
+    ignored: list[str]
+
+
+def discover(module: nn.Module) -> Structure:
+    """Find the layers of ``module`` without a forward pass and without touching its data.
+
+    Args:
+        module: Any module with at least one parameter.
+
+    Returns:
+        Its layers: embeddings, blocks, head.
+
+    Raises:
+        ValueError: If the module has no parameter.
+    """
+    root = build_tree(module)
+    if not root.parameters:
+        raise ValueError(
+            f"{type(module).__name__} has no parameters, so it has no layers to freeze. If the model is built in "
+            "`configure_model` or `setup`, ask for its layers afterwards."
+        )
+    stacks = find_stacks(root)
+    return _Placement(stacks, flow_of(root, stacks)).structure()
+
+
+class _Placement:
+    """Decides for every unit outside the blocks which layer it joins."""
+
+    def __init__(self, stacks: Sequence[Stack], items: list[Item]) -> None:
+        order = [s for s in dict.fromkeys(item.stack for item in items) if s >= 0]
+        self._items = items
+        self._stacks = stacks
+        self._towers = name_towers(stacks)
+        self._order = order
+        self._parallel = any(self._towers[s].fresh for s in order[1:])
+        self._layers: dict[str, LayerSpec] = {}
+
+    def structure(self) -> Structure:
+        self._declare()
+        ignored = []
+        steps = [(i, item) for i, item in enumerate(self._items) if item.stack >= 0]
+        for position, item in enumerate(self._items):
+            if item.stack >= 0:
+                if item.block >= 0:
+                    layer = self._layers[self._block(item.stack, item.block)]
+                    layer.prefixes.append(item.name)
+                    layer.passes = max(layer.passes, item.passes)
+                continue
+            if _is_loss(item) and not (item.node and item.node.parameters):
+                ignored.append(item.name)
+                continue
+            last = next((step for i, step in reversed(steps) if i < position), None)
+            following = next((step for i, step in steps if i > position), None)
+            name = "head" if _is_loss(item) else self._place(item, last, following)
+            self._layers[name].prefixes.append(item.name)
+        self._dissolve()
+        layers = [layer for layer in self._layers.values() if layer.prefixes]
+        return Structure(layers, {t.label: t.alias for t in self._towers if t.label}, ignored)
+
+    def _declare(self) -> None:
+        """Name all layers that there may be, in order."""
+        self._add("embeddings", "embeddings")
+        for s in self._order:
+            label = self._towers[s].label
+            if self._parallel:
+                self._add(f"{label}.embeddings", "embeddings")
+            for b in range(len(self._stacks[s].blocks)):
+                self._add(self._block(s, b), "block")
+            if self._parallel:
+                self._add(f"{label}.head", "head")
+        self._add("head", "head")
+
+    def _add(self, name: str, kind: Kind) -> None:
+        self._layers[name] = LayerSpec(name, kind)
+
+    def _block(self, stack: int, block: int) -> str:
+        label = self._towers[stack].label
+        return f"{label}.{block}" if label else str(block)
+
+    def _place(self, item: Item, last: Item | None, following: Item | None) -> str:
+        if last is None and following is None:
+            return "head"
+        if last is None:
+            assert following is not None
+            return self._before(item, following.stack)
+        if following is None:
+            return self._after(item, last.stack)
+        if last.stack == following.stack:
+            joins = following if self._opens(item, last, following) else last
+            return self._block(joins.stack, joins.block)
+        return self._between(item, last.stack, following.stack)
+
+    def _opens(self, item: Item, last: Item, following: Item) -> bool:
+        """Whether a unit between two blocks stands in the stage of the second one only."""
+        node: Node | None = item.parent
+        while node is not None:
+            before = last.node is not None and last.node.below(node)
+            after = following.node is not None and following.node.below(node)
+            if before or after:
+                return after and not before
+            node = node.parent
+        return False
+
+    def _between(self, item: Item, a: int, b: int) -> str:
+        if _inside(item, self._towers[b]):
+            return self._before(item, b)
+        if self._towers[b].fresh and item.again:
+            return "head"  # used for both towers
+        finishes = item.node is not None and "norm" in item.node.class_name.lower()
+        if _inside(item, self._towers[a]) or self._towers[b].fresh or finishes:
+            return self._after(item, a)
+        return self._before(item, b)
+
+    def _before(self, item: Item, stack: int) -> str:
+        """The layer for a unit that runs before a stack."""
+        tower = self._towers[stack]
+        first = stack == self._order[0]
+        if self._parallel and (first or tower.fresh):
+            return f"{tower.label}.embeddings" if _inside(item, tower) else "embeddings"
+        tokens = tower.language and _inside(item, tower) and item.node is not None and item.node.has_embedding
+        if first or tokens or not self._stacks[stack].blocks:
+            return "embeddings"
+        return self._block(stack, 0)
+
+    def _after(self, item: Item, stack: int) -> str:
+        """The layer for a unit that runs behind a stack."""
+        tower = self._towers[stack]
+        final = stack == self._order[-1]
+        if self._parallel and (_inside(item, tower) or not final):
+            return f"{tower.label}.head"
+        if final or not self._stacks[stack].blocks:
+            return "head"
+        return self._block(stack, len(self._stacks[stack].blocks) - 1)
+
+    def _dissolve(self) -> None:
+        """Let embeddings and heads that hold no parameters at all join the block beside them.
+
+        A dropout alone is nothing that could be trained, but its mode has to follow the block that it works for.
+        """
+        bare = {item.name for item in self._items if item.node is not None and not item.node.parameters}
+        names = list(self._layers)
+        for position, name in enumerate(names):
+            layer = self._layers[name]
+            if layer.kind == "block" or not layer.prefixes or not bare.issuperset(layer.prefixes):
+                continue
+            around = names[position + 1 :] if layer.kind == "embeddings" else names[:position][::-1]
+            joins = next((n for n in around if self._layers[n].kind == "block"), None)
+            if joins is not None:
+                self._layers[joins].prefixes += layer.prefixes
+                layer.prefixes = []
+
+
+def _inside(item: Item, tower: Tower) -> bool:
+    return item.parent.below(tower.root) or item.node is tower.root
+
+
+def _is_loss(item: Item) -> bool:
+    """Whether a unit is a metric or a loss: it runs behind everything, wherever it was registered."""
+    if item.node is None:
+        return False
+    module = item.node.module
+    name = item.node.class_name
+    return isinstance(module, Metric | MetricCollection | nn.modules.loss._Loss) or name.endswith(("Loss", "Metric"))

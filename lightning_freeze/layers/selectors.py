@@ -1,0 +1,224 @@
+"""The selector grammar: one line of text that names layers or parameters.
+
+A selector is one or more terms, separated by commas; it selects everything that any of its terms selects.
+
+=====================  ====================================================================================
+term                   selects
+=====================  ====================================================================================
+``embeddings``         the embeddings (of all towers)
+``head``               the head (of all towers)
+a layer's name         that layer: ``3``, ``encoder.3``, ``vision.embeddings``, or a name from a ``groups`` map
+``3``, ``-1``          one block; negative numbers count from the end, the blocks of all towers one after another
+``:8``, ``4:8``, ``::2``  blocks, as a Python slice
+``encoder``            all blocks of one tower
+``encoder.:6``         blocks of one tower; a number or a slice, as above
+``75%``                the embeddings and the first 75% of all blocks, to the nearest whole block, halves down
+``all``                all layers
+``*.LayerNorm.*``      parameters whose full name is or matches this, case-sensitive (``*``, ``?``, ``[...]``)
+=====================  ====================================================================================
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from lightning_freeze.errors import closest
+from lightning_freeze.layers.modes import quiet_modules
+from lightning_freeze.layers.tree import clean_name
+
+if TYPE_CHECKING:
+    from lightning_freeze.layers.stack import Layer, LayerStack
+
+_INTEGER = re.compile(r"-?\d+")
+_SLICE = re.compile(r"(-?\d+)?:(-?\d+)?(?::(-?\d+)?)?")
+_PERCENT = re.compile(r"(\d+(?:\.\d+)?)\s*%")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a selector names.
+
+    Attributes:
+        layers: Layers that are selected as a whole, in stack order.
+        parameters: Parameters of these layers and those that a glob matched, in stack order, each once.
+        modules: Modules that may go to ``eval()`` when the selection is frozen: all modules of the whole layers, and
+            every other module of which all parameters are selected, unless it belongs to a layer that is not.
+    """
+
+    layers: tuple[Layer, ...]
+    parameters: tuple[nn.Parameter, ...]
+    modules: tuple[nn.Module, ...]
+
+
+def select(stack: LayerStack, selector: str) -> Selection:
+    """Resolve a selector.
+
+    Args:
+        stack: The layers to choose from.
+        selector: Comma-separated terms of the grammar above.
+
+    Returns:
+        The union of what the terms select. The module is not changed.
+
+    Raises:
+        ValueError: If the selector or a term is empty or malformed, or selects nothing.
+    """
+    if not isinstance(selector, str):
+        raise ValueError(f"A selector is a string such as 'embeddings,:8', got {selector!r}.")
+    layers: set[int] = set()
+    parameters: set[int] = set()
+    for term in (part.strip() for part in selector.split(",")):
+        if not term:
+            raise _error(stack, selector, "is empty" if not selector.strip() else "has an empty term")
+        if any(letter in term for letter in "*?[") or term in stack.parameter_names:
+            parameters |= _glob(stack, term)
+        else:
+            layers |= {layer.index for layer in _layers(stack, term)}
+    return _selection(stack, layers, parameters)
+
+
+def complement(stack: LayerStack, selector: str) -> Selection:
+    """Everything in the stack that a selector leaves: what is to be frozen when the selector says what trains.
+
+    Raises:
+        ValueError: If the selector or a term is empty or malformed, or selects nothing.
+    """
+    selected = select(stack, selector)
+    taken = {id(parameter) for parameter in selected.parameters}
+    layers = {
+        layer.index
+        for layer in stack
+        if layer not in selected.layers and not taken & {id(p) for p in layer.parameters()}
+    }
+    rest = {id(p) for layer in stack for p in layer.parameters()} - taken
+    return _selection(stack, layers, rest)
+
+
+def abbreviate(stack: LayerStack) -> str:
+    """The names of all layers on one line, long runs of blocks shortened: ``embeddings, 0 ... 11, head``."""
+    runs: list[list[Layer]] = []
+    for layer in stack:
+        last = runs[-1][-1] if runs else None
+        if layer.kind == "block" and last is not None and last.kind == "block" and last.tower == layer.tower:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    return ", ".join(
+        f"{run[0].name} ... {run[-1].name}" if len(run) > 2 else ", ".join(layer.name for layer in run) for run in runs
+    )
+
+
+def _layers(stack: LayerStack, term: str) -> Sequence[Layer]:
+    """The layers that one term without a glob selects."""
+    if term in stack:
+        exact = stack[term]
+        return [layer for layer in stack if layer.kind == exact.kind] if term in ("embeddings", "head") else [exact]
+    if term == "all":
+        return list(stack)
+    if term in ("embeddings", "head"):
+        found = [layer for layer in stack if layer.kind == term]
+        if not found:
+            raise _error(stack, term, "selects nothing: this model has no such layer", near=False)
+        return found
+    if "%" in term:
+        return _percent(stack, term)
+    tower, blocks, rest = _split(stack, term)
+    if rest == "":
+        return blocks
+    if _INTEGER.fullmatch(rest):
+        return [_single(stack, term, int(rest), blocks, tower)]
+    match = _SLICE.fullmatch(rest)
+    if match is None:
+        raise _error(stack, term, "names no layer")
+    start, stop, step = (int(group) if group else None for group in match.groups())
+    if step == 0:
+        raise _error(stack, term, "is malformed: the step of a slice must not be 0", near=False)
+    found = list(blocks)[start:stop:step]
+    if not found:
+        raise _error(stack, term, f"selects nothing: there are {len(blocks)} blocks{_of(tower)}", near=False)
+    return found
+
+
+def _split(stack: LayerStack, term: str) -> tuple[str, Sequence[Layer], str]:
+    """Split ``encoder.:6`` into the tower, its blocks, and the rest; without a tower all blocks count."""
+    towers = stack.towers
+    names = {
+        **{alias: label for alias, label in stack.tower_aliases.items() if label in towers},
+        **{t: t for t in towers},
+    }
+    names |= {alias.removesuffix("_model").removesuffix("_tower"): label for alias, label in list(names.items())}
+    for name in sorted(names, key=len, reverse=True):
+        if term == name:
+            return name, towers[names[name]], ""
+        if term.startswith(f"{name}.") and len(term) > len(name) + 1:
+            rest = term[len(name) + 1 :]
+            if _INTEGER.fullmatch(rest) or _SLICE.fullmatch(rest):
+                return name, towers[names[name]], rest
+    nested = [layer for tower, layers in towers.items() if tower.startswith(f"{term}.") for layer in layers]
+    if nested:
+        return term, nested, ""
+    return "", stack.blocks, term
+
+
+def _single(stack: LayerStack, term: str, index: int, blocks: Sequence[Layer], tower: str) -> Layer:
+    if not -len(blocks) <= index < len(blocks):
+        count = f"the blocks{_of(tower)} are numbered 0 to {len(blocks) - 1}" if blocks else "there are no blocks"
+        raise _error(stack, term, f"is out of range: {count}", near=False)
+    return blocks[index]
+
+
+def _percent(stack: LayerStack, term: str) -> Sequence[Layer]:
+    match = _PERCENT.fullmatch(term)
+    share = Fraction(match[1]) if match else Fraction(0)
+    if not 0 < share <= 100:
+        raise _error(
+            stack, term, "is malformed: expected a percentage above 0% and up to 100%, as in '75%'", near=False
+        )
+    # Nearest whole number of blocks; a half rounds down, so that no more is frozen than was asked for.
+    count = math.ceil(share * len(stack.blocks) / 100 - Fraction(1, 2))
+    found = [layer for layer in stack if layer.kind == "embeddings"] + list(stack.blocks[:count])
+    if not found:
+        raise _error(stack, term, f"selects nothing of {len(stack.blocks)} blocks", near=False)
+    return found
+
+
+def _glob(stack: LayerStack, term: str) -> set[int]:
+    """Identities of the parameters of which one of the names matches."""
+    found = set()
+    for layer in stack:
+        aliases = layer.aliases
+        for name, parameter in layer.named_parameters():
+            names = {n for full in (name, *aliases.get(name, ())) for n in (full, clean_name(full))}
+            if any(fnmatch.fnmatchcase(n, term) for n in names):
+                found.add(id(parameter))
+    if not found:
+        left_out = any(fnmatch.fnmatchcase(name, term) for name, _ in stack.unassigned)
+        why = ": what it matches is in no group, so it is never frozen" if left_out else ": no parameter's name matches"
+        raise _error(stack, term, "selects nothing" + why, near=not left_out, parameters=True)
+    return found
+
+
+def _selection(stack: LayerStack, layers: set[int], parameters: set[int]) -> Selection:
+    whole = tuple(layer for layer in stack if layer.index in layers)
+    chosen = tuple(p for layer in stack for p in layer.parameters() if layer.index in layers or id(p) in parameters)
+    return Selection(whole, chosen, quiet_modules(stack, layers, {id(p) for p in chosen}))
+
+
+def _of(tower: str) -> str:
+    return f" of {tower!r}" if tower else ""
+
+
+def _error(stack: LayerStack, term: str, why: str, near: bool = True, parameters: bool = False) -> ValueError:
+    names = [*stack.names, *stack.towers, "all", "embeddings", "head"]
+    if parameters or "." in term:
+        names += [name for layer in stack for name, _ in layer.named_parameters()]
+    hint = closest(term, names) if near and term.strip() else ""
+    return ValueError(f"Layer selector {term!r} {why}.{hint} Layers: {abbreviate(stack)}.")

@@ -1,0 +1,98 @@
+"""Showing a layer stack: as a table and in a few lines of text."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from lightning_freeze.layers.selectors import abbreviate
+
+if TYPE_CHECKING:
+    from lightning_freeze.layers.stack import Layer, LayerStack
+
+
+def layers_table(stack: LayerStack) -> Table:
+    """The stack as a table for a terminal: layer, modules, parameters, share of all parameters.
+
+    Args:
+        stack: The layers to show.
+
+    Returns:
+        A table that stays readable at 80 columns; what :func:`describe` notes stands in its caption.
+    """
+    total = sum(layer.numel for layer in stack) + sum(p.numel() for _, p in stack.unassigned)
+    notes = describe(stack).splitlines()
+    table = Table(
+        title=notes[0], title_justify="left", expand=True, caption="\n".join(notes[1:]), caption_justify="left"
+    )
+    table.add_column("layer", no_wrap=True)
+    table.add_column("modules", overflow="fold", ratio=1)
+    table.add_column("parameters", justify="right", no_wrap=True)
+    table.add_column("share", justify="right", no_wrap=True)
+    for layer in stack:
+        name = f"{layer.name} (x{layer.repeats})" if layer.repeats > 1 else layer.name
+        table.add_row(name, _modules(layer), f"{layer.numel:,}", _share(layer.numel, total))
+    if stack.unassigned:
+        rest = sum(p.numel() for _, p in stack.unassigned)
+        table.add_row("(in no layer)", _list([n for n, _ in stack.unassigned]), f"{rest:,}", _share(rest, total))
+    return table
+
+
+def describe(stack: LayerStack) -> str:
+    """One line of summary, then one line for each assumption or shared weight worth knowing.
+
+    Args:
+        stack: The layers to describe.
+
+    Returns:
+        Plain text; the first line names the layers, their number and the number of parameters.
+    """
+    total = sum(layer.numel for layer in stack)
+    lines = [
+        f"{type(stack.module).__name__}: {_count(len(stack), 'layer')} ({abbreviate(stack)}), {total:,} parameters"
+    ]
+    for layer in stack:
+        if layer.repeats > 1:
+            lines.append(
+                f"{layer.name}: one block, shared by {layer.repeats} passes; it is frozen for all of them or none"
+            )
+    lines += _ties(stack)
+    silent = [layer.name for layer in stack if not layer.parameters()]
+    if silent:
+        lines.append(f"{', '.join(silent)}: no parameters of its own, nothing to train there")
+    if stack.from_groups:
+        lines.append("layers as given by an explicit map")
+    if stack.unassigned:
+        lines.append(
+            f"{_count(len(stack.unassigned), 'parameter')} in no layer, left as they are: {_list_unassigned(stack)}"
+        )
+    return "\n".join(lines)
+
+
+def _ties(stack: LayerStack) -> list[str]:
+    """One line for each pair of layers that share parameters."""
+    pairs: dict[tuple[str, str], list[str]] = {}
+    for tie in stack.ties:
+        pairs.setdefault((tie.layer, tie.used_by), []).append(f"{tie.alias} is {tie.name}")
+    return [f"{used_by} shares weights with {owner}: {_list(texts)}" for (owner, used_by), texts in pairs.items()]
+
+
+def _modules(layer: Layer) -> str:
+    return _list([prefix or "(the whole module)" for prefix in layer.prefixes])
+
+
+def _list(names: list[str]) -> str:
+    return ", ".join(names if len(names) <= 4 else [*names[:3], f"and {len(names) - 3} more"])
+
+
+def _list_unassigned(stack: LayerStack) -> str:
+    return _list([name for name, _ in stack.unassigned])
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
+
+
+def _share(part: int, total: int) -> str:
+    return f"{100 * part / total:.1f}%" if total else "-"

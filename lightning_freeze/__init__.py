@@ -1,0 +1,21 @@
+"""lightning-freeze: freeze, unfreeze and pace the layers of any transformer in PyTorch Lightning."""
+
+from lightning_freeze.callbacks import DiscriminativeLR, GradualUnfreezing, LayerFreezing, PhasedFineTuning
+from lightning_freeze.layers import Layer, LayerStack
+from lightning_freeze.phases import Phase
+from lightning_freeze.triggers import AnyTrigger, EpochTrigger, PlateauTrigger, StepTrigger, Trigger
+
+__all__ = [
+    "AnyTrigger",
+    "DiscriminativeLR",
+    "EpochTrigger",
+    "GradualUnfreezing",
+    "Layer",
+    "LayerFreezing",
+    "LayerStack",
+    "Phase",
+    "PhasedFineTuning",
+    "PlateauTrigger",
+    "StepTrigger",
+    "Trigger",
+]

@@ -1,0 +1,306 @@
+"""Phases: which layers train when, in its general form."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from typing import Any, Literal
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch.nn import Module, Parameter
+
+from lightning_freeze import phases as schedule
+from lightning_freeze.best_weights import BestWeights
+from lightning_freeze.callbacks import schedule_checks as checks
+from lightning_freeze.callbacks.base import FreezingCallback, Groups
+from lightning_freeze.callbacks.early_stopping import PatienceGuard
+from lightning_freeze.distributed import resynchronise
+from lightning_freeze.errors import ConfigurationError, closest
+from lightning_freeze.layers import LayerStack
+from lightning_freeze.layers.selectors import complement
+from lightning_freeze.phases import Phase, Progress
+from lightning_freeze.report import phase_line
+from lightning_freeze.session import Session
+from lightning_freeze.triggers import Clock
+
+
+class PhasedFineTuning(FreezingCallback):
+    """Trains one set of layers after another; a trigger says when the next phase begins.
+
+    A phase may also freeze again what trained before. The phase is decided at the start of each training batch from
+    the epoch, the optimizer step and the validations seen, so a trigger takes effect at the next batch, in mid-epoch
+    too. Gradients that were accumulated before a change of phase are dropped.
+
+    Args:
+        phases: The phases in their order. All but the last one need a trigger.
+        restore_best: Whether a new phase begins with the best weights of the phase just ended, rather than the last
+            ones. The optimizer's state stays as it is.
+        monitor: The metric that says which weights are best; by default the one that the phase's trigger watches.
+        mode: Whether a lower (``"min"``) or a higher (``"max"``) value of ``monitor`` is better.
+        warmup_steps: Over how many optimizer steps the learning rate of newly unfrozen layers rises linearly to its
+            full value. An adaptive optimizer's first step on a new layer is otherwise as large as the learning rate in
+            every weight.
+        guard_early_stopping: Whether Lightning's ``EarlyStopping`` has endless patience while phases remain, and
+            counts it anew from the start of each phase.
+        groups: An explicit, ordered map from layer name to module-name prefixes, instead of the layers that are found
+            automatically. Parameters that the map leaves out stay trainable and untouched.
+        frozen_eval: Whether frozen modules are in eval mode: dropout off, BatchNorm statistics still.
+        verbose: Whether to print the table of layers, and one line at each change of phase.
+
+    Raises:
+        ConfigurationError: If there is no phase, a phase trains nothing or can never end, a selector matches nothing,
+            a count is out of range, or another callback decides about the same layers.
+    """
+
+    skips_idle_phases = False
+
+    def __init__(
+        self,
+        phases: Sequence[Phase],
+        restore_best: bool = False,
+        monitor: str | None = None,
+        mode: Literal["min", "max"] = "min",
+        warmup_steps: int = 0,
+        guard_early_stopping: bool = True,
+        groups: Groups | None = None,
+        frozen_eval: bool = True,
+        verbose: bool = True,
+    ) -> None:
+        super().__init__(groups=groups, frozen_eval=frozen_eval, verbose=verbose)
+        name = type(self).__name__
+        with self._explained():
+            schedule.check_phases(phases)
+        if mode not in ("min", "max"):
+            raise ConfigurationError(f"{name}(mode={mode!r}): expected 'min' or 'max'.")
+        if isinstance(warmup_steps, bool) or not isinstance(warmup_steps, int) or warmup_steps < 0:
+            raise ConfigurationError(
+                f"{name}(warmup_steps={warmup_steps!r}): expected a whole number of optimizer steps, 0 or more."
+            )
+        watched = schedule.monitors(phases)
+        if restore_best and monitor is None:
+            if len(watched) != 1:
+                raise ConfigurationError(
+                    f"{name}(restore_best=True) needs to know which weights are best, and the triggers watch "
+                    f"{'no metric' if not watched else 'several metrics'}; name one, such as monitor='val_loss'."
+                )
+            monitor, mode = next(iter(watched.items()))  # type: ignore[assignment]
+        self.phases = list(phases)
+        self.restore_best = restore_best
+        self.monitor = monitor
+        self.mode = mode
+        self.warmup_steps = warmup_steps
+        self.guard_early_stopping = guard_early_stopping
+        self._reset()
+
+    def _reset(self) -> None:
+        self._plan: list[Phase] = self.phases
+        self._trains: list[dict[Parameter, None]] = []
+        self._freezes: list[tuple[Sequence[Parameter], Sequence[Module]]] = []
+        self._progress = Progress()
+        self._best = BestWeights(self.mode)
+        self._guards: list[PatienceGuard] = []
+        self._rates: list[list[dict[str, Any]]] | None = None
+        self._layers: list[dict[str, Any]] = []
+
+    @property
+    def phase(self) -> int:
+        """Index of the running phase, 0 for the first."""
+        return self._progress.phase
+
+    @property
+    def plan(self) -> list[Phase]:
+        """The phases of the module that is being fitted, or was fitted last."""
+        return list(self._plan)
+
+    def build_phases(self, stack: LayerStack) -> list[Phase]:
+        """The phases for a module with these layers."""
+        return self.phases
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: D102
+        if stage == TrainerFn.FITTING:
+            self._reset()
+        super().setup(trainer, pl_module, stage)
+
+    def prepare(self, session: Session) -> None:  # noqa: D102
+        self._layers = self.stack.signature()
+        self._resolve(self.build_phases(self.stack))
+        checks.check_phases_differ(type(self).__name__, self._plan, self._trains)
+        session.holds.hold(self, *self._freezes[self.phase])
+        session.rates.sources.append(self)
+
+    def on_all_built(self, session: Session) -> None:  # noqa: D102
+        super().on_all_built(session)
+        governed = {p for layer in self.stack for p in layer.parameters()}
+        for other in session.members:
+            if other is self or not isinstance(other, PhasedFineTuning):
+                continue
+            if governed & {p for layer in other.stack for p in layer.parameters()}:
+                raise ConfigurationError(
+                    f"{type(self).__name__} and {type(other).__name__} both schedule the same layers; keep one of "
+                    f"them, or give them groups that do not overlap."
+                )
+        checks.check_phases_train(self, self._plan, self._trains, session.holds)
+        if self.skips_idle_phases:
+            self._skip_idle_phases(session)
+
+    def _resolve(self, phases: Sequence[Phase]) -> None:
+        self._plan, self._trains, self._freezes = list(phases), [], []
+        for phase in phases:
+            rest = complement(self.stack, phase.train)
+            self._trains.append(dict.fromkeys(self.stack.select(phase.train).parameters))
+            self._freezes.append((rest.parameters, rest.modules if self.frozen_eval else ()))
+
+    def _skip_idle_phases(self, session: Session) -> None:
+        can_train = [{p for p in trains if session.holds.can_train(p, self)} for trains in self._trains]
+        keep = [i for i, now in enumerate(can_train) if i == 0 or now != can_train[i - 1]]
+        if len(keep) < len(self._plan):
+            plan = [self._plan[i] for i in keep]
+            self._resolve([*plan[:-1], Phase(plan[-1].train)])
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        super().on_fit_start(trainer, pl_module)
+        checks.check_phases_are_optimized(type(self).__name__, self._plan, self._trains, trainer, pl_module)
+        if self.guard_early_stopping:
+            for stopping in trainer.early_stopping_callbacks:
+                guard = PatienceGuard(stopping, lambda: self.phase < len(self._plan) - 1)
+                guard.install()
+                self._guards.append(guard)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        super().on_train_start(trainer, pl_module)
+        if self._session is not None and self._session.is_running:
+            checks.check_metrics_are_validated(type(self).__name__, self._watched(), trainer)
+            checks.warn_if_too_long(type(self).__name__, self._plan, self._progress, trainer)
+
+    def on_train_batch_start(  # noqa: D102
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self._session is not None and self._session.is_running:
+            clock = Clock(trainer.current_epoch, trainer.global_step)
+            progress = schedule.advance(self._plan, self._progress, clock)
+            if progress.phase != self.phase:
+                self._change(self._session, progress)
+            elif not self._progress.starts:
+                self._session.since.update(dict.fromkeys(self._trains[0], clock))
+            self._progress = progress
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+
+    def _change(self, session: Session, progress: Progress) -> None:
+        restored = self._best.restore(session.module) if self.restore_best else None
+        for parameter in session.module.parameters():
+            parameter.grad = None
+        fresh = self._trains[progress.phase].keys() - self._trains[self.phase].keys()
+        session.since.update(dict.fromkeys(fresh, progress.starts[-1]))
+        self._progress = progress
+        if session.holds.hold(self, *self._freezes[progress.phase]):
+            resynchronise(session.trainer, session.module)
+        for guard in self._guards:
+            guard.restart()
+        if self.verbose:
+            session.module.print(phase_line(self, session, restored))
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        if (
+            self._session is None
+            or not self._session.is_running
+            or trainer.sanity_checking
+            or not self._progress.starts
+        ):
+            return
+        values = {name: self._value(trainer, name) for name in self._watched()}
+        self._progress = schedule.observe(self._plan, self._progress, values)
+        if self.restore_best and self.monitor is not None:
+            self._best.observe(pl_module, values[self.monitor])
+
+    def _watched(self) -> list[str]:
+        names = list(schedule.monitors(self._plan))
+        if self.restore_best and self.monitor is not None and self.monitor not in names:
+            names.append(self.monitor)
+        return names
+
+    def _value(self, trainer: Trainer, name: str) -> float:
+        metrics = trainer.callback_metrics
+        if name not in metrics:
+            raise ConfigurationError(
+                f"{type(self).__name__} watches {name!r}, which the module has not logged. It has logged: "
+                f"{', '.join(sorted(metrics)) or 'nothing'}.{closest(name, metrics)}"
+            )
+        value = float(trainer.strategy.reduce(metrics[name].detach().float().mean(), reduce_op="mean"))
+        if not math.isfinite(value) and self._session is not None and self._session.first(f"not finite: {name}"):
+            rank_zero_warn(
+                f"{type(self).__name__} watches {name!r}, which is {value}; this never counts as an improvement."
+            )
+        return value
+
+    def rate_key(self, parameter: Parameter) -> Hashable:  # noqa: D102
+        return tuple(parameter in trains for trains in self._trains) if self.warmup_steps else ()
+
+    def rate_factor(self, key: Hashable) -> float:  # noqa: D102
+        return 1.0
+
+    def rate_ramp(self, key: Hashable) -> float:
+        """Linear warm-up since the phase that unfroze the parameters, if that was not the first one."""
+        trains_in: tuple[bool, ...] = key  # type: ignore[assignment]
+        session = self._session
+        if session is None or not trains_in or not trains_in[self.phase]:
+            return 1.0
+        begun = self.phase
+        while begun > 0 and trains_in[begun - 1]:
+            begun -= 1
+        if begun == 0:
+            return 1.0
+        taken = session.trainer.global_step - self._progress.starts[begun].step
+        return min(1.0, (taken + 1) / self.warmup_steps)
+
+    @property
+    def state_key(self) -> str:
+        """Tells two of these callbacks apart in a checkpoint."""
+        return self._generate_state_key(plan=repr(self), groups=self.groups)
+
+    def state_dict(self) -> dict[str, Any]:  # noqa: D102
+        if self._session is not None:
+            self._rates = self._session.rates.state_dict()
+        return {
+            **self._progress.state_dict(),
+            "plan": [str(phase) for phase in self._plan],
+            "layers": self._layers,
+            "best": self._best.state_dict(),
+            "rates": self._rates,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # noqa: D102
+        checks.check_same_schedule(type(self).__name__, state_dict, self._plan, self._layers)
+        self._progress = Progress.from_state_dict(state_dict)
+        self._best.load_state_dict(state_dict["best"])
+        self._rates = state_dict["rates"]
+        session = self._session
+        if session is not None and session.is_built:
+            session.rates.load_state_dict(self._rates)
+            if session.holds.hold(self, *self._freezes[self.phase]):
+                resynchronise(session.trainer, session.module)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Take over the state of a schedule that differs from this one only in phases that have not begun."""
+        states = checkpoint.get("callbacks", {})
+        if self.state_key in states:
+            return
+        taken = {callback.state_key for callback in trainer.callbacks}  # type: ignore[attr-defined]
+        strays = [key for key in states if key.startswith(f"{type(self).__qualname__}{{") and key not in taken]
+        if len(strays) == 1:
+            self.load_state_dict(states[strays[0]])
+
+    def _leave(self) -> None:
+        if self._session is not None:
+            self._rates = self._session.rates.state_dict()
+        for guard in self._guards:
+            guard.remove()
+        self._guards = []
+        super()._leave()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_trains": [], "_freezes": [], "_guards": []}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(phases={self.phases!r})"

@@ -1,0 +1,19 @@
+"""What a change of the trainable set means to the strategy that wraps the model."""
+
+from __future__ import annotations
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy
+from torch.nn.parallel import DistributedDataParallel
+
+
+def resynchronise(trainer: Trainer, module: LightningModule) -> None:
+    """Tell the strategy that other parameters train from now on; must be called on all ranks, before a forward pass.
+
+    ``DistributedDataParallel`` registers the parameters that require grad when it wraps the model. Those unfrozen
+    later would never be synchronised between ranks, with no error, so the model is wrapped anew.
+    """
+    strategy = trainer.strategy
+    if isinstance(strategy, DDPStrategy) and isinstance(strategy.model, DistributedDataParallel):
+        strategy.model = module
+        strategy.configure_ddp()

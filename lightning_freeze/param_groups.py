@@ -1,0 +1,250 @@
+"""One learning rate per layer, under whatever optimizer and scheduler the user's module configures.
+
+The optimizer's groups are split per layer once, before Lightning restores any state, and never change again. The
+user's own groups live on, without parameters, in a small stand-in optimizer, and the user's scheduler drives those.
+Before each optimizer step the rates are copied from there into the real groups, multiplied by each layer's factor.
+Schedulers therefore see exactly the groups that they were built for, which makes this right for every scheduler
+(adding or duplicating groups under a scheduler is
+not: LambdaLR and OneCycleLR crash, ``eta_min`` and absolute thresholds come out wrong).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+from lightning_freeze.errors import ConfigurationError
+
+RATES = ("lr", "initial_lr", "max_lr", "min_lr")
+_OWN = ("params", "param_names", "name")
+
+
+class RateSource(Protocol):
+    """A callback that scales learning rates."""
+
+    def rate_key(self, parameter: Parameter) -> Hashable:
+        """A key; parameters of one optimizer group with equal keys (and layers) stay in one group."""
+
+    def rate_factor(self, key: Hashable) -> float:
+        """The factor for the whole run, applied to every rate of the group."""
+
+    def rate_ramp(self, key: Hashable) -> float:
+        """The factor right now, in [0, 1], applied to the current rate only."""
+
+
+class BaseRates(Optimizer):
+    """The user's own parameter groups, without parameters, for the user's scheduler to drive.
+
+    It takes no step and has no state. ``LearningRateMonitor`` shows its rates as ``lr-BaseRates``: the user's rate
+    before any layer's factor.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        # No super().__init__: it refuses groups without parameters.
+        self.real = optimizer
+        self.defaults = dict(optimizer.defaults)
+        self.state = defaultdict(dict)
+        self.param_groups = [
+            {"params": [], **{k: copy.deepcopy(v) for k, v in group.items() if k not in ("params", "param_names")}}
+            for group in optimizer.param_groups
+        ]
+
+    @property
+    def step(self) -> Any:
+        """The real optimizer's step: schedulers only look at whether it was called."""
+        return self.real.step
+
+    @property
+    def _opt_called(self) -> bool:
+        return getattr(self.real, "_opt_called", False)
+
+    def __repr__(self) -> str:
+        return f"BaseRates({type(self.real).__name__})"
+
+
+class _Split(NamedTuple):
+    real: Optimizer
+    base: BaseRates
+    origin: list[int]  # of each real group: the user's group that it came from
+    keys: list[tuple[Hashable, ...]]  # of each real group: one key per source
+    written: list[dict[str, Any]]  # of each real group: what was last written
+
+
+class LayerRates:
+    """Keeps every layer's learning rate at the user's rate times the layer's factor."""
+
+    def __init__(self) -> None:
+        self.sources: list[RateSource] = []
+        self._splits: list[_Split] = []
+        self._pending: list[list[dict[str, Any]]] | None = None
+
+    @property
+    def is_split(self) -> bool:
+        """Whether the optimizers' groups have been split per layer."""
+        return bool(self._splits)
+
+    def split(self, optimizers: Iterable[Optimizer], schedulers: Iterable[Any], names: Mapping[Parameter, str]) -> None:
+        """Split the groups of all optimizers per layer, once; later calls do nothing.
+
+        Args:
+            optimizers: The optimizers, as ``configure_optimizers`` made them.
+            schedulers: Their schedulers, which will drive the stand-ins from now on.
+            names: The layer name of each parameter; parameters without one keep a group of their own.
+        """
+        if self.is_split:
+            return
+        for optimizer in optimizers:
+            base = BaseRates(optimizer)
+            groups, origin, keys = self._groups(optimizer, names)
+            optimizer.param_groups[:] = groups
+            for scheduler in schedulers:
+                _redirect(scheduler, optimizer, base)
+            self._splits.append(_Split(optimizer, base, origin, keys, [{} for _ in groups]))
+        if self._pending is not None:
+            self._load(self._pending)
+
+    def write(self, force: bool = False) -> None:
+        """Copy the user's current rates, times each layer's factors, into the real groups.
+
+        A value that somebody else has set since it was last written (a learning rate finder, stochastic weight
+        averaging, the user) is left alone, unless ``force``.
+        """
+        for split in self._splits:
+            for group, origin, keys, written in zip(
+                split.real.param_groups, split.origin, split.keys, split.written, strict=True
+            ):
+                factor, ramp = self._factors(keys)
+                for name, value in split.base.param_groups[origin].items():
+                    if name in _OWN:
+                        continue
+                    if name in RATES and value is not None:
+                        value = value * (factor * ramp if name == "lr" else factor)
+                    if force or name not in written or _same(group.get(name), written[name]):
+                        _assign(group, name, value)
+                        written[name] = _copy(value)
+
+    def rates_by_name(self) -> dict[str, list[float]]:
+        """The current rates of each real group, by group name."""
+        rates: dict[str, list[float]] = {}
+        for split in self._splits:
+            for group in split.real.param_groups:
+                if group.get("lr") is not None:
+                    rates.setdefault(group["name"], []).append(float(group["lr"]))
+        return rates
+
+    def state_dict(self) -> list[list[dict[str, Any]]] | None:
+        """The user's own groups, without parameters, as plain data; ``None`` before the split."""
+        if not self.is_split:
+            return self._pending
+        return [
+            [{k: _plain(v) for k, v in group.items() if k not in _OWN} for group in split.base.param_groups]
+            for split in self._splits
+        ]
+
+    def load_state_dict(self, state: list[list[dict[str, Any]]] | None) -> None:
+        """Restore :meth:`state_dict`, at once or as soon as the groups are split."""
+        self._pending = state
+        if state is not None and self.is_split:
+            self._load(state)
+
+    def _load(self, state: list[list[dict[str, Any]]]) -> None:
+        if [len(groups) for groups in state] != [len(split.base.param_groups) for split in self._splits]:
+            raise ConfigurationError(
+                f"The checkpoint has {[len(g) for g in state]} parameter groups per optimizer, the module now "
+                f"configures {[len(s.base.param_groups) for s in self._splits]}; resume with the optimizer that the "
+                "run began with."
+            )
+        for split, groups in zip(self._splits, state, strict=True):
+            for group, saved in zip(split.base.param_groups, groups, strict=True):
+                for name, value in saved.items():
+                    _assign(group, name, value)
+
+    def _groups(
+        self, optimizer: Optimizer, names: Mapping[Parameter, str]
+    ) -> tuple[list[dict[str, Any]], list[int], list[tuple[Hashable, ...]]]:
+        groups: list[dict[str, Any]] = []
+        origin: list[int] = []
+        all_keys: list[tuple[Hashable, ...]] = []
+        many = len(optimizer.param_groups) > 1
+        for index, group in enumerate(optimizer.param_groups):
+            parts: dict[tuple[str, tuple[Hashable, ...]], list[int]] = {}
+            for position, parameter in enumerate(group["params"]):
+                keys = tuple(source.rate_key(parameter) for source in self.sources)
+                parts.setdefault((names.get(parameter, "other"), keys), []).append(position)
+            suffix = f"/{group.get('name', f'pg{index + 1}')}" if many else ""
+            # In order of first appearance: a clipping norm sums over the parameters in the optimizer's order.
+            for (layer, keys), positions in parts.items():
+                groups.append({**_without_parameters(group), **_parameters(group, positions), "name": layer + suffix})
+                origin.append(index)
+                all_keys.append(keys)
+        _number_duplicates(groups)
+        return groups, origin, all_keys
+
+    def _factors(self, keys: tuple[Hashable, ...]) -> tuple[float, float]:
+        factor = ramp = 1.0
+        for source, key in zip(self.sources, keys, strict=True):
+            factor *= source.rate_factor(key)
+            ramp *= source.rate_ramp(key)
+        return factor, ramp
+
+
+def _without_parameters(group: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: copy.deepcopy(v) for k, v in group.items() if k not in _OWN}
+
+
+def _parameters(group: Mapping[str, Any], positions: list[int]) -> dict[str, Any]:
+    return {key: [group[key][i] for i in positions] for key in ("params", "param_names") if key in group}
+
+
+def _number_duplicates(groups: list[dict[str, Any]]) -> None:
+    # One layer can need several groups (single parameters chosen by a glob); LearningRateMonitor insists on unique
+    # names.
+    names = [group["name"] for group in groups]
+    seen: dict[str, int] = {}
+    for group in groups:
+        name = group["name"]
+        if names.count(name) > 1:
+            seen[name] = seen.get(name, 0) + 1
+            group["name"] = f"{name}#{seen[name]}"
+
+
+def _redirect(scheduler: Any, optimizer: Optimizer, base: BaseRates, seen: set[int] | None = None) -> None:
+    # Schedulers nest (SequentialLR, ChainedScheduler, third-party warm-ups) under no common attribute name.
+    seen = set() if seen is None else seen
+    if id(scheduler) in seen:
+        return
+    seen.add(id(scheduler))
+    if getattr(scheduler, "optimizer", None) is optimizer:
+        scheduler.optimizer = base
+    for value in list(getattr(scheduler, "__dict__", {}).values()):
+        for item in value if isinstance(value, (list, tuple)) else [value]:
+            if hasattr(item, "optimizer") and hasattr(item, "step") and not isinstance(item, (Optimizer, type)):
+                _redirect(item, optimizer, base, seen)
+
+
+def _assign(group: dict[str, Any], name: str, value: Any) -> None:
+    old = group.get(name)
+    if isinstance(old, torch.Tensor) and isinstance(value, (int, float, torch.Tensor)):
+        old.fill_(float(value))  # in place: a compiled or capturable optimizer keeps hold of the tensor
+    else:
+        group[name] = _copy(value)
+
+
+def _copy(value: Any) -> Any:
+    return value.clone() if isinstance(value, torch.Tensor) else copy.copy(value)
+
+
+def _same(left: Any, right: Any) -> bool:
+    if isinstance(left, torch.Tensor) or isinstance(right, torch.Tensor):
+        return left is not None and right is not None and float(left) == float(right)
+    return bool(left == right)
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, torch.Tensor) and value.numel() == 1 else value

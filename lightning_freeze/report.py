@@ -1,0 +1,153 @@
+"""What a run says about itself: the table of layers and the line at each change of phase."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from io import StringIO
+from typing import TYPE_CHECKING, NamedTuple
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch.nn import Parameter
+
+from lightning_freeze.layers import Layer, LayerStack
+
+if TYPE_CHECKING:
+    from lightning_freeze.callbacks.phased import PhasedFineTuning
+    from lightning_freeze.session import Session
+
+WIDTH = 88
+
+
+class _Row(NamedTuple):
+    """One layer, or several alike."""
+
+    names: list[str]
+    size: int
+    status: str
+    rate: str
+    since: str
+
+
+def layer_table(session: Session, ended: bool = False) -> str:
+    """The layers of a run with their status and learning rate, equal neighbours joined.
+
+    Args:
+        session: The running fit.
+        ended: Whether training is over, so that the table tells what happened rather than what holds.
+    """
+    stack = session.stack
+    rates = _rates(session)
+    rows: list[_Row] = []
+    for layer in stack:
+        row = _row(layer, session, rates, ended)
+        if rows and rows[-1][2:] == row[2:]:
+            rows[-1] = rows[-1]._replace(names=[*rows[-1].names, layer.name], size=rows[-1].size + row.size)
+        else:
+            rows.append(row)
+    shows_since = any(row.since for row in rows)
+    table = Table(box=box.SIMPLE_HEAD, title=_title(stack, ended), title_justify="left", title_style="bold")
+    table.add_column("layers")
+    table.add_column("parameters", justify="right")
+    table.add_column("status")
+    if shows_since:
+        table.add_column("trained since")
+    table.add_column("learning rate", justify="right")
+    for row in rows:
+        cells = [_span(row.names), count(row.size), row.status, *([row.since] if shows_since else []), row.rate]
+        table.add_row(*cells, style="dim" if row.status.startswith("frozen") else None)
+    return render(table)
+
+
+def phase_line(callback: PhasedFineTuning, session: Session, restored: float | None) -> str:
+    """One line for a change of phase: where the run stands and what trains now."""
+    plan, number = callback.plan, callback.phase
+    trainable = [p for p in session.module.parameters() if p.requires_grad]
+    total = sum(p.numel() for p in session.module.parameters())
+    share = sum(p.numel() for p in trainable)
+    layers = [layer.name for layer in callback.stack if any(p.requires_grad for p in layer.parameters())]
+    until = f" until {plan[number].until}" if plan[number].until is not None and number < len(plan) - 1 else ""
+    back = "" if restored is None else f" Back to the weights with {callback.monitor}={restored:.4g}."
+    return (
+        f"Epoch {session.trainer.current_epoch}, step {session.trainer.global_step}: phase {number + 1} of {len(plan)} "
+        f"trains {spans(layers, callback.stack.names)} ({count(share)} of {count(total)} parameters){until}.{back}"
+    )
+
+
+def render(table: Table, width: int = WIDTH) -> str:
+    """A table as plain text of a fixed width, so that it reads the same in a terminal, a log file and a test."""
+    buffer = StringIO()
+    Console(file=buffer, width=width).print(table)
+    return "\n".join(line.rstrip() for line in buffer.getvalue().rstrip().splitlines())
+
+
+def count(number: int) -> str:
+    """A parameter count in a short form: 950, 12.3K, 22.7M, 1.5B."""
+    for size, unit in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
+        if number >= size:
+            return f"{number / size:.1f}{unit}"
+    return str(number)
+
+
+def spans(names: Sequence[str], order: Sequence[str]) -> str:
+    """Layer names with runs of neighbours shortened: ``0 ... 7, head``."""
+    runs: list[list[str]] = []
+    for name in names:
+        if runs and order.index(name) == order.index(runs[-1][-1]) + 1 and _is_block(name) and _is_block(runs[-1][0]):
+            runs[-1].append(name)
+        else:
+            runs.append([name])
+    return ", ".join(_span(run) for run in runs)
+
+
+def _is_block(name: str) -> bool:
+    return name.rsplit(".", 1)[-1].isdigit()
+
+
+def _span(names: Sequence[str]) -> str:
+    if len(names) <= 2:
+        return ", ".join(names)
+    return f"{names[0]} ... {names[-1]}"
+
+
+def _title(stack: LayerStack, ended: bool) -> str:
+    return "Layers at the end of training" if ended else "Layers at the start of training"
+
+
+def _row(layer: Layer, session: Session, rates: dict[Parameter, float], ended: bool) -> _Row:
+    parameters = layer.parameters()
+    trains = [p for p in parameters if p.requires_grad]
+    if not parameters:
+        status = "no parameters"
+    elif not trains:
+        status = "frozen"
+    elif len(trains) == len(parameters):
+        status = "trained" if ended else "trains"
+    else:
+        status = f"{'trained' if ended else 'trains'} {len(trains)} of {len(parameters)} tensors"
+    since = ""
+    starts = {session.since[p] for p in trains if p in session.since}
+    if ended and starts:
+        epoch, step = max(starts)
+        since = f"epoch {epoch}, step {step}"
+    return _Row([layer.name], sum(p.numel() for p in parameters), status, _rate(trains, rates), since)
+
+
+def _rates(session: Session) -> dict[Parameter, float]:
+    return {
+        parameter: float(group["lr"])
+        for optimizer in session.trainer.optimizers
+        for group in optimizer.param_groups
+        if group.get("lr") is not None
+        for parameter in group["params"]
+    }
+
+
+def _rate(parameters: Iterable[Parameter], rates: dict[Parameter, float]) -> str:
+    values = sorted({rates[p] for p in parameters if p in rates})
+    if not values:
+        return "-"
+    if len(values) == 1:
+        return f"{values[0]:.3g}"
+    return f"{values[0]:.3g} to {values[-1]:.3g}"

@@ -1,0 +1,199 @@
+"""What the callbacks of one fit share: the holds, the learning rates and the moment when the model is complete.
+
+Every callback joins the session of its LightningModule in ``setup`` and leaves it in ``teardown`` (or on an
+exception). The last one to leave restores everything, so that a second fit starts clean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from functools import wraps
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch.nn import Parameter
+
+from lightning_freeze.errors import ConfigurationError
+from lightning_freeze.holds import Holds
+from lightning_freeze.layers import LayerStack
+from lightning_freeze.param_groups import LayerRates
+from lightning_freeze.triggers import Clock
+
+_SESSIONS: WeakKeyDictionary[LightningModule, Session] = WeakKeyDictionary()
+
+
+class Member(Hashable, Protocol):
+    """A callback that takes part in a session."""
+
+    def on_built(self, session: Session) -> None:
+        """Called once, as soon as the module has all its parameters."""
+
+    def on_all_built(self, session: Session) -> None:
+        """Called once, when every member has been through :meth:`on_built`."""
+
+    @property
+    def stack(self) -> LayerStack:
+        """The layers as this member sees them."""
+
+
+class Session:
+    """The state shared by all callbacks of this package that take part in one fit of one module.
+
+    Attributes:
+        trainer: The running trainer.
+        module: The module that is being fitted.
+        holds: What is frozen, and by whom.
+        rates: The learning rates of the layers.
+        members: The callbacks that have joined, in the trainer's order.
+        since: When the parameters that train began to do so, where a schedule decides about them.
+        is_built: Whether the module has all its parameters.
+        is_running: Whether the fit proper has begun; false while Lightning's learning rate and batch size finders try
+            things out, which must not move a schedule.
+    """
+
+    def __init__(self, trainer: Trainer, module: LightningModule) -> None:
+        self.trainer = trainer
+        self.module = module
+        self.holds = Holds()
+        self.rates = LayerRates()
+        self.members: list[Member] = []
+        self.since: dict[Parameter, Clock] = {}
+        self._said: set[str] = set()
+        self.is_built = False
+        self.is_running = False
+        self._undo: dict[str, Callable[[], None]] = {}
+
+    @classmethod
+    def join(cls, trainer: Trainer, module: LightningModule, member: Member) -> Session:
+        """Enter the session of ``module``, opening it if this is the first member."""
+        session = _SESSIONS.get(module)
+        if session is None or session.trainer is not trainer:
+            if session is not None:
+                session.close()
+            session = _SESSIONS[module] = cls(trainer, module)
+            session._open()
+        session.members.append(member)
+        return session
+
+    @staticmethod
+    def of(module: LightningModule) -> Session | None:
+        """The open session of a module, if there is one."""
+        return _SESSIONS.get(module)
+
+    def leave(self, member: Member) -> None:
+        """Exit; the last member to leave closes the session."""
+        if member in self.members:
+            self.members.remove(member)
+            self.holds.release(member)
+        if not self.members:
+            self.close()
+
+    def close(self) -> None:
+        """Undo everything that the session did to the module."""
+        for member in self.members:
+            self.holds.release(member)
+        self.members.clear()
+        for name in list(self._undo):
+            self._undo.pop(name)()
+        if _SESSIONS.get(self.module) is self:
+            del _SESSIONS[self.module]
+
+    @property
+    def stack(self) -> LayerStack:
+        """The layers of the module, as the first member sees them."""
+        return self.members[0].stack
+
+    def begin(self) -> None:
+        """The fit proper begins: split the optimizers' groups per layer if any member scales learning rates."""
+        if self.is_running:
+            return
+        self.is_running = True
+        self._undo.pop("configure_optimizers")()
+        if self.rates.sources:
+            names: dict[Parameter, str] = {}
+            for member in self.members:
+                for layer in member.stack:
+                    for parameter in layer.parameters():
+                        names.setdefault(parameter, layer.name)
+            schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
+            self.rates.split(self.trainer.optimizers, schedulers, names)
+
+    def assert_frozen(self) -> None:
+        """Hold what is held, before each training batch: users' own ``train()`` and ``requires_grad_()`` calls undo it.
+
+        Raises:
+            ConfigurationError: If something else has unfrozen a parameter that a callback holds frozen.
+        """
+        self.holds.still()
+        intruders = self.holds.intruders()
+        if intruders:
+            name = next((n for n, p in self.module.named_parameters() if p is intruders[0]), "?")
+            holder = type(self.holds.holders(intruders[0])[0]).__name__
+            raise ConfigurationError(
+                f"{holder} holds {len(intruders)} parameters frozen (such as {name}) that something else has "
+                f"set to requires_grad=True: your module, or another callback. Only one of them can decide: remove "
+                f"the other, or leave these layers out of {holder}."
+            )
+
+    def first(self, topic: str) -> bool:
+        """Whether nobody in this session has spoken about ``topic`` yet."""
+        is_first = topic not in self._said
+        self._said.add(topic)
+        return is_first
+
+    def _open(self) -> None:
+        # Freezing must come before the strategy wraps the model, and after the module has built all of it. Lightning
+        # calls `Callback.setup`, `LightningModule.setup` and `configure_model` in this order, so the last one that the
+        # module overrides marks the moment; no callback hook lies between it and the wrap.
+        self._last = "configure_model" if is_overridden("configure_model", self.module) else "setup"
+        self._around(self._last, self._build_after)
+        self._around("configure_optimizers", self._with_all_parameters)
+
+    def _around(self, name: str, wrapper: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+        module = self.module
+        own = vars(module).get(name)
+        original = getattr(module, name)
+        setattr(module, name, wraps(original)(wrapper(original)))
+
+        def undo() -> None:
+            if own is None:
+                vars(module).pop(name, None)
+            else:
+                setattr(module, name, own)
+
+        self._undo[name] = undo
+
+    def _build_after(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def build(*args: Any, **kwargs: Any) -> Any:
+            output = original(*args, **kwargs)
+            if not self.is_built:
+                self.is_built = True
+                self._undo.pop(self._last)()
+                for member in list(self.members):
+                    member.on_built(self)
+                for member in list(self.members):
+                    member.on_all_built(self)
+                self._check_something_trains()
+            return output
+
+        return build
+
+    def _check_something_trains(self) -> None:
+        if not any(parameter.requires_grad for parameter in self.module.parameters()):
+            holders = [type(member).__name__ for member in self.members]
+            raise ConfigurationError(
+                f"Nothing is left to train: {' and '.join(holders)} freeze all parameters of "
+                f"{type(self.module).__name__}. Leave at least one layer out, usually the head."
+            )
+
+    def _with_all_parameters(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        # Modules often hand only the parameters that require grad to their optimizer. It must hold those of frozen
+        # layers too, or they could never be unfrozen and the layout of a checkpoint would depend on the phase it was
+        # saved in.
+        def configure_optimizers(*args: Any, **kwargs: Any) -> Any:
+            with self.holds.lifted():
+                return original(*args, **kwargs)
+
+        return configure_optimizers

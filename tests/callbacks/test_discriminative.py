@@ -1,0 +1,221 @@
+import math
+import warnings
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import LearningRateFinder, LearningRateMonitor
+from lightning.pytorch.loggers import CSVLogger
+from torch.optim import lr_scheduler as schedulers
+from toys import Recorder, fit, layer_of, loader, make, moved, trainer, weights
+
+from lightning_freeze import DiscriminativeLR, EpochTrigger, GradualUnfreezing, LayerFreezing, Phase, PhasedFineTuning
+from lightning_freeze.errors import ConfigurationError
+
+DEPTHS = {"head": 0, "3": 1, "2": 2, "1": 3, "0": 4, "embeddings": 5}
+
+
+def expected_factor(name, decay=0.5):
+    return decay ** DEPTHS[layer_of(name)]
+
+
+def test_rates_decay_from_the_head_down():
+    recorder = Recorder()
+    fit(make(), DiscriminativeLR(0.5, verbose=False), recorder, max_epochs=1)
+    for rates in recorder.rates:
+        assert rates == {name: pytest.approx(0.1 * expected_factor(name)) for name in rates}
+
+
+def test_factors_override_and_later_ones_win():
+    recorder = Recorder()
+    callback = DiscriminativeLR(0.5, factors={":2": 0.3, "0": 0.2, "head": 10, "embeddings": 0}, verbose=False)
+    module = make()
+    before = weights(module)
+    fit(module, callback, recorder, max_epochs=1)
+    factors = {"embeddings": 0, "0": 0.2, "1": 0.3, "2": 0.25, "3": 0.5, "head": 10}
+    assert recorder.rates[0] == {name: pytest.approx(0.1 * factors[layer_of(name)]) for name in recorder.rates[0]}
+    assert "embeddings" not in moved(before, weights(module))
+
+
+def groups_of(module):
+    named = list(module.named_parameters())
+    return [
+        {"params": [p for n, p in named if n.endswith("weight")], "lr": 0.1, "weight_decay": 0.1, "name": "decay"},
+        {"params": [p for n, p in named if n.endswith("bias")], "lr": 0.2, "name": "no_decay"},
+    ]
+
+
+SCHEDULERS = {
+    "LambdaLR": lambda o: schedulers.LambdaLR(o, [lambda s: 1 / (s + 1), lambda s: 0.9**s]),
+    "MultiplicativeLR": lambda o: schedulers.MultiplicativeLR(o, lambda s: 0.95),
+    "StepLR": lambda o: schedulers.StepLR(o, 3, gamma=0.5),
+    "MultiStepLR": lambda o: schedulers.MultiStepLR(o, [2, 5]),
+    "ConstantLR": lambda o: schedulers.ConstantLR(o, factor=0.3, total_iters=4),
+    "LinearLR": lambda o: schedulers.LinearLR(o, total_iters=6),
+    "ExponentialLR": lambda o: schedulers.ExponentialLR(o, 0.9),
+    "CosineAnnealingLR": lambda o: schedulers.CosineAnnealingLR(o, 8, eta_min=0.01),
+    "CosineAnnealingWarmRestarts": lambda o: schedulers.CosineAnnealingWarmRestarts(o, 3, eta_min=0.01),
+    "PolynomialLR": lambda o: schedulers.PolynomialLR(o, 8, power=2),
+    "CyclicLR": lambda o: schedulers.CyclicLR(o, base_lr=[0.01, 0.02], max_lr=[0.1, 0.3], step_size_up=3),
+    "OneCycleLR": lambda o: schedulers.OneCycleLR(o, max_lr=[0.3, 0.5], total_steps=16),
+    "SequentialLR": lambda o: schedulers.SequentialLR(
+        o, [schedulers.LinearLR(o, total_iters=4), schedulers.CosineAnnealingLR(o, 8, eta_min=0.01)], milestones=[4]
+    ),
+    "ChainedScheduler": lambda o: schedulers.ChainedScheduler(
+        [schedulers.ConstantLR(o, 0.5, 4), schedulers.ExponentialLR(o, 0.9)], optimizer=o
+    ),
+    "ReduceLROnPlateau": lambda o: {
+        "scheduler": schedulers.ReduceLROnPlateau(o, patience=0, factor=0.5, min_lr=[0.03, 0.01]),
+        "monitor": "scripted",
+        "interval": "epoch",
+    },
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_every_rate_is_the_users_rate_times_the_factor_at_every_step(name):
+    def optimizers(module):
+        optimizer = torch.optim.SGD(groups_of(module), momentum=0.9)
+        scheduler = SCHEDULERS[name](optimizer)
+        scheduler = scheduler if isinstance(scheduler, dict) else {"scheduler": scheduler, "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+    def rates(*callbacks):
+        recorder = Recorder()
+        module = make(make_optimizers=optimizers, values=[1.0] * 9)
+        fit(module, *callbacks, recorder, max_epochs=4)
+        return recorder.rates
+
+    with warnings.catch_warnings():
+        # The one that LambdaLR and others give when they are stepped too early must not appear.
+        warnings.filterwarnings("error", message=".*lr_scheduler.step.*")
+        users, ours = rates(), rates(DiscriminativeLR(0.5, verbose=False))
+    assert len(users) == len(ours) == 16
+    for plain, scaled in zip(users, ours, strict=True):
+        assert scaled == {n: pytest.approx(r * expected_factor(n), rel=1e-12) for n, r in plain.items()}
+    assert len({r["classifier.weight"] for r in users}) > 1
+
+
+def test_a_decay_of_one_changes_no_bit():
+    def optimizers(module):
+        optimizer = torch.optim.AdamW(groups_of(module), lr=0.01)
+        return [optimizer], [{"scheduler": schedulers.OneCycleLR(optimizer, 0.1, total_steps=12), "interval": "step"}]
+
+    def losses(*callbacks):
+        recorder = Recorder()
+        fit(make(make_optimizers=optimizers), *callbacks, recorder, gradient_clip_val=0.1)
+        return recorder.losses
+
+    plain = losses()
+    ours = losses(DiscriminativeLR(1.0, verbose=False), GradualUnfreezing(start="all", verbose=False))
+    assert all(torch.equal(left, right) for left, right in zip(plain, ours, strict=True))
+
+
+def test_users_groups_and_names_survive_and_the_monitor_shows_one_name_per_layer(tmp_path):
+    logger = CSVLogger(tmp_path)
+    module = make(make_optimizers=lambda m: torch.optim.SGD(groups_of(m)))
+    the_trainer = fit(
+        module,
+        LearningRateMonitor("step"),
+        DiscriminativeLR(0.5, verbose=False),
+        GradualUnfreezing(verbose=False),
+        max_epochs=6,
+        logger=logger,
+        log_every_n_steps=1,
+    )
+    names = [group["name"] for group in the_trainer.optimizers[0].param_groups]
+    layers = ["embeddings", "0", "1", "2", "3", "head"]
+    # The embeddings have no bias.
+    assert names == [f"{x}/decay" for x in layers] + [f"{x}/no_decay" for x in layers[1:]]
+    assert {g["weight_decay"] for g in the_trainer.optimizers[0].param_groups} == {0.1, 0}
+    rows = (tmp_path / "lightning_logs/version_0/metrics.csv").read_text().splitlines()
+    columns = rows[0].split(",")
+    assert {c for c in columns if c.startswith("lr-")} == {f"lr-SGD/{name}" for name in names}
+    last = dict(
+        zip(columns, [r.split(",") for r in rows if r.split(",")[columns.index("lr-SGD/0/decay")]][-1], strict=True)
+    )
+    assert float(last["lr-SGD/0/decay"]) == pytest.approx(0.1 * 0.5**4)
+
+
+def test_one_group_gives_plain_layer_names():
+    the_trainer = fit(make(), DiscriminativeLR(verbose=False), max_epochs=1)
+    names = [group["name"] for group in the_trainer.optimizers[0].param_groups]
+    assert names == ["embeddings", "0", "1", "2", "3", "head"]
+
+
+def test_together_with_freezing_and_warm_up():
+    recorder = Recorder()
+    phases = [Phase("head", EpochTrigger(1)), Phase("3,head")]
+    callbacks = [
+        DiscriminativeLR(0.5, verbose=False),
+        LayerFreezing("embeddings", verbose=False),
+        PhasedFineTuning(phases, warmup_steps=4, verbose=False),
+    ]
+    fit(make(), *callbacks, recorder, max_epochs=2)
+    third = [rates["encoder.layers.3.linear.weight"] for rates in recorder.rates]
+    assert third[4:] == pytest.approx([0.05 / 4, 0.05 / 2, 0.05 * 3 / 4, 0.05])
+
+
+def test_a_rate_that_somebody_else_sets_in_mid_run_is_left_alone():
+    class Setting(Recorder):
+        def on_train_epoch_start(self, trainer, pl_module):
+            if trainer.current_epoch == 1:
+                for group in trainer.optimizers[0].param_groups:
+                    if group["name"] == "3":
+                        group["lr"] = 0.777
+
+    recorder = Setting()
+    fit(make(), DiscriminativeLR(0.5, verbose=False), recorder)
+    third = [rates["encoder.layers.3.linear.weight"] for rates in recorder.rates]
+    assert third == pytest.approx([0.05] * 4 + [0.777] * 8)
+
+
+def test_the_learning_rate_finder_finds_before_the_groups_are_split(tmp_path):
+    module = make(make_optimizers=lambda m: torch.optim.SGD(m.parameters(), lr=m.lr))
+    module.lr = 0.1
+    gradual = GradualUnfreezing(verbose=False)
+    recorder = Recorder()
+    finder = LearningRateFinder(num_training_steps=20, early_stop_threshold=None)
+    the_trainer = trainer(
+        finder,
+        DiscriminativeLR(0.5, verbose=False),
+        gradual,
+        recorder,
+        max_epochs=6,
+        tmp_path=tmp_path,
+        enable_checkpointing=False,
+    )
+    the_trainer.fit(module, loader(40), loader(2, seed=2))
+    assert module.lr != 0.1
+    head = [rates["classifier.weight"] for rates in recorder.rates[-40:]]
+    assert head == pytest.approx([module.lr] * 40)
+    assert recorder.rates[-1]["encoder.layers.3.linear.weight"] == pytest.approx(module.lr / 2)
+    assert [clock for clock, _ in recorder.phases()][-5:] == [(e, 40 * e) for e in range(1, 6)]
+
+
+def test_tensor_rates_are_not_shared_between_layers():
+    module = make(make_optimizers=lambda m: torch.optim.SGD(m.parameters(), lr=torch.tensor(0.1, dtype=torch.float64)))
+    the_trainer = fit(module, DiscriminativeLR(0.5, verbose=False), max_epochs=1)
+    rates = [float(group["lr"]) for group in the_trainer.optimizers[0].param_groups]
+    assert rates == pytest.approx([0.1 * 0.5**d for d in (5, 4, 3, 2, 1, 0)])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"decay": 0}, "decay=0"),
+        ({"decay": -0.5}, "decay=-0.5"),
+        ({"decay": math.nan}, "decay=nan"),
+        ({"factors": {"head": -1}}, "-1"),
+        ({"factors": {"head": math.inf}}, "inf"),
+    ],
+)
+def test_wrong_factors_are_refused(options, words):
+    with pytest.raises(ConfigurationError, match=words):
+        DiscriminativeLR(**options)
+
+
+def test_a_factor_for_no_layer_and_two_callbacks_for_one_are_refused():
+    with pytest.raises(ConfigurationError, match=r"haed.*Did you mean 'head'"):
+        fit(make(), DiscriminativeLR(factors={"haed": 1.0}, verbose=False))
+    with pytest.raises(ConfigurationError, match="Two DiscriminativeLR callbacks"):
+        fit(make(), DiscriminativeLR(0.9, verbose=False), DiscriminativeLR(0.8, verbose=False))

@@ -1,7 +1,9 @@
 """lightning-freeze: freeze, unfreeze and pace the layers of any transformer in PyTorch Lightning."""
 
 from lightning_freeze.callbacks import DiscriminativeLR, GradualUnfreezing, LayerFreezing, PhasedFineTuning
+from lightning_freeze.data import TextDataModule
 from lightning_freeze.layers import Layer, LayerStack
+from lightning_freeze.module import TransformerModule
 from lightning_freeze.phases import Phase
 from lightning_freeze.triggers import AnyTrigger, EpochTrigger, PlateauTrigger, StepTrigger, Trigger
 
@@ -17,5 +19,7 @@ __all__ = [
     "PhasedFineTuning",
     "PlateauTrigger",
     "StepTrigger",
+    "TextDataModule",
+    "TransformerModule",
     "Trigger",
 ]

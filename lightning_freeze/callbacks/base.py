@@ -82,6 +82,11 @@ class LayerCallback(Callback):
         if self._session is not None:
             self._session.rates.write()
 
+    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:  # noqa: D102
+        # The scheduler has stepped: whoever reads the rates at the start of the next batch shall see them as they are.
+        if self._session is not None:
+            self._session.rates.write()
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         session = self._session
         if session is not None and session.is_running and self.verbose and session.first("final table"):

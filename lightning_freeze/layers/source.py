@@ -97,7 +97,7 @@ class _Reader(ast.NodeVisitor):
         classes = mro[mro.index(start) + 1 :] if skip else mro
         owner = next((cls for cls in classes if name in vars(cls)), None)
         function = vars(owner)[name] if owner is not None else None
-        if owner is None or not inspect.isfunction(function) or function.__module__.startswith(_FRAMEWORK):
+        if owner is None or not inspect.isfunction(function) or (function.__module__ or "").startswith(_FRAMEWORK):
             return
         tree = _parse(function)
         if tree is None or function in self._open or len(self._open) > 12:

@@ -166,8 +166,9 @@ class LayerStack:
 
     @property
     def parameter_names(self) -> frozenset[str]:
-        """Full names of all parameters that are in a layer, as ``named_parameters()`` of the module gives them."""
-        return frozenset(name for layer in self for name, _ in layer.named_parameters())
+        """Full names of all parameters that are in a layer, the further names of shared ones included."""
+        owned = {name for layer in self for name, _ in layer.named_parameters()}
+        return frozenset(owned.union(*(names for layer in self for names in layer.aliases.values())))
 
     @property
     def unassigned(self) -> list[tuple[str, nn.Parameter]]:

@@ -1,0 +1,115 @@
+"""Batches of similar length, padded to their longest example."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DistributedSampler
+
+from lightning_freeze.tasks import IGNORE_INDEX
+
+
+class LengthBucketSampler(DistributedSampler[int]):
+    """Orders examples so that the batches of an ordinary batch size hold similar lengths.
+
+    The examples are shuffled anew each epoch, cut into buckets of ``bucket_batches`` batches, sorted by length within
+    each bucket, and the batches are then shuffled. Every process draws the same order and takes its share of each
+    batch, so that the processes of one step have similar lengths too. It is a ``DistributedSampler``, whose epoch
+    Lightning sets and which Lightning leaves in place.
+
+    Args:
+        lengths: Length of each example.
+        batch_size: Examples per batch and process.
+        shuffle: Whether to shuffle; otherwise all examples come sorted, the longest first.
+        seed: The same seed and epoch give the same order.
+        bucket_batches: Batches per bucket; 0 shuffles without regard to length.
+        num_replicas: Number of processes.
+        rank: Number of this process.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        batch_size: int,
+        shuffle: bool = True,
+        seed: int = 0,
+        bucket_batches: int = 50,
+        num_replicas: int = 1,
+        rank: int = 0,
+    ) -> None:
+        super().__init__(lengths, num_replicas, rank, shuffle, seed)  # type: ignore[arg-type]
+        self.lengths = torch.as_tensor(lengths)
+        self.batch_size = batch_size
+        self.bucket_batches = bucket_batches
+
+    def __iter__(self) -> Iterator[int]:
+        """Return this process's examples in order."""
+        order = self._shuffled() if self.shuffle else self._by_length(torch.arange(len(self.lengths)))
+        # Every process needs the same number of examples, else they wait for each other for ever.
+        short = self.total_size - len(order)
+        order = torch.cat([order, order.repeat(-(-short // len(order)))[:short]])
+        return iter(order[self.rank :: self.num_replicas].tolist())
+
+    def _shuffled(self) -> Tensor:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        order = torch.randperm(len(self.lengths), generator=generator)
+        if self.bucket_batches == 0:
+            return order
+        step = self.batch_size * self.num_replicas
+        buckets = [self._by_length(bucket) for bucket in order.split(step * self.bucket_batches)]
+        batches = list(torch.cat(buckets).split(step))
+        # A short batch must stay last: batches are cut from the order at fixed places.
+        last = [batches.pop()] if len(batches[-1]) < step else []
+        places = torch.randperm(len(batches), generator=generator).tolist()
+        return torch.cat([batches[place] for place in places] + last)
+
+    def _by_length(self, indices: Tensor) -> Tensor:
+        return indices[torch.argsort(self.lengths[indices], descending=True, stable=True)]
+
+
+class Collator:
+    """Makes a batch of examples, padded to the longest of them.
+
+    Args:
+        pad_token_id: Fills ``input_ids``.
+        token_labels: Whether ``labels`` are one per token, and are filled with -100.
+        side: The side that is filled: ``"right"`` or ``"left"``.
+        pad_token_type_id: Fills ``token_type_ids``.
+    """
+
+    def __init__(
+        self, pad_token_id: int, token_labels: bool = False, side: str = "right", pad_token_type_id: int = 0
+    ) -> None:
+        self.token_labels = token_labels
+        self.side = side
+        self.fill = {
+            "input_ids": pad_token_id,
+            "token_type_ids": pad_token_type_id,
+            "attention_mask": 0,
+            "labels": IGNORE_INDEX,
+        }
+
+    def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        """Return a batch: ``input_ids``, ``attention_mask`` (batch, sequence), ``labels``, ``index``.
+
+        Args:
+            examples: As :func:`encode` makes them.
+        """
+        batch: dict[str, Tensor] = {}
+        for key in examples[0]:
+            if key == "index":
+                batch[key] = torch.tensor([example[key] for example in examples])
+            elif key == "labels" and not self.token_labels:
+                batch[key] = torch.stack([example[key] for example in examples])
+            else:
+                batch[key] = self._pad(key, [example[key] for example in examples])
+        ones = [torch.ones_like(example["input_ids"]) for example in examples]
+        batch["attention_mask"] = self._pad("attention_mask", ones)
+        return batch
+
+    def _pad(self, key: str, rows: list[Tensor]) -> Tensor:
+        return pad_sequence(rows, batch_first=True, padding_value=self.fill[key], padding_side=self.side).long()

@@ -1,0 +1,289 @@
+"""TextDataModule: text files into batches."""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, SequentialSampler
+from transformers import PreTrainedTokenizerBase
+
+from lightning_freeze.data.batching import Collator, LengthBucketSampler
+from lightning_freeze.data.encoding import Columns, Example, check_texts, encode, load_tokenizer
+from lightning_freeze.data.labels import class_names, encode_labels, majority_share, training_labels
+from lightning_freeze.data.readers import Table, read_table, saved_splits
+from lightning_freeze.data.splitting import check_fractions, split_rows
+from lightning_freeze.errors import ConfigurationError
+from lightning_freeze.suggest import listing
+from lightning_freeze.tasks import TaskName, get_task
+
+_SPLIT_NAMES = {"train": ("train",), "val": ("validation", "val", "valid", "dev"), "test": ("test",)}
+_STAGES = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
+_DEFAULT_COLUMNS = {"token": ("tokens", "tags"), "target-token": ("source", "target")}
+
+
+class TextDataModule(LightningDataModule):
+    """Texts from CSV, TSV, JSONL or Parquet files, or from a Hugging Face dataset on disk.
+
+    Give one file (``data``) that is split, or a file for each split (``train``, ``val``, ``test``). Everything that
+    can be wrong with them is checked before training starts, in all splits. Batches are dicts with ``input_ids``,
+    ``attention_mask`` (and ``token_type_ids``), ``labels`` and ``index``, the row's position in its split.
+
+    Args:
+        tokenizer: A local folder or hub name, or a tokenizer of transformers. The CLI takes the model's encoder.
+        task: What the data is for; ``classification`` by default. The CLI takes the model's task.
+        data: One file or saved dataset, to be split. A saved dataset that has splits keeps them.
+        split: Shares of training, validation and test rows of ``data``, summing to at most 1.
+        split_seed: Seed of the split. It has nothing to do with the seed of a run, so runs share one split.
+        group_column: Rows with the same value in this column stay in the same split.
+        train: Training file.
+        val: Validation file.
+        test: Test file.
+        predict: File to make predictions for; it needs no labels.
+        text: Column of the text; by default ``text``, ``tokens`` for token classification (lists), ``source`` for
+            sequence-to-sequence models.
+        text_pair: Column of the second text, for tasks with pairs.
+        label: Column of the label, of any strings or numbers; by default ``label``, ``tags`` for token classification
+            (lists), ``target`` for sequence-to-sequence models. For multi-label data several columns of 0 and 1, or
+            one that holds lists.
+        labels: Class names in the order of their indices; by default the sorted values of the training rows.
+        empty_text: Whether a row with an empty text is an error or is left out.
+        batch_size: Examples per batch and process.
+        max_length: Texts are cut to so many tokens; by default what the tokenizer allows, at most 512.
+        num_workers: Worker processes that make batches. The texts are tokenised beforehand, so 0 is usually best.
+        bucket_batches: Training examples are sorted by length within so many batches, which saves padding; 0 for
+            plain shuffling.
+        seed: Seed of the order of training examples; by default the one given to ``seed_everything``, else 0.
+
+    Raises:
+        ConfigurationError: An argument or a file is wrong; the message names the file and the line.
+    """
+
+    def __init__(
+        self,
+        tokenizer: str | PreTrainedTokenizerBase | None = None,
+        task: TaskName | None = None,
+        data: str | None = None,
+        split: tuple[float, float, float] = (0.8, 0.1, 0.1),
+        split_seed: int = 0,
+        group_column: str | None = None,
+        train: str | None = None,
+        val: str | None = None,
+        test: str | None = None,
+        predict: str | None = None,
+        text: str | None = None,
+        text_pair: str | None = None,
+        label: str | list[str] | None = None,
+        labels: list[str] | None = None,
+        empty_text: Literal["error", "drop"] = "error",
+        batch_size: int = 32,
+        max_length: int | None = None,
+        num_workers: int = 0,
+        bucket_batches: int = 50,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.task = get_task(task or "classification")
+        self.tokenizer_name = os.fspath(tokenizer) if isinstance(tokenizer, (str, os.PathLike)) else None
+        if tokenizer is not None and not isinstance(tokenizer, (str, os.PathLike)):
+            self.tokenizer = tokenizer  # takes the place of the cached property
+        given = {"train": train, "val": val, "test": test, "predict": predict}
+        self.files = {name: os.fspath(file) for name, file in given.items() if file is not None}
+        self.data = os.fspath(data) if data is not None else None
+        self.split = tuple(split)
+        self.split_seed = split_seed
+        self.group_column = group_column
+        self.columns = self._columns(text, text_pair, label)
+        self.given_labels = list(labels) if labels else None
+        self.empty_text = empty_text
+        self.batch_size = batch_size
+        self.max_length = max_length
+        self.num_workers = num_workers
+        self.bucket_batches = bucket_batches
+        self.seed = seed
+        self.encoded: dict[str, list[Example]] = {}
+        self._check_arguments()
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer, loaded when it is first needed."""
+        if self.tokenizer_name is None:
+            raise ConfigurationError(
+                "TextDataModule has no tokenizer: expected tokenizer=<the folder or name of the model's encoder>."
+            )
+        return load_tokenizer(self.tokenizer_name, self.task)
+
+    @cached_property
+    def tables(self) -> dict[str, Table]:
+        """The rows of each split that there is: ``train``, ``val``, ``test``, ``predict``."""
+        tables = self._split_data(self.data) if self.data is not None else {}
+        for name, file in self.files.items():
+            tables[name] = self._read(file, name)
+        return tables
+
+    @cached_property
+    def labels(self) -> list[str] | None:
+        """The class names in the order of their indices; None where the task has no classes or no file shows them."""
+        if not self.task.has_classes or self.given_labels is not None:
+            return self.given_labels
+        if "train" not in self.tables:
+            return None
+        return training_labels(self.task.name, self.task.target, self.tables["train"], self.columns.label)
+
+    @property
+    def num_classes(self) -> int | None:
+        """The number of classes, known before any text is tokenised; None where the task has none."""
+        return len(self.labels) if self.task.has_classes and self.labels is not None else None
+
+    @cached_property
+    def majority(self) -> float | None:
+        """The share of the most frequent training class in the test rows: what a constant guess would score."""
+        if self.task.target != "class" or not {"train", "test"} <= set(self.tables):
+            return None
+        column = self.columns.label[0]
+        return majority_share(class_names(self.tables["train"], column), class_names(self.tables["test"], column))
+
+    def setup(self, stage: str) -> None:
+        """Check all files, then tokenise what the stage needs.
+
+        Args:
+            stage: ``"fit"``, ``"validate"``, ``"test"`` or ``"predict"``.
+        """
+        wanted = _STAGES[stage]
+        if wanted[0] not in self.tables:
+            raise ConfigurationError(
+                f"There are no rows for {stage!r}: expected the argument {wanted[0]!r}"
+                f"{', or data with a split fraction above 0' if wanted[0] != 'predict' else ''}; there are "
+                f"{listing(self.tables) or 'no files'}."
+            )
+        labels = self._encoded_labels()
+        for name in wanted:
+            if name in self.tables and name not in self.encoded:
+                self.encoded[name] = encode(
+                    self.tables[name],
+                    self.tokenizer,
+                    self.task,
+                    self.columns,
+                    self.max_length,
+                    labels.get(name),
+                    for_prediction=name == "predict",
+                )
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Return batches of similar length in an order that changes each epoch."""
+        return self._loader("train", self._sampler("train", shuffle=True))
+
+    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
+        """Return the validation batches, the longest first; nothing where there is no validation data."""
+        return self._loader("val", self._sampler("val", shuffle=False)) if "val" in self.encoded else []
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Return the test batches, the longest first."""
+        return self._loader("test", self._sampler("test", shuffle=False))
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """Return the batches to predict, in the order of the file."""
+        return self._loader("predict", SequentialSampler(self.encoded["predict"]))
+
+    def _columns(self, text: str | None, text_pair: str | None, label: str | list[str] | None) -> Columns:
+        default_text, default_label = _DEFAULT_COLUMNS.get(self.task.target, ("text", "label"))
+        names = [label or default_label] if label is None or isinstance(label, str) else label
+        return Columns(text or default_text, text_pair, tuple(names))
+
+    def _check_arguments(self) -> None:
+        for name, least in (("batch_size", 1), ("num_workers", 0), ("bucket_batches", 0)):
+            if getattr(self, name) < least:
+                raise ConfigurationError(f"data.{name} is {getattr(self, name)}: expected at least {least}.")
+        if self.max_length is not None and self.max_length < 3:
+            raise ConfigurationError(f"data.max_length is {self.max_length}: expected at least 3 tokens.")
+        doubled = [name for name in ("train", "val", "test") if name in self.files]
+        if self.data is not None and doubled:
+            raise ConfigurationError(
+                f"data.data={self.data!r} and data.{doubled[0]}={self.files[doubled[0]]!r} are both given: expected "
+                "either one file that is split, or a file for each split."
+            )
+        if self.data is None and not self.files:
+            raise ConfigurationError("There are no files: expected data.data, or data.train and the like.")
+        if self.task.name == "pair-classification" and self.columns.text_pair is None:
+            raise ConfigurationError(
+                "Task 'pair-classification' needs two texts: expected data.text_pair, the column of the second one."
+            )
+        if len(self.columns.label) != 1 and self.task.target != "multilabel":
+            raise ConfigurationError(
+                f"data.label is {list(self.columns.label)}: expected one column for {self.task.name!r}; several are "
+                "for the task 'multilabel'."
+            )
+        if self.empty_text not in ("error", "drop"):
+            raise ConfigurationError(f"data.empty_text is {self.empty_text!r}: expected 'error' or 'drop'.")
+        try:
+            check_fractions(self.split)
+        except ValueError as error:
+            raise ConfigurationError(f"data.{error}") from error
+
+    def _read(self, file: str, name: str) -> Table:
+        found = [split for split in _SPLIT_NAMES.get(name, (name,)) if split in saved_splits(file)]
+        return self._checked_table(read_table(file, found[0] if found else name), name)
+
+    def _checked_table(self, table: Table, name: str) -> Table:
+        return check_texts(table, self.task, self.columns, self.empty_text == "drop", needs_label=name != "predict")
+
+    def _split_data(self, file: str) -> dict[str, Table]:
+        names = saved_splits(file)
+        if "train" in names:
+            return {name: self._read(file, name) for name, known in _SPLIT_NAMES.items() if set(known) & set(names)}
+        table = self._checked_table(read_table(file, names[0] if len(names) == 1 else None), "data")
+        groups = None
+        if self.group_column is not None:
+            table.require(self.group_column, "data.group_column")
+            groups = [str(row.get(self.group_column)) for row in table.rows]
+        try:
+            parts = split_rows(len(table), self.split, self.split_seed, groups)
+        except ValueError as error:
+            raise ConfigurationError(f"{table.name}: data.{error}") from error
+        return {name: table.take(rows) for name, rows in zip(_SPLIT_NAMES, parts, strict=True) if rows}
+
+    def _encoded_labels(self) -> dict[str, list[Any]]:
+        """Encode the labels of all splits, also of those the stage leaves alone: errors must show up at once."""
+        if self.task.is_language_model:
+            return {}
+        if self.task.has_classes and self.labels is None:
+            return {}
+        labels = self.labels or []
+        return {
+            name: encode_labels(self.task.target, table, self.columns.label, labels)
+            for name, table in self.tables.items()
+            if name != "predict"
+        }
+
+    def _sampler(self, name: str, shuffle: bool) -> LengthBucketSampler:
+        trainer = self.trainer
+        return LengthBucketSampler(
+            [len(example["input_ids"]) for example in self.encoded[name]],
+            self.batch_size,
+            shuffle=shuffle,
+            seed=int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed,
+            bucket_batches=self.bucket_batches,
+            num_replicas=trainer.world_size if trainer is not None else 1,
+            rank=trainer.global_rank if trainer is not None else 0,
+        )
+
+    def _loader(self, name: str, sampler: Any) -> DataLoader[Any]:
+        # A decoder goes on writing where a text ends, so nothing may stand there.
+        left = name == "predict" and self.task.target == "next-token"
+        return DataLoader(
+            self.encoded[name],  # type: ignore[arg-type]
+            batch_size=self.batch_size,
+            sampler=sampler,
+            collate_fn=Collator(
+                self.tokenizer.pad_token_id,
+                token_labels=not self.task.pooled,
+                side="left" if left else "right",
+                pad_token_type_id=self.tokenizer.pad_token_type_id,
+            ),
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=self.num_workers > 0,
+        )

@@ -1,0 +1,122 @@
+"""Encoders by path or name, and what is said when they are not there."""
+
+from __future__ import annotations
+
+import socket
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import constants
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel
+
+from lightning_freeze.hub import resolve
+from lightning_freeze.module.loading import load_model
+from lightning_freeze.tasks import get_task
+
+
+def test_a_model_is_ready_to_train_and_says_nothing(tiny_bert_dir: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = load_model(str(tiny_bert_dir), get_task("classification"), True, num_labels=3)
+    assert model.training and model.classifier.out_features == 3  # type: ignore[union-attr]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_weights_are_loaded_only_if_pretrained(tiny_bert_dir: Path) -> None:
+    stored = AutoModel.from_pretrained(tiny_bert_dir).embeddings.word_embeddings.weight
+    loaded = load_model(str(tiny_bert_dir), get_task("classification"), True, num_labels=2)
+    fresh = load_model(str(tiny_bert_dir), get_task("classification"), False, num_labels=2)
+    assert torch.equal(loaded.bert.embeddings.word_embeddings.weight, stored)  # type: ignore[union-attr, arg-type]
+    assert not torch.equal(fresh.bert.embeddings.word_embeddings.weight, stored)  # type: ignore[union-attr, arg-type]
+    assert fresh.training and fresh.classifier.out_features == 2  # type: ignore[union-attr]
+
+
+def test_a_bare_encoder_has_no_unused_pooler(tiny_bert_dir: Path) -> None:
+    model = load_model(str(tiny_bert_dir), None, True)
+    output = model(input_ids=torch.ones(2, 3, dtype=torch.long))
+    output.last_hidden_state.sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_missing_encoder_weights_are_a_warning(tmp_path: Path, tiny_bert_dir: Path) -> None:
+    for file in tiny_bert_dir.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    weights = load_file(tmp_path / "model.safetensors")
+    kept = {key: value for key, value in weights.items() if "layer.2." not in key}
+    save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.warns(UserWarning, match=r"16 tensors of the encoder are not in the weights.*layer\.2\."):
+        load_model(str(tmp_path), get_task("classification"), True, num_labels=2)
+
+
+def test_no_head_for_the_task(tiny_vit_dir: Path) -> None:
+    with pytest.raises(MisconfigurationException, match=r"no head for the task 'causal-lm'.*pooling='mean'"):
+        load_model(str(tiny_vit_dir), get_task("causal-lm"), True)
+
+
+def test_missing_folder_names_the_nearest(tiny_bert_dir: Path) -> None:
+    with pytest.raises(MisconfigurationException, match=r"tiny-brt' does not exist\. Did you mean 'tiny-bert'"):
+        resolve(str(tiny_bert_dir.with_name("tiny-brt")))
+    with pytest.raises(MisconfigurationException, match=r"'\./nowhere/x' does not exist\. Its parent folder"):
+        resolve("./nowhere/x")
+
+
+def test_folder_without_config_and_file_for_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(MisconfigurationException, match=r"has no config\.json"):
+        resolve(str(tmp_path))
+    (tmp_path / "model.safetensors").write_bytes(b"x")
+    with pytest.raises(MisconfigurationException, match=r"is a file: expected the folder"):
+        resolve(str(tmp_path / "model.safetensors"))
+
+
+def test_damaged_weights(tmp_path: Path, tiny_bert_dir: Path) -> None:
+    (tmp_path / "config.json").write_text((tiny_bert_dir / "config.json").read_text())
+    with pytest.raises(MisconfigurationException, match=r"could not be loaded"):
+        load_model(str(tmp_path), get_task("classification"), True)
+    (tmp_path / "model.safetensors").write_bytes(b"garbage")
+    with pytest.raises(MisconfigurationException, match=r"could not be loaded"):
+        load_model(str(tmp_path), get_task("classification"), True)
+
+
+def test_offline_says_so_and_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(MisconfigurationException, match=r"'some/model'.*switched off \(HF_HUB_OFFLINE\).*`hf download"):
+        resolve("some/model")
+
+
+def test_no_connection_says_so_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_network(*_: object) -> None:
+        raise OSError
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.delenv("TRANSFORMERS_OFFLINE", raising=False)
+    monkeypatch.setattr("lightning_freeze.hub.getproxies", dict)
+    monkeypatch.setattr(socket, "getaddrinfo", no_network)
+    with pytest.raises(MisconfigurationException, match=r"there is no network connection.*hf download some/model"):
+        resolve("some/model")
+
+
+def test_online_names_are_left_to_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.delenv("TRANSFORMERS_OFFLINE", raising=False)
+    monkeypatch.setattr("lightning_freeze.hub.getproxies", dict)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_: [])
+    assert resolve("some/model") == ("some/model", {})
+
+
+def test_a_cached_model_is_used_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("lightning_freeze.hub.try_to_load_from_cache", lambda *_: "/cache/config.json")
+    assert resolve("some/model") == ("some/model", {"local_files_only": True})
+
+
+def test_a_stored_head_for_other_classes_is_made_anew(tmp_path: Path, tiny_bert_dir: Path) -> None:
+    stored = load_model(str(tiny_bert_dir), get_task("classification"), True, num_labels=2)
+    stored.save_pretrained(tmp_path)  # type: ignore[operator]
+    model = load_model(str(tmp_path), get_task("classification"), True, num_labels=5)
+    assert model.classifier.out_features == 5  # type: ignore[union-attr]
+    with pytest.raises(MisconfigurationException, match=r"have another shape, for example 'bert\."):
+        load_model(str(tmp_path), get_task("classification"), True, num_labels=5, hidden_size=32)

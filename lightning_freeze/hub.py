@@ -23,7 +23,7 @@ def resolve(name: str, what: str = "encoder") -> tuple[str, dict[str, Any]]:
 
     Args:
         name: A local folder, or a model's name on the Hugging Face hub.
-        what: What it is, for messages: ``"encoder"`` or ``"tokenizer"``.
+        what: What it is, for messages: ``"encoder"``, ``"model"`` or ``"tokenizer"``.
 
     Returns:
         The folder or name, and the keyword arguments for ``from_pretrained``.
@@ -31,19 +31,22 @@ def resolve(name: str, what: str = "encoder") -> tuple[str, dict[str, Any]]:
     Raises:
         ConfigurationError: It is not there and cannot be fetched.
     """
+    if not name.strip():
+        raise ConfigurationError(f"The {what} has no name: give a local folder or a model's name.")
     path = Path(name).expanduser()
     if path.is_dir():
-        if what == "encoder" and not (path / "config.json").is_file() and not any(path.glob("*.gguf")):
+        if what != "tokenizer" and not (path / "config.json").is_file() and not any(path.glob("*.gguf")):
+            below = sorted(str(config.parent) for config in path.glob("*/config.json"))
             raise ConfigurationError(
                 f"The {what} folder {name!r} has no config.json: expected a folder as save_pretrained writes it "
-                f"(config.json, weights, tokenizer files)."
+                f"(config.json, weights, tokenizer files).{f' Did you mean {below[0]!r}?' if below else ''}"
             )
         return str(path), {}
     if path.is_file():
         raise ConfigurationError(
             f"The {what} {name!r} is a file: expected the folder that holds it (config.json, weights, tokenizer)."
         )
-    if name.startswith((".", "/", "~")) or name.count("/") > 1 or not name.strip():
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ConfigurationError(f"The {what} folder {name!r} does not exist.{_sibling(path)} {advice(name)}")
     offline = _offline_reason()
     if offline is None:

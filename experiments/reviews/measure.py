@@ -12,12 +12,10 @@ the same five splits.
 import argparse
 import csv
 import hashlib
-import os
 import platform
 import shutil
 import statistics
 import sys
-import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -31,7 +29,7 @@ HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results.csv"
 README = HERE / "README.md"
 RUNS = Path("runs/reviews")  # as base.yaml has it
-COLUMNS = ["config", "seed", "accuracy", "majority", "seconds", "trainable_share", "fingerprint"]
+COLUMNS = ["config", "seed", "accuracy", "majority", "trainable_share", "fingerprint"]
 ORDER = ["head_only", "static", "full", "discriminative", "gradual", "plateau"]
 BEGIN, END = "<!-- results: written by measure.py -->\n", "<!-- end of results -->"
 
@@ -39,21 +37,14 @@ Row = dict[str, str]
 
 
 class Probe(L.Callback):
-    """Takes the time of a fit and the mean share of parameters that were trained in it."""
+    """Takes the mean share of parameters that were trained in a fit."""
 
     def __init__(self) -> None:
-        self.started = self.seconds = 0.0
         self.shares: list[float] = []
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.started = time.perf_counter()
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         sizes = [(p.numel(), p.requires_grad) for p in pl_module.parameters()]
         self.shares.append(sum(size for size, trained in sizes if trained) / sum(size for size, _ in sizes))
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.seconds = time.perf_counter() - self.started
 
 
 def main() -> None:
@@ -104,11 +95,10 @@ def measure(config: str, seed: int) -> Row:
         "seed": str(seed),
         "accuracy": f"{tested['test_accuracy']:.4f}",
         "majority": f"{cli.datamodule.majority:.4f}",
-        "seconds": f"{probe.seconds:.1f}",
         "trainable_share": f"{statistics.fmean(probe.shares):.4f}",
         "fingerprint": fingerprint(config),
     }
-    print(", ".join(f"{name} {row[name]}" for name in COLUMNS[2:6]), flush=True)
+    print(", ".join(f"{name} {row[name]}" for name in COLUMNS[2:5]), flush=True)
     return row
 
 
@@ -145,24 +135,23 @@ def to_csv(rows: Iterable[Row]) -> str:
 def to_markdown(rows: list[Row]) -> str:
     """The table: mean and standard deviation over the seeds."""
     lines = [
-        "| config | test accuracy | over majority class | seconds | trained on average | seeds |",
-        "|---|---|---|---|---|---|",
+        "| config | test accuracy | over majority class | trained on average | seeds |",
+        "|---|---|---|---|---|",
     ]
     for config in ORDER:
         mine = [row for row in rows if row["config"] == config]
         if not mine:
             continue
-        column = {name: [float(row[name]) for row in mine] for name in COLUMNS[2:6]}
+        column = {name: [float(row[name]) for row in mine] for name in COLUMNS[2:5]}
         gain = [a - m for a, m in zip(column["accuracy"], column["majority"], strict=True)]
         lines.append(
             f"| [{config}]({config}.yaml) | {spread(column['accuracy'], 3)} | {spread(gain, 3)} "
-            f"| {spread(column['seconds'], 0)} | {statistics.fmean(column['trainable_share']):.0%} | {len(mine)} |"
+            f"| {statistics.fmean(column['trainable_share']):.0%} | {len(mine)} |"
         )
     lines += [
         "",
-        f"Mean ± standard deviation over seeds. {os.cpu_count()} CPU cores ({platform.machine()}), "
-        f"{torch.get_num_threads()} threads, PyTorch {torch.__version__.split('+')[0]}, Lightning {L.__version__}, "
-        f"Python {platform.python_version()}. Seconds are those of training with its validations.",
+        f"Mean ± standard deviation over seeds. CPU ({platform.machine()}), PyTorch {torch.__version__.split('+')[0]}, "
+        f"Lightning {L.__version__}, Python {platform.python_version()}.",
     ]
     return "\n".join(lines) + "\n"
 

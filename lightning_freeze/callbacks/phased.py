@@ -17,12 +17,13 @@ from lightning_freeze.callbacks import schedule_checks as checks
 from lightning_freeze.callbacks.base import FreezingCallback, Groups
 from lightning_freeze.callbacks.early_stopping import PatienceGuard
 from lightning_freeze.distributed import resynchronise
-from lightning_freeze.errors import ConfigurationError, closest
+from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.layers import LayerStack
 from lightning_freeze.layers.selectors import complement
 from lightning_freeze.phases import Phase, Progress
 from lightning_freeze.report import phase_line
 from lightning_freeze.session import Session
+from lightning_freeze.suggest import suggest
 from lightning_freeze.triggers import Clock
 
 
@@ -225,7 +226,7 @@ class PhasedFineTuning(FreezingCallback):
         if name not in metrics:
             raise ConfigurationError(
                 f"{type(self).__name__} watches {name!r}, which the module has not logged. It has logged: "
-                f"{', '.join(sorted(metrics)) or 'nothing'}.{closest(name, metrics)}"
+                f"{', '.join(sorted(metrics)) or 'nothing'}.{suggest(name, metrics)}"
             )
         value = float(trainer.strategy.reduce(metrics[name].detach().float().mean(), reduce_op="mean"))
         if not math.isfinite(value) and self._session is not None and self._session.first(f"not finite: {name}"):
@@ -271,12 +272,14 @@ class PhasedFineTuning(FreezingCallback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # noqa: D102
-        checks.check_same_schedule(type(self).__name__, state_dict, self._plan, self._layers)
+        session = self._session
+        is_fitting = session is not None and session.is_built
+        if is_fitting:  # a test or a prediction has no schedule to go on with
+            checks.check_same_schedule(type(self).__name__, state_dict, self._plan, self._layers)
         self._progress = Progress.from_state_dict(state_dict)
         self._best.load_state_dict(state_dict["best"])
         self._rates = state_dict["rates"]
-        session = self._session
-        if session is not None and session.is_built:
+        if session is not None and is_fitting:
             session.rates.load_state_dict(self._rates)
             if session.holds.hold(self, *self._freezes[self.phase]):
                 resynchronise(session.trainer, session.module)

@@ -32,8 +32,14 @@ def check_phases_train(
 ) -> None:
     """Refuse a phase of which every layer is frozen by somebody else."""
     for number, (phase, parameters) in enumerate(zip(phases, trains, strict=True), start=1):
+        parameters = list(parameters)
         if any(holds.can_train(parameter, member) for parameter in parameters):
             continue
+        if not parameters:
+            raise ConfigurationError(
+                f"Phase {number} of {type(member).__name__} ({phase.train}) would train nothing: these layers own no "
+                f"parameters, all of theirs are tied to other layers. Add a block, such as '-1,{phase.train}'."
+            )
         others = {type(holder).__name__ for p in parameters for holder in holds.holders(p) if holder is not member}
         raise ConfigurationError(
             f"Phase {number} of {type(member).__name__} ({phase.train}) would train nothing: its layers are frozen by "

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from lightning_freeze.errors import closest
 from lightning_freeze.layers.discovery import Kind, LayerSpec
 from lightning_freeze.layers.tree import clean_name
+from lightning_freeze.suggest import suggest
 
 Groups = Mapping[str, str | Sequence[str]]
 """Layer name to the module-name prefixes that it holds, in the order of the data flow."""
@@ -79,7 +79,7 @@ def _resolve(prefix: object, group: str, names: Mapping[str, str]) -> str:
         raise ValueError(f"Group {group!r} holds {prefix!r}: expected the name of a module or a parameter.")
     if prefix not in names:
         raise ValueError(
-            f"Group {group!r}: no module or parameter is called {prefix!r}.{closest(prefix, names)} "
+            f"Group {group!r}: no module or parameter is called {prefix!r}.{suggest(prefix, names)} "
             "A prefix matches whole name components, counted from the module that is given."
         )
     return names[prefix]

@@ -30,9 +30,9 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from lightning_freeze.errors import closest
 from lightning_freeze.layers.modes import quiet_modules
 from lightning_freeze.layers.tree import clean_name
+from lightning_freeze.suggest import suggest
 
 if TYPE_CHECKING:
     from lightning_freeze.layers.stack import Layer, LayerStack
@@ -220,5 +220,5 @@ def _error(stack: LayerStack, term: str, why: str, near: bool = True, parameters
     names = [*stack.names, *stack.towers, "all", "embeddings", "head"]
     if parameters or "." in term:
         names += [name for layer in stack for name, _ in layer.named_parameters()]
-    hint = closest(term, names) if near and term.strip() else ""
+    hint = suggest(term, names) if near and term.strip() else ""
     return ValueError(f"Layer selector {term!r} {why}.{hint} Layers: {abbreviate(stack)}.")

@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import nn
 
-from lightning_freeze.errors import closest
 from lightning_freeze.layers.discovery import Kind, LayerSpec, Structure, discover
 from lightning_freeze.layers.groups import Groups, layers_from_groups
 from lightning_freeze.layers.hook import ask_module
@@ -16,6 +15,7 @@ from lightning_freeze.layers.ownership import Ownership, ParameterRef, Tie
 from lightning_freeze.layers.selectors import Selection, abbreviate, select
 from lightning_freeze.layers.table import describe
 from lightning_freeze.layers.tree import clean_name
+from lightning_freeze.suggest import suggest
 
 
 class Layer:
@@ -234,7 +234,7 @@ class LayerStack:
         if isinstance(key, int):
             return self._layers[key]
         if key not in self._by_name:
-            raise KeyError(f"No layer is called {key!r}.{closest(key, self.names)} Layers: {', '.join(self.names)}")
+            raise KeyError(f"No layer is called {key!r}.{suggest(key, self.names)} Layers: {', '.join(self.names)}")
         return self._by_name[key]
 
     def __repr__(self) -> str:

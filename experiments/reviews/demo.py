@@ -28,9 +28,7 @@ def main() -> None:
     (run,) = set(RUNS.glob("version_*")) - before
     (checkpoint,) = run.glob("checkpoints/*.ckpt")
     call("test", "--config", CONFIG, "--ckpt_path", str(checkpoint))
-    print(
-        f"Next: the curves in {run}/metrics.csv, the other schedules and their results in experiments/reviews/README.md"
-    )
+    print(f"Next: the curves in {run}/metrics.csv, other schedules and their results in experiments/reviews/README.md")
 
 
 if __name__ == "__main__":

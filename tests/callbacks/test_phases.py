@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping
-from toys import Recorder, fit, layer_of, loader, make, moved, weights
+from toys import Recorder, fit, layer_of, loader, make, moved, trainer, weights
 
 from lightning_freeze import (
     EpochTrigger,
@@ -369,3 +369,30 @@ def test_a_schedule_that_cannot_finish_is_named_with_its_numbers():
 def test_wrong_options_are_refused(options, words):
     with pytest.raises(ConfigurationError, match=words):
         GradualUnfreezing(**options)
+
+
+def test_a_checkpoint_can_be_tested_with_and_without_the_callbacks(tmp_path):
+    def gradual():
+        return GradualUnfreezing(stop="1", restore_best=True, monitor="val_loss", verbose=False)
+
+    class Tested(type(make())):
+        def test_step(self, batch, batch_idx):
+            self.log("frozen", float(sum(not p.requires_grad for p in self.parameters())))
+
+    fitted = fit(make(), gradual(), max_epochs=4)
+    fitted.save_checkpoint(tmp_path / "end.ckpt")
+    (with_them,) = trainer(gradual()).test(Tested(), loader(), ckpt_path=tmp_path / "end.ckpt", verbose=False)
+    with pytest.warns(UserWarning, match="callbacks used to create the checkpoint"):
+        (without,) = trainer().test(Tested(), loader(), ckpt_path=tmp_path / "end.ckpt", verbose=False)
+    assert with_them == without == {"frozen": 0}
+
+
+def test_a_head_that_owns_nothing_cannot_be_where_unfreezing_starts():
+    class Tied(type(make())):
+        def __init__(self):
+            super().__init__()
+            self.classifier = torch.nn.Linear(8, 16, bias=False).double()
+            self.classifier.weight = self.encoder.embeddings.weight
+
+    with pytest.raises(ConfigurationError, match=r"own no parameters.*'-1,head'"):
+        fit(Tied(), GradualUnfreezing(verbose=False))

@@ -228,7 +228,9 @@ class PhasedFineTuning(FreezingCallback):
                 f"{type(self).__name__} watches {name!r}, which the module has not logged. It has logged: "
                 f"{', '.join(sorted(metrics)) or 'nothing'}.{suggest(name, metrics)}"
             )
-        value = float(trainer.strategy.reduce(metrics[name].detach().float().mean(), reduce_op="mean"))
+        metric = metrics[name].detach()
+        metric = metric if metric.is_floating_point() else metric.float()
+        value = float(trainer.strategy.reduce(metric.mean(), reduce_op="mean"))  # one decision for all ranks
         if not math.isfinite(value) and self._session is not None and self._session.first(f"not finite: {name}"):
             rank_zero_warn(
                 f"{type(self).__name__} watches {name!r}, which is {value}; this never counts as an improvement."

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.layers import LayerStack
@@ -63,6 +63,8 @@ def check_phases(phases: Sequence[Phase]) -> None:
     Raises:
         ConfigurationError: Naming the offending phase.
     """
+    if isinstance(phases, (str, Phase)) or not isinstance(phases, Sequence):
+        raise ConfigurationError(f"phases={phases!r}: expected a list of phases, such as [Phase('head')].")
     if not phases:
         raise ConfigurationError("A schedule needs at least one phase, got none.")
     for number, phase in enumerate(phases, start=1):
@@ -108,7 +110,7 @@ def observe(phases: Sequence[Phase], progress: Progress, metrics: Mapping[str, f
     return Progress(progress.phase, progress.starts, until.observe(progress.trigger, metrics))
 
 
-def monitors(phases: Sequence[Phase]) -> dict[str, str]:
+def monitors(phases: Sequence[Phase]) -> dict[str, Literal["min", "max"]]:
     """The metrics that the triggers of a schedule watch, with their modes, in order."""
     return {name: mode for phase in phases if phase.until is not None for name, mode in phase.until.monitors}
 
@@ -129,7 +131,7 @@ def gradual_phases(
     Args:
         stack: The layers to unfreeze.
         trigger: Ends every phase but the last.
-        start: Selector of what trains in the first phase.
+        start: Selector of what trains in the first phase. ``"head"`` means the top layer where a stack has no head.
         layers_per_phase: How many more layers train in each phase.
         stop: Selector of the lowest layers to unfreeze; those below stay frozen. ``None``: down to the embeddings.
 
@@ -142,6 +144,8 @@ def gradual_phases(
             f"layers_per_phase={layers_per_phase!r}: expected a whole number of layers, 1 or more."
         )
     names = list(stack.names)
+    if start == "head" and not any(layer.kind == "head" for layer in stack) and "head" not in names:
+        start = names[-1]
     first = {layer.name for layer in stack.select(start).layers}
     floor = 0
     if stop is not None:
@@ -154,7 +158,7 @@ def gradual_phases(
     top = min((names.index(name) for name in first), default=len(names))
     if stop is not None and floor > top:
         raise ConfigurationError(
-            f"stop={stop!r} lies above start={start!r}, so nothing would be unfrozen; "
+            f"GradualUnfreezing(stop={stop!r}) lies above start={start!r}, so nothing would be unfrozen; "
             f"expected a layer at or below {names[top]!r}: {', '.join(names[: top + 1])}."
         )
     rest = [name for name in reversed(names[floor:]) if name not in first]

@@ -48,6 +48,7 @@ class Session:
         rates: The learning rates of the layers.
         members: The callbacks that have joined, in the trainer's order.
         since: When the parameters that train began to do so, where a schedule decides about them.
+        saved_groups: Of the checkpoint to resume from, the number of parameter groups of each optimizer.
         is_built: Whether the module has all its parameters.
         is_running: Whether the fit proper has begun; false while Lightning's learning rate and batch size finders try
             things out, which must not move a schedule.
@@ -60,6 +61,7 @@ class Session:
         self.rates = LayerRates()
         self.members: list[Member] = []
         self.since: dict[Parameter, Clock] = {}
+        self.saved_groups: list[int] | None = None
         self._said: set[str] = set()
         self.is_built = False
         self.is_running = False
@@ -119,6 +121,14 @@ class Session:
                         names.setdefault(parameter, layer.name)
             schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
             self.rates.split(self.trainer.optimizers, schedulers, names)
+        groups = [len(optimizer.param_groups) for optimizer in self.trainer.optimizers]
+        if self.saved_groups is not None and self.saved_groups != groups:
+            raise ConfigurationError(
+                f"The checkpoint holds {self.saved_groups} parameter groups of each optimizer, this run {groups}: it "
+                f"was saved with other callbacks (DiscriminativeLR, GradualUnfreezing and PhasedFineTuning make one "
+                f"group for each layer) or another optimizer. Resume with those of the run that saved it, or begin a "
+                f"new run from its weights alone."
+            )
 
     def assert_frozen(self) -> None:
         """Hold what is held, before each training batch: users' own ``train()`` and ``requires_grad_()`` calls undo it.
@@ -183,8 +193,9 @@ class Session:
     def _check_something_trains(self) -> None:
         if not any(parameter.requires_grad for parameter in self.module.parameters()):
             holders = [type(member).__name__ for member in self.members]
+            verb = "freezes" if len(holders) == 1 else "freeze"
             raise ConfigurationError(
-                f"Nothing is left to train: {' and '.join(holders)} freeze all parameters of "
+                f"Nothing is left to train: {' and '.join(holders)} {verb} all parameters of "
                 f"{type(self.module).__name__}. Leave at least one layer out, usually the head."
             )
 

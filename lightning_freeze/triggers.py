@@ -59,7 +59,7 @@ class Trigger(ABC):
         return state
 
     @property
-    def monitors(self) -> tuple[tuple[str, str], ...]:
+    def monitors(self) -> tuple[tuple[str, Literal["min", "max"]], ...]:
         """The ``(metric name, mode)`` pairs that this trigger watches."""
         return ()
 
@@ -133,7 +133,10 @@ class StepTrigger(Trigger):
         return clock.step - int(state["step"]) >= self.n
 
     def earliest(self, batch: int, pace: Pace) -> int:  # noqa: D102
-        return batch + self.n * pace.batches_per_step
+        per_epoch = -(-pace.batches_per_epoch // pace.batches_per_step)  # an epoch's last step may have fewer batches
+        epoch, within = divmod(batch, pace.batches_per_epoch)
+        epoch, steps = divmod(epoch * per_epoch + within // pace.batches_per_step + self.n, per_epoch)
+        return epoch * pace.batches_per_epoch + steps * pace.batches_per_step
 
     def __repr__(self) -> str:
         return f"StepTrigger({self.n})"
@@ -168,7 +171,8 @@ class PlateauTrigger(Trigger):
             raise ConfigurationError(
                 f"PlateauTrigger(patience={patience!r}): expected a whole number of validations, 0 or more."
             )
-        if not (math.isfinite(min_delta) and min_delta >= 0):
+        is_number = isinstance(min_delta, (int, float)) and not isinstance(min_delta, bool)
+        if not is_number or not (math.isfinite(min_delta) and min_delta >= 0):
             raise ConfigurationError(f"PlateauTrigger(min_delta={min_delta!r}): expected a finite number, 0 or more.")
         self.monitor = monitor
         self.mode: Literal["min", "max"] = mode
@@ -191,7 +195,7 @@ class PlateauTrigger(Trigger):
         return (batch // pace.batches_per_validation + self.patience + 2) * pace.batches_per_validation
 
     @property
-    def monitors(self) -> tuple[tuple[str, str], ...]:  # noqa: D102
+    def monitors(self) -> tuple[tuple[str, Literal["min", "max"]], ...]:  # noqa: D102
         return ((self.monitor, self.mode),)
 
 
@@ -206,6 +210,8 @@ class AnyTrigger(Trigger):
     """
 
     def __init__(self, triggers: Sequence[Trigger]) -> None:
+        if isinstance(triggers, Trigger) or not isinstance(triggers, Sequence):
+            raise ConfigurationError(f"AnyTrigger(triggers={triggers!r}): expected a list of triggers.")
         if not triggers:
             raise ConfigurationError("AnyTrigger(triggers=[]): expected at least one trigger.")
         for trigger in triggers:
@@ -230,7 +236,7 @@ class AnyTrigger(Trigger):
         return min(trigger.earliest(batch, pace) for trigger in self.triggers)
 
     @property
-    def monitors(self) -> tuple[tuple[str, str], ...]:  # noqa: D102
+    def monitors(self) -> tuple[tuple[str, Literal["min", "max"]], ...]:  # noqa: D102
         return tuple(dict.fromkeys(m for trigger in self.triggers for m in trigger.monitors))
 
     def __repr__(self) -> str:

@@ -67,7 +67,7 @@ def test_the_earliest_end_of_a_phase():
     assert StepTrigger(7).earliest(13, pace) == 20
     assert PlateauTrigger("val_loss", patience=1).earliest(10, pace) == 25
     assert (EpochTrigger(9) | StepTrigger(3)).earliest(0, pace) == 3
-    assert StepTrigger(7).earliest(0, pace._replace(batches_per_step=4)) == 28
+    assert StepTrigger(7).earliest(0, pace._replace(batches_per_step=4)) == 24  # three steps in an epoch of ten batches
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,9 @@ def test_the_earliest_end_of_a_phase():
         (lambda: PlateauTrigger("a", patience=-1), "patience=-1"),
         (lambda: PlateauTrigger("a", min_delta=-0.1), "min_delta=-0.1"),
         (lambda: PlateauTrigger("a", min_delta=math.nan), "min_delta=nan"),
+        (lambda: PlateauTrigger("a", min_delta="0.1"), "min_delta='0.1'"),
         (lambda: AnyTrigger([]), "at least one"),
+        (lambda: AnyTrigger(EpochTrigger(1)), "expected a list of triggers"),
         (lambda: AnyTrigger([3]), "3"),
     ],
 )

@@ -46,6 +46,8 @@ class DiscriminativeLR(LayerCallback):
             raise ConfigurationError(
                 f"DiscriminativeLR(decay={decay!r}): expected a number greater than 0, such as 0.9."
             )
+        if factors is not None and not isinstance(factors, Mapping):
+            raise ConfigurationError(f"DiscriminativeLR(factors={factors!r}): expected a map such as {{'head': 10}}.")
         for selector, factor in (factors or {}).items():
             if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 0 <= factor < math.inf:
                 raise ConfigurationError(

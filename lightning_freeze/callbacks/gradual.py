@@ -21,7 +21,7 @@ class GradualUnfreezing(PhasedFineTuning):
 
     Args:
         trigger: When the next phase begins. ``EpochTrigger(1)``, the default, unfreezes with each epoch.
-        start: Selector of what trains from the beginning.
+        start: Selector of what trains from the beginning. ``"head"`` means the top layer where a model has no head.
         layers_per_phase: How many more layers each phase unfreezes.
         stop: Selector of the lowest layer to unfreeze, such as ``"6"``; those below stay frozen. By default all layers
             are unfrozen in the end, the embeddings last.
@@ -50,7 +50,7 @@ class GradualUnfreezing(PhasedFineTuning):
         stop: str | None = None,
         restore_best: bool = False,
         monitor: str | None = None,
-        mode: Literal["min", "max"] = "min",
+        mode: Literal["min", "max"] | None = None,
         warmup_steps: int = 0,
         guard_early_stopping: bool = True,
         groups: Groups | None = None,
@@ -75,6 +75,8 @@ class GradualUnfreezing(PhasedFineTuning):
                 f"GradualUnfreezing(layers_per_phase={layers_per_phase!r}): expected a whole number of layers, 1 or "
                 "more."
             )
+        if stop is not None and not isinstance(stop, str):
+            raise ConfigurationError(f"GradualUnfreezing(stop={stop!r}): expected a selector such as {str(stop)!r}.")
         self.trigger = trigger
         self.start = start
         self.layers_per_phase = layers_per_phase

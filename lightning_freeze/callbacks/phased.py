@@ -39,7 +39,8 @@ class PhasedFineTuning(FreezingCallback):
         restore_best: Whether a new phase begins with the best weights of the phase just ended, rather than the last
             ones. The optimizer's state stays as it is.
         monitor: The metric that says which weights are best; by default the one that the phase's trigger watches.
-        mode: Whether a lower (``"min"``) or a higher (``"max"``) value of ``monitor`` is better.
+        mode: Whether a lower (``"min"``) or a higher (``"max"``) value of ``monitor`` is better; by default as the
+            triggers have it, ``"min"`` for a metric that they do not watch.
         warmup_steps: Over how many optimizer steps the learning rate of newly unfrozen layers rises linearly to its
             full value. An adaptive optimizer's first step on a new layer is otherwise as large as the learning rate in
             every weight.
@@ -62,7 +63,7 @@ class PhasedFineTuning(FreezingCallback):
         phases: Sequence[Phase],
         restore_best: bool = False,
         monitor: str | None = None,
-        mode: Literal["min", "max"] = "min",
+        mode: Literal["min", "max"] | None = None,
         warmup_steps: int = 0,
         guard_early_stopping: bool = True,
         groups: Groups | None = None,
@@ -73,8 +74,10 @@ class PhasedFineTuning(FreezingCallback):
         name = type(self).__name__
         with self._explained():
             schedule.check_phases(phases)
-        if mode not in ("min", "max"):
+        if mode not in ("min", "max", None):
             raise ConfigurationError(f"{name}(mode={mode!r}): expected 'min' or 'max'.")
+        if monitor is not None and (not isinstance(monitor, str) or not monitor.strip()):
+            raise ConfigurationError(f"{name}(monitor={monitor!r}): expected the name of a logged metric.")
         if isinstance(warmup_steps, bool) or not isinstance(warmup_steps, int) or warmup_steps < 0:
             raise ConfigurationError(
                 f"{name}(warmup_steps={warmup_steps!r}): expected a whole number of optimizer steps, 0 or more."
@@ -86,7 +89,8 @@ class PhasedFineTuning(FreezingCallback):
                     f"{name}(restore_best=True) needs to know which weights are best, and the triggers watch "
                     f"{'no metric' if not watched else 'several metrics'}; name one, such as monitor='val_loss'."
                 )
-            monitor, mode = next(iter(watched.items()))  # type: ignore[assignment]
+            monitor = next(iter(watched))
+        mode = mode or (watched.get(monitor, "min") if monitor else "min")
         self.phases = list(phases)
         self.restore_best = restore_best
         self.monitor = monitor
@@ -203,12 +207,12 @@ class PhasedFineTuning(FreezingCallback):
             session.module.print(phase_line(self, session, restored))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
-        if (
-            self._session is None
-            or not self._session.is_running
-            or trainer.sanity_checking
-            or not self._progress.starts
-        ):
+        if self._session is None or not self._session.is_running:
+            return
+        if trainer.sanity_checking:
+            checks.warn_of_misspelt_metrics(type(self).__name__, self._watched(), trainer)
+            return
+        if not self._progress.starts:
             return
         values = {name: self._value(trainer, name) for name in self._watched()}
         self._progress = schedule.observe(self._plan, self._progress, values)
@@ -288,6 +292,7 @@ class PhasedFineTuning(FreezingCallback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take over the state of a schedule that differs from this one only in phases that have not begun."""
+        super().on_load_checkpoint(trainer, pl_module, checkpoint)
         states = checkpoint.get("callbacks", {})
         if self.state_key in states:
             return

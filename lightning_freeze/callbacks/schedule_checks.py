@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -77,10 +78,24 @@ def check_metrics_are_validated(owner: str, watched: Sequence[str], trainer: Tra
         )
 
 
+def warn_of_misspelt_metrics(owner: str, watched: Sequence[str], trainer: Trainer) -> None:
+    """Warn, in the sanity check, of a metric that was not logged while one with a similar name was."""
+    logged = trainer.callback_metrics
+    for name in watched:
+        matches = get_close_matches(name, list(logged), n=1, cutoff=0.85)
+        if name not in logged and matches:
+            rank_zero_warn(
+                f"{owner} watches {name!r}, which the sanity check did not log. Did you mean {matches[0]!r}? If it is "
+                f"not logged at the first validation either, the run ends there."
+            )
+
+
 def warn_if_too_long(owner: str, phases: Sequence[Phase], progress: Progress, trainer: Trainer) -> None:
     """Warn, with the numbers, of a schedule that cannot reach its last phase before the run ends."""
     if trainer.fast_dev_run or progress.phase == len(phases) - 1:  # type: ignore[attr-defined]
         return
+    if len(trainer.optimizers) != 1 or not trainer.lightning_module.automatic_optimization:
+        return  # how many steps a batch makes is up to the module
     total = trainer.estimated_stepping_batches
     if math.isinf(trainer.num_training_batches) or math.isinf(total) or total < 0:
         return

@@ -315,7 +315,7 @@ def test_wrong_phases_are_refused_at_once(phases, words):
         ([PhasedFineTuning([Phase("head", EpochTrigger(1)), Phase("head")])], "Phases 1 and 2 .* train the same"),
         ([GradualUnfreezing(), LayerFreezing("head")], "Phase 1 of GradualUnfreezing .* frozen by LayerFreezing"),
         ([GradualUnfreezing(), PhasedFineTuning([Phase("all")])], "both schedule the same layers"),
-        ([GradualUnfreezing(stop="head", start="0")], "stop='head' lies above"),
+        ([GradualUnfreezing(stop="head", start="0")], r"stop='head'\) lies above"),
         ([GradualUnfreezing(start="haed")], "haed"),
         (
             [PhasedFineTuning([Phase("head", PlateauTrigger("val_los", patience=0)), Phase("all")])],
@@ -396,3 +396,54 @@ def test_a_head_that_owns_nothing_cannot_be_where_unfreezing_starts():
 
     with pytest.raises(ConfigurationError, match=r"own no parameters.*'-1,head'"):
         fit(Tied(), GradualUnfreezing(verbose=False))
+
+
+def test_the_mode_of_a_named_monitor_is_the_triggers():
+    phases = [Phase("head", PlateauTrigger("scripted", mode="max", patience=1)), Phase("all")]
+    assert PhasedFineTuning(phases, restore_best=True, monitor="scripted").mode == "max"
+    assert PhasedFineTuning(phases, restore_best=True).mode == "max"
+    assert PhasedFineTuning(phases, restore_best=True, monitor="val_loss").mode == "min"
+
+
+def test_a_misspelt_metric_is_named_in_the_sanity_check():
+    phases = [Phase("head", PlateauTrigger("val_los", patience=0)), Phase("all")]
+    with (
+        pytest.warns(UserWarning, match="the sanity check did not log. Did you mean 'val_loss'"),
+        pytest.raises(ConfigurationError, match="'val_los', which the module has not logged"),
+    ):
+        fit(make(), PhasedFineTuning(phases, verbose=False), num_sanity_val_steps=1)
+
+
+def test_a_short_last_window_of_accumulation_counts_as_a_step():
+    # Five batches by fours make two steps an epoch, so three steps are reached; a warning would be an error here.
+    phases = [Phase("head", StepTrigger(3)), Phase("all")]
+    recorder = run(PhasedFineTuning(phases, verbose=False), max_epochs=2, batches=5, accumulate_grad_batches=4)
+    assert recorder.phases()[1][0] == (1, 3)
+
+
+def test_without_a_head_unfreezing_starts_with_the_top_layer():
+    recorder = Recorder()
+    groups = {"low": ["encoder.layers.0"], "top": ["encoder.layers.3"]}
+    fit(make(), GradualUnfreezing(groups=groups, verbose=False), recorder, max_epochs=2)
+    assert recorder.phases() == [((0, 0), EVERYTHING - {"0"}), ((1, 4), EVERYTHING)]
+
+
+def test_a_checkpoint_of_another_layout_is_refused_with_the_cause(tmp_path):
+    plain = fit(make(), max_epochs=1)
+    plain.save_checkpoint(tmp_path / "plain.ckpt")
+    with pytest.raises(ConfigurationError, match=r"\[1\] parameter groups .* this run \[6\]: it was saved with"):
+        fit(make(), GradualUnfreezing(stop="2", verbose=False), ckpt_path=tmp_path / "plain.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (lambda: PhasedFineTuning(Phase("head")), "expected a list of phases"),
+        (lambda: PhasedFineTuning("head"), "expected a list of phases"),
+        (lambda: GradualUnfreezing(stop=2), r"stop=2\): expected a selector such as '2'"),
+        (lambda: GradualUnfreezing(restore_best=True, monitor=""), "monitor=''"),
+    ],
+)
+def test_values_of_the_wrong_type_are_refused(build, words):
+    with pytest.raises(ConfigurationError, match=words):
+        build()

@@ -6,6 +6,7 @@ import argparse
 import inspect
 import logging
 import os
+import pickle
 import re
 import sys
 import traceback
@@ -106,6 +107,13 @@ class FreezeCLI(LightningCLI):
         parser.set_defaults({"data": {"class_path": "lightning_freeze.data.TextDataModule"}})
         for name in ("num_classes", "labels"):
             parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, and see that the checkpoint can be read before Lightning takes the hyperparameters from it."""
+        super().parse_arguments(parser, args)
+        subcommand = self.config.get("subcommand")
+        if subcommand:
+            self._checkpoint(self.config[subcommand].get("ckpt_path"))
 
     def before_instantiate_classes(self) -> None:
         """Fill in what the data can take from the model or from the checkpoint."""
@@ -217,9 +225,18 @@ class FreezeCLI(LightningCLI):
                 f"The checkpoint {str(path)!r} does not exist: expected a .ckpt file.{suggest(file.name, names)}"
             )
         if file.is_dir():
+            if (file / "config.json").is_file():
+                raise ConfigurationError(
+                    f"{str(path)!r} is the folder of a model, not a checkpoint: expected a .ckpt file of a run."
+                )
             return {}
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        hyperparameters: dict[str, Any] = content.get("hyper_parameters", {})
+        try:
+            content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+            hyperparameters: dict[str, Any] = content.get("hyper_parameters", {})
+        except (pickle.UnpicklingError, RuntimeError, EOFError, IndexError, AttributeError) as error:
+            raise ConfigurationError(
+                f"{str(path)!r} is not a checkpoint that can be read: expected a .ckpt file of an earlier run."
+            ) from error
         return hyperparameters
 
 

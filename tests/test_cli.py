@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import logging
 import os
 import subprocess
@@ -281,3 +282,27 @@ def test_the_installed_command_runs_as_a_process() -> None:
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr and "seamless" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("reviews.csv", "'reviews.csv' is not a checkpoint that can be read"),
+        ("tiny", "'tiny' is the folder of a model"),
+    ],
+)
+def test_a_checkpoint_that_is_none(path: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert words in fails(capsys, "test", "--model.encoder=./tiny", "--data.test=reviews.csv", f"--ckpt_path={path}")
+
+
+def test_token_predictions_are_one_tag_for_each_token() -> None:
+    rows = [
+        {"tokens": ["good", "unfilmable", "book"][: 1 + i % 3], "tags": ["O", "X", "O"][: 1 + i % 3]} for i in range(12)
+    ]
+    Path("tags.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = ["--model.encoder=./tiny", "--model.task=token-classification", "--data.text=tokens", *QUIET]
+    cli.main(["fit", *task, "--data.label=tags", "--data.data=tags.jsonl", "--trainer.max_epochs=1"])
+    cli.main(["predict", *task, f"--ckpt_path={checkpoint()}", "--data.predict=tags.jsonl"])
+    (predicted,) = Path("lightning_logs").glob("*/predictions.jsonl")
+    records = [json.loads(line) for line in predicted.read_text().splitlines()]
+    assert [len(record["prediction"]) for record in records] == [len(row["tokens"]) for row in rows]

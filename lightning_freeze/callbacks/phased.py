@@ -286,6 +286,9 @@ class PhasedFineTuning(FreezingCallback):
         self._best.load_state_dict(state_dict["best"])
         self._rates = state_dict["rates"]
         if session is not None and is_fitting:
+            for phase, clock in enumerate(self._progress.starts):
+                fresh = self._trains[phase].keys() - (self._trains[phase - 1].keys() if phase else set())
+                session.since.update(dict.fromkeys(fresh, clock))
             session.rates.load_state_dict(self._rates)
             if session.holds.hold(self, *self._freezes[self.phase]):
                 resynchronise(session.trainer, session.module)

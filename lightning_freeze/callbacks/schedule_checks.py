@@ -71,7 +71,9 @@ def check_phases_are_optimized(
 
 def check_metrics_are_validated(owner: str, watched: Sequence[str], trainer: Trainer) -> None:
     """Refuse a schedule that waits for validations in a run without any."""
-    if watched and not trainer.enable_validation:
+    loaders = trainer.val_dataloaders  # None until the first epoch that validates
+    is_empty = isinstance(loaders, (list, tuple, dict)) and not loaders
+    if watched and (not trainer.enable_validation or is_empty):
         raise ConfigurationError(
             f"{owner} watches {watched[0]!r} at each validation, but this run has no validation; give it validation "
             f"data, or use EpochTrigger or StepTrigger."

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader, SequentialSampler
 from transformers import PreTrainedTokenizerBase
 
@@ -155,7 +156,7 @@ class TextDataModule(LightningDataModule):
         wanted = _STAGES[stage]
         if wanted[0] not in self.tables:
             raise ConfigurationError(
-                f"There are no rows for {stage!r}: expected the argument {wanted[0]!r}"
+                f"There are no rows for {TrainerFn(stage).value!r}: expected the argument {wanted[0]!r}"
                 f"{', or data with a split fraction above 0' if wanted[0] != 'predict' else ''}; there are "
                 f"{listing(self.tables) or 'no files'}."
             )

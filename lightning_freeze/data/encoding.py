@@ -213,12 +213,13 @@ def _encode_words(
     examples = []
     for position, row in enumerate(rows):
         example = {key: _ids(values[position]) for key, values in encoded.items() if key != "attention_mask"}
-        if labels is not None:
-            tags, before = [], None
-            for word in encoded.word_ids(position):
-                tags.append(IGNORE_INDEX if word is None or word == before else labels[row][word])
-                before = word
-            example["labels"] = _ids(tags)
+        # Without labels, zeros still say where each word begins: a prediction is one tag per word, not per piece.
+        tags, before = [], None
+        for word in encoded.word_ids(position):
+            begins = word is not None and word != before
+            tags.append(IGNORE_INDEX if not begins else 0 if labels is None else labels[row][word])
+            before = word
+        example["labels"] = _ids(tags)
         examples.append(example)
     return examples
 

@@ -66,10 +66,21 @@ def call_with(module: nn.Module, inputs: dict[str, Any]) -> Any:
     """
     parameters = inspect.signature(unwrapped(module).forward).parameters
     if any(name in parameters for name in _INPUT_NAMES):
-        return module(**{name: value for name, value in inputs.items() if name in parameters})
+        return module(**accepted(module, inputs))
     if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
         return module(**inputs)
     return module(first_tensor(inputs))
+
+
+def accepted(module: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Return those inputs that the ``forward`` of a module names.
+
+    Args:
+        module: Any module.
+        inputs: Model inputs by name.
+    """
+    parameters = inspect.signature(unwrapped(module).forward).parameters
+    return {name: value for name, value in inputs.items() if name in parameters}
 
 
 def pool(hidden: Tensor, mask: Tensor | None, pooling: Pooling) -> Tensor:

@@ -16,8 +16,8 @@ from torchmetrics import MetricCollection
 from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.module.loading import load_model
 from lightning_freeze.module.optim import build_optimizer, linear_warmup_decay
-from lightning_freeze.module.pooling import PooledModel, Pooling, call_with, unwrapped
-from lightning_freeze.tasks import Task, TaskName, get_task
+from lightning_freeze.module.pooling import PooledModel, Pooling, accepted, call_with, unwrapped
+from lightning_freeze.tasks import IGNORE_INDEX, Task, TaskName, get_task
 
 
 class TransformerModule(LightningModule):
@@ -127,18 +127,20 @@ class TransformerModule(LightningModule):
             ``probabilities`` where the task has classes, ``labels`` (names, where they are known), ``index`` (the row
             of each example in its file) and ``text`` (what a language model wrote), each where it applies.
         """
-        inputs, _ = unpack(batch)
+        inputs, targets = unpack(batch)
         index = inputs.pop("index", None)
         result: dict[str, Any]
         if self.task.is_language_model and callable(generate := getattr(self.model, "generate", None)):
-            result = {"predictions": generate(**inputs, **self.generate_kwargs)}
+            result = {"predictions": generate(**accepted(self.model, inputs), **self.generate_kwargs)}
             tokenizer = getattr(getattr(self.trainer, "datamodule", None), "tokenizer", None)
             if tokenizer is not None:
                 result["text"] = tokenizer.batch_decode(result["predictions"], skip_special_tokens=True)
         else:
             result = dict(self.task.predictions(self(**inputs)))
             if self.labels:
-                result["labels"] = self._names(result["predictions"], inputs.get("attention_mask"))
+                begins_word = None if targets is None else targets != IGNORE_INDEX
+                mask = inputs.get("attention_mask") if begins_word is None else begins_word
+                result["labels"] = self._names(result["predictions"], mask)
         if index is not None:
             result["index"] = index
         return result

@@ -15,7 +15,7 @@ def measure() -> SimpleNamespace:
 
 
 def row(measure, config: str, seed: int, accuracy: float, fingerprint: str | None = None) -> dict[str, str]:
-    values = [config, seed, accuracy, 0.5, 10.0, 0.25, fingerprint or measure.fingerprint(config)]
+    values = [config, seed, accuracy, 0.5, 0.25, fingerprint or measure.fingerprint(config)]
     return dict(zip(measure.COLUMNS, map(str, values), strict=True))
 
 
@@ -42,8 +42,8 @@ def test_results_survive_the_file(measure, tmp_path):
 def test_table_holds_mean_and_spread_and_goes_between_its_markers(measure, tmp_path, monkeypatch):
     rows = [row(measure, "full", 0, 0.7), row(measure, "full", 1, 0.8), row(measure, "head_only", 0, 0.6)]
     table = measure.to_markdown(rows)
-    assert "| [full](full.yaml) | 0.750 ± 0.071 | 0.250 ± 0.071 | 10 ± 0 | 25% | 2 |" in table
-    assert "| [head_only](head_only.yaml) | 0.600 | 0.100 | 10 | 25% | 1 |" in table
+    assert "| [full](full.yaml) | 0.750 ± 0.071 | 0.250 ± 0.071 | 25% | 2 |" in table
+    assert "| [head_only](head_only.yaml) | 0.600 | 0.100 | 25% | 1 |" in table
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{measure.BEGIN}\nold\n\n{measure.END}\nafter\n")
     monkeypatch.setitem(measure.put_into_readme.__globals__, "README", readme)

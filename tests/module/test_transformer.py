@@ -218,3 +218,12 @@ def test_labels_are_needed_for_training(tmp_path: Path, tiny_bert_dir: Path) -> 
     batches = DataLoader([{"input_ids": torch.ones(3, dtype=torch.long)}], batch_size=1)  # type: ignore[arg-type]
     with pytest.raises(MisconfigurationException, match=r"batch has no labels: expected the key 'labels'"):
         trainer(tmp_path).fit(model, batches)
+
+
+def test_generation_gets_only_what_the_model_takes(tiny_t5_dir: Path) -> None:
+    module = TransformerModule(str(tiny_t5_dir), task="seq2seq-lm", generate_kwargs={"max_new_tokens": 3})
+    tokens = torch.randint(3, 20, (2, 5))
+    batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "token_type_ids": torch.zeros_like(tokens)}
+    trainer = Trainer(logger=False, enable_progress_bar=False, accelerator="cpu", enable_checkpointing=False)
+    (output,) = trainer.predict(module, DataLoader([batch], batch_size=None))
+    assert output["predictions"].shape[0] == 2

@@ -1,5 +1,6 @@
 # make demo   fine-tune a real transformer on real reviews (sets up everything it needs; about five minutes)
 # make test   the tests, in the same environment
+# make test-vision  the tests on timm and torchvision models, in an environment with the torch that these need
 # make lint   ruff and mypy
 # make clean  remove the environment and what runs left here; the user cache stays
 
@@ -15,7 +16,7 @@ WORKERS   ?= auto
 # Made anew by each demo.
 DEMO_RUN  := runs/reviews/demo
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-vision lint clean
 .DEFAULT_GOAL := test
 
 demo: $(READY)
@@ -29,6 +30,13 @@ demo: $(READY)
 
 test: $(READY_DEV)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS)
+
+# In an environment of its own: timm and torchvision want another build of torch, a large one.
+test-vision:
+	test -x $(VENV)-vision/bin/python || $(PYTHON) -m venv $(VENV)-vision
+	$(VENV)-vision/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-vision.txt \
+		--editable '.[vision,dev]'
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VENV)-vision/bin/python -m pytest -n $(WORKERS) tests/layers
 
 lint: $(READY_DEV)
 	$(BIN)/ruff check
@@ -52,6 +60,6 @@ $(READY_DEV): $(READY)
 	@touch $@
 
 clean:
-	rm -rf $(VENV) runs lightning_logs build dist *.egg-info .ruff_cache .mypy_cache .pytest_cache .coverage
+	rm -rf $(VENV) $(VENV)-vision runs lightning_logs build dist *.egg-info .ruff_cache .mypy_cache .pytest_cache .coverage
 	rm -f experiments/reviews/data
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

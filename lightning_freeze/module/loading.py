@@ -45,6 +45,8 @@ def load_model(name: str, task: Task | None, pretrained: bool, **config: Any) ->
                 _check_encoder_weights(name, model, info)
     except (OSError, ValueError, SafetensorError) as error:
         raise ConfigurationError(_reason(name, task, error)) from error
+    if task is None and getattr(model.config, "is_encoder_decoder", False):
+        model = model.get_encoder()  # what a pooled head stands on; the decoder would ask for inputs of its own
     if task is None and "add_pooling_layer" in inspect.signature(type(model).__init__).parameters:
         # Nothing reads the pooler then, and DistributedDataParallel refuses parameters without a gradient.
         model.pooler = None

@@ -227,3 +227,10 @@ def test_generation_gets_only_what_the_model_takes(tiny_t5_dir: Path) -> None:
     trainer = Trainer(logger=False, enable_progress_bar=False, accelerator="cpu", enable_checkpointing=False)
     (output,) = trainer.predict(module, DataLoader([batch], batch_size=None))
     assert output["predictions"].shape[0] == 2
+
+
+def test_pooling_over_an_encoder_decoder_takes_its_encoder(tiny_t5_dir: Path) -> None:
+    module = TransformerModule(str(tiny_t5_dir), task="classification", num_classes=2, pooling="mean")
+    tokens = torch.randint(3, 20, (2, 5))
+    assert module(input_ids=tokens, attention_mask=torch.ones_like(tokens)).shape == (2, 2)
+    assert not any("decoder" in name for name, _ in module.named_parameters())

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.nn import Parameter
 
-from lightning_freeze.layers import Layer, LayerStack
+from lightning_freeze.layers import Layer
 
 if TYPE_CHECKING:
     from lightning_freeze.callbacks.phased import PhasedFineTuning
@@ -47,7 +47,12 @@ def layer_table(session: Session, ended: bool = False) -> str:
         else:
             rows.append(row)
     shows_since = any(row.since for row in rows)
-    table = Table(box=box.SIMPLE_HEAD, title=_title(stack, ended), title_justify="left", title_style="bold")
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        title=f"Layers at the {'end' if ended else 'start'} of training",
+        title_justify="left",
+        title_style="bold",
+    )
     table.add_column("layers")
     table.add_column("parameters", justify="right")
     table.add_column("status")
@@ -109,10 +114,6 @@ def _span(names: Sequence[str]) -> str:
     if len(names) <= 2:
         return ", ".join(names)
     return f"{names[0]} ... {names[-1]}"
-
-
-def _title(stack: LayerStack, ended: bool) -> str:
-    return "Layers at the end of training" if ended else "Layers at the start of training"
 
 
 def _row(layer: Layer, session: Session, rates: dict[Parameter, float], ended: bool) -> _Row:

@@ -19,7 +19,6 @@ from lightning_freeze.callbacks.early_stopping import PatienceGuard
 from lightning_freeze.distributed import resynchronise
 from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.layers import LayerStack
-from lightning_freeze.layers.selectors import complement
 from lightning_freeze.phases import Phase, Progress
 from lightning_freeze.report import phase_line
 from lightning_freeze.session import Session
@@ -152,10 +151,12 @@ class PhasedFineTuning(FreezingCallback):
 
     def _resolve(self, phases: Sequence[Phase]) -> None:
         self._plan, self._trains, self._freezes = list(phases), [], []
+        everything = [p for layer in self.stack for p in layer.parameters()]
         for phase in phases:
-            rest = complement(self.stack, phase.train)
-            self._trains.append(dict.fromkeys(self.stack.select(phase.train).parameters))
-            self._freezes.append((rest.parameters, rest.modules if self.frozen_eval else ()))
+            trains = dict.fromkeys(self.stack.select(phase.train).parameters)
+            frozen = [p for p in everything if p not in trains]
+            self._trains.append(trains)
+            self._freezes.append((frozen, self.stack.modules_within(frozen) if self.frozen_eval else ()))
 
     def _skip_idle_phases(self, session: Session) -> None:
         can_train = [{p for p in trains if session.holds.can_train(p, self)} for trains in self._trains]

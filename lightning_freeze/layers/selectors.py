@@ -85,23 +85,6 @@ def select(stack: LayerStack, selector: str) -> Selection:
     return _selection(stack, layers, parameters)
 
 
-def complement(stack: LayerStack, selector: str) -> Selection:
-    """Everything in the stack that a selector leaves: what is to be frozen when the selector says what trains.
-
-    Raises:
-        ValueError: If the selector or a term is empty or malformed, or selects nothing.
-    """
-    selected = select(stack, selector)
-    taken = {id(parameter) for parameter in selected.parameters}
-    layers = {
-        layer.index
-        for layer in stack
-        if layer not in selected.layers and not taken & {id(p) for p in layer.parameters()}
-    }
-    rest = {id(p) for layer in stack for p in layer.parameters()} - taken
-    return _selection(stack, layers, rest)
-
-
 def abbreviate(stack: LayerStack) -> str:
     """The names of all layers on one line, long runs of blocks shortened: ``embeddings, 0 ... 11, head``."""
     runs: list[list[Layer]] = []

@@ -20,6 +20,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from lightning_freeze.errors import ConfigurationError
+from lightning_freeze.optimizer_layout import Layout, layout, rearrange
 
 RATES = ("lr", "initial_lr", "max_lr", "min_lr")
 _OWN = ("params", "param_names", "name")
@@ -73,6 +74,8 @@ class _Split(NamedTuple):
     base: BaseRates
     origin: list[int]  # of each real group: the user's group that it came from
     keys: list[tuple[Hashable, ...]]  # of each real group: one key per source
+    positions: list[list[int]]  # of each real group: where its parameters stood in the user's groups
+    users: Layout  # the user's own layout
     written: list[dict[str, Any]]  # of each real group: what was last written
 
 
@@ -100,14 +103,30 @@ class LayerRates:
         if self.is_split:
             return
         for optimizer in optimizers:
-            base = BaseRates(optimizer)
-            groups, origin, keys = self._groups(optimizer, names)
+            base, users = BaseRates(optimizer), layout(optimizer.param_groups)
+            groups, origin, keys, positions = self._groups(optimizer, names)
             optimizer.param_groups[:] = groups
             for scheduler in schedulers:
                 _redirect(scheduler, optimizer, base)
-            self._splits.append(_Split(optimizer, base, origin, keys, [{} for _ in groups]))
+            self._splits.append(_Split(optimizer, base, origin, keys, positions, users, [{} for _ in groups]))
         if self._pending is not None:
             self._load(self._pending)
+
+    def adopt(self, states: list[dict[str, Any]]) -> None:
+        """Take over the optimizers of a run whose groups were not split, rearranging their states in place.
+
+        Args:
+            states: The ``state_dict`` of each optimizer. Those that are not in the user's own layout stay as they are.
+        """
+        for index, (split, state) in enumerate(zip(self._splits, states, strict=False)):
+            if layout(state["param_groups"]) != split.users or split.users == layout(split.real.param_groups):
+                continue
+            for group, saved in zip(split.base.param_groups, state["param_groups"], strict=True):
+                for name, value in saved.items():
+                    if name not in _OWN:
+                        _assign(group, name, value)
+            names = [group["name"] for group in split.real.param_groups]
+            states[index] = rearrange(state, split.positions, split.origin, names)
 
     def write(self, force: bool = False) -> None:
         """Copy the user's current rates, times each layer's factors, into the real groups.
@@ -167,10 +186,12 @@ class LayerRates:
 
     def _groups(
         self, optimizer: Optimizer, names: Mapping[Parameter, str]
-    ) -> tuple[list[dict[str, Any]], list[int], list[tuple[Hashable, ...]]]:
+    ) -> tuple[list[dict[str, Any]], list[int], list[tuple[Hashable, ...]], list[list[int]]]:
         groups: list[dict[str, Any]] = []
         origin: list[int] = []
         all_keys: list[tuple[Hashable, ...]] = []
+        places: list[list[int]] = []
+        before = 0
         many = len(optimizer.param_groups) > 1
         for index, group in enumerate(optimizer.param_groups):
             parts: dict[tuple[str, tuple[Hashable, ...]], list[int]] = {}
@@ -183,8 +204,10 @@ class LayerRates:
                 groups.append({**_without_parameters(group), **_parameters(group, positions), "name": layer + suffix})
                 origin.append(index)
                 all_keys.append(keys)
+                places.append([before + position for position in positions])
+            before += len(group["params"])
         _number_duplicates(groups)
-        return groups, origin, all_keys
+        return groups, origin, all_keys, places
 
     def _factors(self, keys: tuple[Hashable, ...]) -> tuple[float, float]:
         factor = ramp = 1.0

@@ -18,6 +18,7 @@ from torch.nn import Parameter
 from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.holds import Holds
 from lightning_freeze.layers import LayerStack
+from lightning_freeze.optimizer_layout import Layout, layout
 from lightning_freeze.param_groups import LayerRates
 from lightning_freeze.triggers import Clock
 
@@ -48,7 +49,7 @@ class Session:
         rates: The learning rates of the layers.
         members: The callbacks that have joined, in the trainer's order.
         since: When the parameters that train began to do so, where a schedule decides about them.
-        saved_groups: Of the checkpoint to resume from, the number of parameter groups of each optimizer.
+        saved_optimizers: The optimizers' states in the checkpoint to resume from.
         is_built: Whether the module has all its parameters.
         is_running: Whether the fit proper has begun; false while Lightning's learning rate and batch size finders try
             things out, which must not move a schedule.
@@ -61,7 +62,7 @@ class Session:
         self.rates = LayerRates()
         self.members: list[Member] = []
         self.since: dict[Parameter, Clock] = {}
-        self.saved_groups: list[int] | None = None
+        self.saved_optimizers: list[dict[str, Any]] = []
         self._said: set[str] = set()
         self.is_built = False
         self.is_running = False
@@ -121,13 +122,18 @@ class Session:
                         names.setdefault(parameter, layer.name)
             schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
             self.rates.split(self.trainer.optimizers, schedulers, names)
-        groups = [len(optimizer.param_groups) for optimizer in self.trainer.optimizers]
-        if self.saved_groups is not None and self.saved_groups != groups:
+        self.rates.adopt(self.saved_optimizers)
+        self._check_layout()
+
+    def _check_layout(self) -> None:
+        saved = [layout(state["param_groups"]) for state in self.saved_optimizers]
+        now = [layout(optimizer.param_groups) for optimizer in self.trainer.optimizers]
+        if self.saved_optimizers and saved != now:
             raise ConfigurationError(
-                f"The checkpoint holds {self.saved_groups} parameter groups of each optimizer, this run {groups}: it "
-                f"was saved with other callbacks (DiscriminativeLR, GradualUnfreezing and PhasedFineTuning make one "
-                f"group for each layer) or another optimizer. Resume with those of the run that saved it, or begin a "
-                f"new run from its weights alone."
+                f"The optimizers in the checkpoint hold parameter groups of {_sizes(saved)} parameters, those of this "
+                f"run {_sizes(now)}: it was saved with other callbacks (DiscriminativeLR, GradualUnfreezing and "
+                f"PhasedFineTuning make one group for each layer) or another optimizer. Resume with those of the run "
+                f"that saved it, or begin a new run from its weights alone."
             )
 
     def assert_frozen(self) -> None:
@@ -208,3 +214,7 @@ class Session:
                 return original(*args, **kwargs)
 
         return configure_optimizers
+
+
+def _sizes(layouts: list[Layout]) -> str:
+    return " and ".join("+".join(map(str, groups)) for groups in layouts)

@@ -62,7 +62,7 @@ class LayerCallback(Callback):
         states = checkpoint.get("optimizer_states")
         # Lightning's learning rate and batch size finders restore too, in the midst of a run, what they have saved.
         if self._session is not None and states and not trainer.optimizers:
-            self._session.saved_groups = [len(state["param_groups"]) for state in states if "param_groups" in state]
+            self._session.saved_optimizers = states
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         if self._session is not None:

@@ -19,6 +19,7 @@ from lightning_freeze.callbacks.early_stopping import PatienceGuard
 from lightning_freeze.distributed import resynchronise
 from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.layers import LayerStack
+from lightning_freeze.missed_validation import catch_up, validation_is_due
 from lightning_freeze.phases import Phase, Progress
 from lightning_freeze.report import phase_line
 from lightning_freeze.session import Session
@@ -107,6 +108,7 @@ class PhasedFineTuning(FreezingCallback):
         self._guards: list[PatienceGuard] = []
         self._rates: list[list[dict[str, Any]]] | None = None
         self._layers: list[dict[str, Any]] = []
+        self._awaits_validation = False
 
     @property
     def phase(self) -> int:
@@ -179,6 +181,14 @@ class PhasedFineTuning(FreezingCallback):
         if self._session is not None and self._session.is_running:
             checks.check_metrics_are_validated(type(self).__name__, self._watched(), trainer)
             checks.warn_if_too_long(type(self).__name__, self._plan, self._progress, trainer)
+            if self._awaits_validation and self._watched():
+                catch_up(trainer)
+
+    def on_train_batch_end(  # noqa: D102
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        self._awaits_validation = validation_is_due(trainer, batch_idx)
 
     def on_train_batch_start(  # noqa: D102
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -213,6 +223,7 @@ class PhasedFineTuning(FreezingCallback):
         if trainer.sanity_checking:
             checks.warn_of_misspelt_metrics(type(self).__name__, self._watched(), trainer)
             return
+        self._awaits_validation = False
         if not self._progress.starts:
             return
         values = {name: self._value(trainer, name) for name in self._watched()}
@@ -274,6 +285,7 @@ class PhasedFineTuning(FreezingCallback):
             **self._progress.state_dict(),
             "plan": [str(phase) for phase in self._plan],
             "layers": self._layers,
+            "awaits_validation": self._awaits_validation,
             "best": self._best.state_dict(),
             "rates": self._rates,
         }
@@ -286,6 +298,7 @@ class PhasedFineTuning(FreezingCallback):
         self._progress = Progress.from_state_dict(state_dict)
         self._best.load_state_dict(state_dict["best"])
         self._rates = state_dict["rates"]
+        self._awaits_validation = state_dict["awaits_validation"]
         if session is not None and is_fitting:
             for phase, clock in enumerate(self._progress.starts):
                 fresh = self._trains[phase].keys() - (self._trains[phase - 1].keys() if phase else set())

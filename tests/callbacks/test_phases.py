@@ -428,13 +428,6 @@ def test_without_a_head_unfreezing_starts_with_the_top_layer():
     assert recorder.phases() == [((0, 0), EVERYTHING - {"0"}), ((1, 4), EVERYTHING)]
 
 
-def test_a_checkpoint_of_another_layout_is_refused_with_the_cause(tmp_path):
-    plain = fit(make(), max_epochs=1)
-    plain.save_checkpoint(tmp_path / "plain.ckpt")
-    with pytest.raises(ConfigurationError, match=r"\[1\] parameter groups .* this run \[6\]: it was saved with"):
-        fit(make(), GradualUnfreezing(stop="2", verbose=False), ckpt_path=tmp_path / "plain.ckpt")
-
-
 @pytest.mark.parametrize(
     ("build", "words"),
     [

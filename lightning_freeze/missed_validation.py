@@ -1,0 +1,54 @@
+"""The validation that Lightning leaves out on resume, and how to catch up on it.
+
+A checkpoint saved at the end of a training batch, such as ``ModelCheckpoint(every_n_train_steps=...)`` makes, does not
+hold the validation that was due right after that batch, and Lightning does not repeat it when the run is resumed: it
+goes on with the next batch. Whatever counts validations (a plateau, the best weights) would then see one fewer than the
+run that was never stopped. So a schedule notes whether one is due, and holds it first thing after a resume.
+"""
+
+from __future__ import annotations
+
+import math
+
+from lightning.pytorch import Trainer
+
+
+def validation_is_due(trainer: Trainer, batch_idx: int) -> bool:
+    """Whether Lightning will validate right after this training batch, as far as the batch count decides.
+
+    To be asked in ``on_train_batch_end``. Validations by the clock (``val_check_interval`` as a duration) and those
+    that Lightning adds when a run is told to stop are not foreseen.
+
+    Args:
+        trainer: The running trainer.
+        batch_idx: Number of the batch in its epoch, from 0.
+    """
+    every = trainer.check_val_every_n_epoch
+    if not trainer.enable_validation or (every is not None and (trainer.current_epoch + 1) % every != 0):
+        return False
+    batches = trainer.val_check_batch
+    if batches is None:
+        return False
+    if math.isinf(batches):  # a data set that does not know its length
+        return trainer.is_last_batch
+    count = trainer.fit_loop.total_batch_idx if every is None else batch_idx
+    return (count + 1) % int(batches) == 0
+
+
+def catch_up(trainer: Trainer) -> None:
+    """Hold the validation that was due when the checkpoint was saved; to be called in ``on_train_start``.
+
+    It runs as any other: all callbacks, loggers and metrics see it.
+
+    Args:
+        trainer: The running trainer, resumed.
+    """
+    loop = trainer.fit_loop.epoch_loop.val_loop
+    loop.restarting = False
+    loop.reset_restart_stage()  # what a stop in the midst of it had begun is begun anew
+    trainer.validating = True
+    try:
+        loop.run()
+        loop.reset()  # else the training loop takes this one for the epoch's last, and the epoch for done
+    finally:
+        trainer.training = True

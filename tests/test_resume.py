@@ -1,6 +1,7 @@
 """A run that is stopped anywhere and resumed equals the run that was not, bit for bit."""
 
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,28 @@ def test_a_run_resumed_from_any_checkpoint_equals_the_straight_one(schedule, int
         saved = torch.load(path, weights_only=True)
         if saved["global_step"] < run[0].global_step:
             assert_equal(run, resumed(schedule, path, val_check_interval=interval))
+
+
+@pytest.mark.filterwarnings("ignore:.*Checkpoint directory .* exists and is not empty")
+@pytest.mark.parametrize("which", ["best", "last"])
+def test_the_same_trainer_goes_on_from_its_best_or_last_checkpoint(which, tmp_path):
+    run = straight("steps", tmp_path / "straight")
+    saving = ModelCheckpoint(tmp_path, monitor="scripted", mode="max", save_top_k=1, save_last=True)
+    recorder, the_module = Recorder(), module()
+    the_trainer = trainer(*SCHEDULES["steps"](), recorder, saving, max_epochs=4, enable_checkpointing=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*reaches the last one after")
+        the_trainer.fit(the_module, StatefulLoader(BATCHES), loader(2, seed=2))
+    path = saving.best_model_path if which == "best" else saving.last_model_path
+    taken = torch.load(path, weights_only=True)["global_step"]
+    assert taken < EPOCHS * BATCHES
+    the_trainer.fit_loop.max_epochs = EPOCHS
+    the_trainer.fit(the_module, StatefulLoader(BATCHES), loader(2, seed=2), ckpt_path=which)
+    recorder.trains = recorder.trains[16:]
+    recorder.eval_blocks = recorder.eval_blocks[16:]
+    recorder.rates = recorder.rates[16:]
+    assert len(recorder.trains) == EPOCHS * BATCHES - taken
+    assert_equal(run, (the_trainer, the_module, recorder))
 
 
 def test_the_state_in_a_checkpoint_is_plain(tmp_path):

@@ -1,6 +1,12 @@
 """lightning-freeze: freeze, unfreeze and pace the layers of any transformer in PyTorch Lightning."""
 
-from lightning_freeze.callbacks import DiscriminativeLR, GradualUnfreezing, LayerFreezing, PhasedFineTuning
+from lightning_freeze.callbacks import (
+    DiscriminativeLR,
+    FrozenPrefixCache,
+    GradualUnfreezing,
+    LayerFreezing,
+    PhasedFineTuning,
+)
 from lightning_freeze.data import TextDataModule
 from lightning_freeze.layers import Layer, LayerStack
 from lightning_freeze.module import TransformerModule
@@ -11,6 +17,7 @@ __all__ = [
     "AnyTrigger",
     "DiscriminativeLR",
     "EpochTrigger",
+    "FrozenPrefixCache",
     "GradualUnfreezing",
     "Layer",
     "LayerFreezing",

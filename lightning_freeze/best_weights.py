@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
 
+from lightning_freeze.distributed import gathered, write
 from lightning_freeze.triggers import improves
 
 
 class BestWeights:
     """A copy, in CPU memory, of what trained in the phase, as it was at the phase's best validation.
+
+    Of parameters that are sharded over ranks, each rank keeps its own part. A checkpoint holds them whole.
 
     Args:
         mode: ``"min"`` if a lower value is better, ``"max"`` if a higher one is.
@@ -41,7 +44,7 @@ class BestWeights:
         if value is not None:
             current = module.state_dict(keep_vars=True)
             for name, tensor in self._tensors.items():
-                current[name].copy_(tensor)
+                write(current[name], tensor)
         self.forget()
         return value
 
@@ -50,8 +53,8 @@ class BestWeights:
         self.value, self._tensors = None, {}
 
     def state_dict(self) -> dict[str, Any]:
-        """The copy and its value."""
-        return {"value": self.value, "tensors": dict(self._tensors)}
+        """The copy and its value; must be called on all ranks, where parameters are sharded."""
+        return {"value": self.value, "tensors": {name: gathered(tensor) for name, tensor in self._tensors.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The inverse of :meth:`state_dict`."""

@@ -33,8 +33,8 @@ DEBUG_VARIABLE = "LIGHTNING_FREEZE_DEBUG"
 DEFAULT_EPOCHS = 3
 _DESCRIPTION = (
     "Fine-tune any transformer, with the layers frozen, unfrozen and paced as the callbacks say. "
-    "`lightning-freeze layers MODEL` prints a model's layers. `lightning-freeze fit --data.help TextDataModule` lists "
-    "the options for data."
+    "`lightning-freeze layers MODEL` prints a model's layers, `lightning-freeze cache` looks after a folder of "
+    "FrozenPrefixCache. `lightning-freeze fit --data.help TextDataModule` lists the options for data."
 )
 _SPECIAL_CHECKPOINTS = ("best", "last", "hpc", "registry")
 
@@ -251,6 +251,10 @@ def main(args: list[str] | None = None) -> None:
     try:
         if given[:1] == ["layers"]:
             _layers(given[1:])
+        elif given[:1] == ["cache"]:
+            from lightning_freeze.cache.commands import main as look_after_cache
+
+            look_after_cache(given[1:])
         else:
             FreezeCLI(args=args)
     except (MisconfigurationException, ValueError) as error:

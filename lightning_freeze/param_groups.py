@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -30,7 +30,7 @@ class RateSource(Protocol):
     """A callback that scales learning rates."""
 
     def rate_key(self, parameter: Parameter) -> Hashable:
-        """A key; parameters of one optimizer group with equal keys (and layers) stay in one group."""
+        """A key; parameters of one optimizer group with equal keys (and layers) share a group. ``()`` scales nothing."""
 
     def rate_factor(self, key: Hashable) -> float:
         """The factor for the whole run, applied to every rate of the group."""
@@ -103,8 +103,11 @@ class LayerRates:
         if self.is_split:
             return
         for optimizer in optimizers:
-            base, users = BaseRates(optimizer), layout(optimizer.param_groups)
             groups, origin, keys, positions = self._groups(optimizer, names)
+            if _sets_its_own_rate(optimizer):
+                _refuse_to_scale(optimizer, keys)
+                continue
+            base, users = BaseRates(optimizer), layout(optimizer.param_groups)
             optimizer.param_groups[:] = groups
             for scheduler in schedulers:
                 _redirect(scheduler, optimizer, base)
@@ -112,14 +115,29 @@ class LayerRates:
         if self._pending is not None:
             self._load(self._pending)
 
-    def adopt(self, states: list[dict[str, Any]]) -> None:
+    def base_of(self, optimizer: Optimizer) -> BaseRates | None:
+        """The stand-in with the user's own groups; ``None`` if the optimizer's groups have not been split."""
+        return next((split.base for split in self._splits if split.real is optimizer), None)
+
+    def factors_of(self, optimizer: Optimizer) -> list[float]:
+        """The factor of each group of an optimizer, without those that change with time."""
+        split = next((split for split in self._splits if split.real is optimizer), None)
+        return [self._factors(keys)[0] for keys in split.keys] if split else [1.0] * len(optimizer.param_groups)
+
+    def adopt(self, optimizers: Sequence[Optimizer], states: list[dict[str, Any]]) -> None:
         """Take over the optimizers of a run whose groups were not split, rearranging their states in place.
 
         Args:
+            optimizers: The optimizers of this run.
             states: The ``state_dict`` of each optimizer. Those that are not in the user's own layout stay as they are.
         """
-        for index, (split, state) in enumerate(zip(self._splits, states, strict=False)):
-            if layout(state["param_groups"]) != split.users or split.users == layout(split.real.param_groups):
+        for index, (optimizer, state) in enumerate(zip(optimizers, states, strict=False)):
+            split = next((split for split in self._splits if split.real is optimizer), None)
+            if (
+                split is None
+                or layout(state["param_groups"]) != split.users
+                or split.users == layout(split.real.param_groups)
+            ):
                 continue
             for group, saved in zip(split.base.param_groups, state["param_groups"], strict=True):
                 for name, value in saved.items():
@@ -215,6 +233,21 @@ class LayerRates:
             factor *= source.rate_factor(key)
             ramp *= source.rate_ramp(key)
         return factor, ramp
+
+
+def _sets_its_own_rate(optimizer: Optimizer) -> bool:
+    # transformers' Adafactor; its schedule then only reads rates, of the groups that it was made for.
+    return any(group.get("lr") is None or group.get("relative_step") for group in optimizer.param_groups)
+
+
+def _refuse_to_scale(optimizer: Optimizer, keys: Iterable[tuple[Hashable, ...]]) -> None:
+    if any(key != () for own_keys in keys for key in own_keys):
+        name = type(optimizer).__name__
+        raise ConfigurationError(
+            f"{name} sets its own learning rate (relative_step=True), so no callback can scale it; leave out "
+            f"DiscriminativeLR and warmup_steps, or give it a rate: {name}(..., lr=1e-3, relative_step=False, "
+            f"warmup_init=False)."
+        )
 
 
 def _without_parameters(group: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from io import StringIO
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -12,6 +13,8 @@ from rich.table import Table
 from torch.nn import Parameter
 
 from lightning_freeze.layers import Layer
+from lightning_freeze.layers.copies import unused_copies
+from lightning_freeze.layers.table import sharing
 
 if TYPE_CHECKING:
     from lightning_freeze.callbacks.phased import PhasedFineTuning
@@ -40,8 +43,9 @@ def layer_table(session: Session, ended: bool = False) -> str:
     stack = session.stack
     rates = _rates(session)
     rows: list[_Row] = []
+    copies = unused_copies(session.module)
     for layer in stack:
-        row = _row(layer, session, rates, ended)
+        row = _row(layer, session, rates, ended, copies)
         if rows and rows[-1][2:] == row[2:]:
             rows[-1] = rows[-1]._replace(names=[*rows[-1].names, layer.name], size=rows[-1].size + row.size)
         else:
@@ -62,14 +66,16 @@ def layer_table(session: Session, ended: bool = False) -> str:
     for row in rows:
         cells = [_span(row.names), count(row.size), row.status, *([row.since] if shows_since else []), row.rate]
         table.add_row(*cells, style="dim" if row.status.startswith("frozen") else None)
-    return render(table)
+    return "\n".join([render(table), *([] if ended else sharing(stack))])
 
 
 def phase_line(callback: PhasedFineTuning, session: Session, restored: float | None) -> str:
     """One line for a change of phase: where the run stands and what trains now."""
     plan, number = callback.plan, callback.phase
-    trainable = [p for p in session.module.parameters() if p.requires_grad]
-    total = sum(p.numel() for p in session.module.parameters())
+    copies = unused_copies(session.module)
+    parameters = [p for p in session.module.parameters() if p not in copies]
+    trainable = [p for p in parameters if p.requires_grad]
+    total = sum(p.numel() for p in parameters)
     share = sum(p.numel() for p in trainable)
     layers = [layer.name for layer in callback.stack if any(p.requires_grad for p in layer.parameters())]
     until = f" until {plan[number].until}" if plan[number].until is not None and number < len(plan) - 1 else ""
@@ -116,8 +122,10 @@ def _span(names: Sequence[str]) -> str:
     return f"{names[0]} ... {names[-1]}"
 
 
-def _row(layer: Layer, session: Session, rates: dict[Parameter, float], ended: bool) -> _Row:
-    parameters = layer.parameters()
+def _row(
+    layer: Layer, session: Session, rates: dict[Parameter, float], ended: bool, unused: AbstractSet[Parameter]
+) -> _Row:
+    parameters = [parameter for parameter in layer.parameters() if parameter not in unused]
     trains = [p for p in parameters if p.requires_grad]
     if not parameters:
         status = "no parameters"

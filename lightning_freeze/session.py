@@ -6,21 +6,27 @@ exception). The last one to leave restores everything, so that a second fit star
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from functools import wraps
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.nn import Parameter
 
+from lightning_freeze.distributed import Snapshot, check_strategy, check_wrapped, reshard, restore_where_saved
 from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.holds import Holds
 from lightning_freeze.layers import LayerStack
 from lightning_freeze.optimizer_layout import Layout, layout
 from lightning_freeze.param_groups import LayerRates
+from lightning_freeze.toggled import untoggle, untoggled
 from lightning_freeze.triggers import Clock
+
+if TYPE_CHECKING:
+    from lightning_freeze.callbacks.company_checks import Company
 
 _SESSIONS: WeakKeyDictionary[LightningModule, Session] = WeakKeyDictionary()
 
@@ -50,6 +56,7 @@ class Session:
         members: The callbacks that have joined, in the trainer's order.
         since: When the parameters that train began to do so, where a schedule decides about them.
         saved_optimizers: The optimizers' states in the checkpoint to resume from.
+        company: What else stands in the run, once the module is built.
         is_built: Whether the module has all its parameters.
         is_running: Whether the fit proper has begun; false while Lightning's learning rate and batch size finders try
             things out, which must not move a schedule.
@@ -58,15 +65,17 @@ class Session:
     def __init__(self, trainer: Trainer, module: LightningModule) -> None:
         self.trainer = trainer
         self.module = module
-        self.holds = Holds()
+        self.holds = Holds(self._plainly)
         self.rates = LayerRates()
         self.members: list[Member] = []
         self.since: dict[Parameter, Clock] = {}
         self.saved_optimizers: list[dict[str, Any]] = []
         self._said: set[str] = set()
+        self.company: Company | None = None
         self.is_built = False
         self.is_running = False
         self._undo: dict[str, Callable[[], None]] = {}
+        self._built: Snapshot | None = None
 
     @classmethod
     def join(cls, trainer: Trainer, module: LightningModule, member: Member) -> Session:
@@ -93,11 +102,16 @@ class Session:
         if not self.members:
             self.close()
 
+    def at_close(self, undo: Callable[[], None]) -> None:
+        """Have something undone when the session closes."""
+        self._undo[f"at close: {id(undo)}"] = undo  # unique for as long as it is kept
+
     def close(self) -> None:
         """Undo everything that the session did to the module."""
         for member in self.members:
             self.holds.release(member)
         self.members.clear()
+        untoggle(self.module)
         for name in list(self._undo):
             self._undo.pop(name)()
         if _SESSIONS.get(self.module) is self:
@@ -114,6 +128,12 @@ class Session:
             return
         self.is_running = True
         self._undo.pop("configure_optimizers")()
+        with self.holds.lifted():
+            check_wrapped(self._pacers(), self.trainer, self.module)
+        self._undo["load_checkpoint"] = restore_where_saved(self.trainer, self.module)
+        if self._built is not None:
+            self.holds.follow(self._built.replaced_modules(self.module))
+            self._built.check_parameters(self._pacers(), self.module, lambda p: bool(self.holds.holders(p)))
         if self.rates.sources:
             names: dict[Parameter, str] = {}
             for member in self.members:
@@ -122,7 +142,7 @@ class Session:
                         names.setdefault(parameter, layer.name)
             schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
             self.rates.split(self.trainer.optimizers, schedulers, names)
-        self.rates.adopt(self.saved_optimizers)
+        self.rates.adopt(self.trainer.optimizers, self.saved_optimizers)
         self._check_layout()
 
     def _check_layout(self) -> None:
@@ -187,14 +207,26 @@ class Session:
             if not self.is_built:
                 self.is_built = True
                 self._undo.pop(self._last)()
+                reshard(self.module)
                 for member in list(self.members):
                     member.on_built(self)
+                self._built = Snapshot(self.module)
                 for member in list(self.members):
                     member.on_all_built(self)
+                check_strategy(self._pacers(), self.trainer)
                 self._check_something_trains()
             return output
 
         return build
+
+    def _pacers(self) -> list[str]:
+        return [type(source).__name__ for source in self.rates.sources]
+
+    @contextmanager
+    def _plainly(self) -> Iterator[None]:
+        reshard(self.module)
+        with untoggled(self.module):
+            yield
 
     def _check_something_trains(self) -> None:
         if not any(parameter.requires_grad for parameter in self.module.parameters()):

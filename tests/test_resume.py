@@ -154,6 +154,8 @@ def test_the_state_in_a_checkpoint_is_plain(tmp_path):
     assert state["starts"] == [[e, 4 * e] for e in range(6)]
 
 
+# It trains the embeddings below blocks that stay frozen, which is warned of and does not matter here.
+@pytest.mark.filterwarnings("ignore:Phase 4 of 4 of GradualUnfreezing .* below 2 frozen blocks")
 def test_a_run_can_be_prolonged_from_a_checkpoint_made_after_the_fit(tmp_path):
     gradual = GradualUnfreezing(verbose=False)
     the_trainer = fit(make(), gradual, LayerFreezing(":2", verbose=False), max_epochs=4)
@@ -191,6 +193,7 @@ def test_later_phases_may_change_and_earlier_ones_may_not(tmp_path):
             fit(make(), PhasedFineTuning(other, verbose=False), max_epochs=4, ckpt_path=tmp_path / "mid.ckpt")
 
 
+@pytest.mark.filterwarnings("ignore:Phase 1 of 2 .* in no group")
 def test_changed_layers_are_refused_at_resume(tmp_path):
     groups = {"low": ["encoder.layers.0"], "high": ["encoder.layers.3"]}
     callback = GradualUnfreezing(start="high", groups=groups, verbose=False)

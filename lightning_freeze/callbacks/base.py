@@ -9,10 +9,14 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import BaseFinetuning
 from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
+from lightning_freeze.callbacks.company_checks import Company
+from lightning_freeze.callbacks.saving_checks import SavingCheck
 from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.layers import LayerStack
+from lightning_freeze.layers.noise import noise_lines, unrest
 from lightning_freeze.report import layer_table
 from lightning_freeze.session import Session
 
@@ -29,6 +33,7 @@ class LayerCallback(Callback):
     """
 
     def __init__(self, groups: Groups | None = None, verbose: bool = True) -> None:
+        self._saving: SavingCheck | None = None
         self.groups = groups
         self.verbose = verbose
         self._session: Session | None = None
@@ -51,6 +56,8 @@ class LayerCallback(Callback):
 
     def on_all_built(self, session: Session) -> None:
         """Check the set-up as a whole, once every callback has prepared."""
+        if session.company is None:
+            session.company = Company(session)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: D102
         if stage == TrainerFn.FITTING:
@@ -83,17 +90,23 @@ class LayerCallback(Callback):
         if self._session is not None:
             self._session.assert_frozen()
             self._session.rates.write()
+            if self._session.company is not None:
+                self._session.company.on_batch_start()
 
     def on_before_optimizer_step(  # noqa: D102
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         if self._session is not None:
             self._session.rates.write()
+            if self._session.company is not None:
+                self._session.company.on_before_step(optimizer)
 
     def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:  # noqa: D102
         # The scheduler has stepped: whoever reads the rates at the start of the next batch shall see them as they are.
         if self._session is not None:
             self._session.rates.write()
+            if self._session.company is not None:
+                self._session.company.on_batch_end()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         session = self._session
@@ -104,6 +117,8 @@ class LayerCallback(Callback):
         self._leave()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: D102
+        if self._session is not None and self._session.company is not None and self._session.first("explanation"):
+            self._session.company.explain(exception)
         self._leave()
 
     def _leave(self) -> None:
@@ -123,7 +138,7 @@ class LayerCallback(Callback):
     def __getstate__(self) -> dict[str, Any]:
         # A copy or a pickle of a callback is its configuration and progress, never the run that it takes part in.
         # (`log` is the module's own method, which Lightning attaches.)
-        return {k: v for k, v in vars(self).items() if k != "log"} | {"_session": None, "_stack": None}
+        return {k: v for k, v in vars(self).items() if k != "log"} | {"_session": None, "_stack": None, "_saving": None}
 
 
 class FreezingCallback(LayerCallback):
@@ -156,3 +171,27 @@ class FreezingCallback(LayerCallback):
                     f"{type(self).__name__} cannot be used with LBFGS, which moves all of its parameters together, "
                     f"those of frozen layers included; use a first-order optimizer such as AdamW."
                 )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        super().on_train_start(trainer, pl_module)
+        if self._session is not None and self._session.is_running:
+            self._saving = SavingCheck(self, self._session)
+            self._saving.look_ahead()
+            if self.verbose and self._session.first("noise"):
+                for line in noise_lines(self.stack, unrest(self.stack)):
+                    pl_module.print(f"{line[:1].upper()}{line[1:]}.")
+
+    def on_train_batch_start(  # noqa: D102
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        if self._saving is not None:
+            self._saving.begin_batch()
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:  # noqa: D102
+        if self._saving is not None:
+            self._saving.end_forward()
+
+    def _leave(self) -> None:
+        self._saving = None
+        super()._leave()

@@ -89,10 +89,11 @@ class DiscriminativeLR(LayerCallback):
                 )
 
     def rate_key(self, parameter: Parameter) -> Hashable:  # noqa: D102
-        return self._factors.get(parameter, 1.0)
+        factor = self._factors.get(parameter, 1.0)
+        return () if factor == 1 else factor
 
     def rate_factor(self, key: Hashable) -> float:  # noqa: D102
-        return float(key)  # type: ignore[arg-type]
+        return key if isinstance(key, float) else 1.0
 
     def rate_ramp(self, key: Hashable) -> float:  # noqa: D102
         return 1.0

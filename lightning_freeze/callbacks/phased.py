@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
+from itertools import product
 from typing import Any, Literal
 
 from lightning.pytorch import LightningModule, Trainer
@@ -16,10 +17,11 @@ from lightning_freeze.best_weights import BestWeights
 from lightning_freeze.callbacks import schedule_checks as checks
 from lightning_freeze.callbacks.base import FreezingCallback, Groups
 from lightning_freeze.callbacks.early_stopping import PatienceGuard
-from lightning_freeze.distributed import resynchronise
+from lightning_freeze.distributed import before_change, mean_over_ranks, resynchronise
 from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.layers import LayerStack
 from lightning_freeze.missed_validation import catch_up, validation_is_due
+from lightning_freeze.optimizer_steps import OptimizerSteps, index_of_optimizer
 from lightning_freeze.phases import Phase, Progress
 from lightning_freeze.report import phase_line
 from lightning_freeze.session import Session
@@ -43,9 +45,12 @@ class PhasedFineTuning(FreezingCallback):
             triggers have it, ``"min"`` for a metric that they do not watch.
         warmup_steps: Over how many optimizer steps the learning rate of newly unfrozen layers rises linearly to its
             full value. An adaptive optimizer's first step on a new layer is otherwise as large as the learning rate in
-            every weight.
+            every weight. With several optimizers, the steps of the one that holds the layer count.
         guard_early_stopping: Whether Lightning's ``EarlyStopping`` has endless patience while phases remain, and
             counts it anew from the start of each phase.
+        drop_optimizer_state: Whether the optimizer forgets what it has of a layer (momentum, second moments) when the
+            layer is frozen again. That frees the memory, and a layer unfrozen once more begins anew instead of with
+            momentum of long ago.
         groups: An explicit, ordered map from layer name to module-name prefixes, instead of the layers that are found
             automatically. Parameters that the map leaves out stay trainable and untouched.
         frozen_eval: Whether frozen modules are in eval mode: dropout off, BatchNorm statistics still.
@@ -66,6 +71,7 @@ class PhasedFineTuning(FreezingCallback):
         mode: Literal["min", "max"] | None = None,
         warmup_steps: int = 0,
         guard_early_stopping: bool = True,
+        drop_optimizer_state: bool = False,
         groups: Groups | None = None,
         frozen_eval: bool = True,
         verbose: bool = True,
@@ -97,6 +103,7 @@ class PhasedFineTuning(FreezingCallback):
         self.mode = mode
         self.warmup_steps = warmup_steps
         self.guard_early_stopping = guard_early_stopping
+        self.drop_optimizer_state = drop_optimizer_state
         self._reset()
 
     def _reset(self) -> None:
@@ -104,6 +111,7 @@ class PhasedFineTuning(FreezingCallback):
         self._trains: list[dict[Parameter, None]] = []
         self._freezes: list[tuple[Sequence[Parameter], Sequence[Module]]] = []
         self._progress = Progress()
+        self._steps = OptimizerSteps()
         self._best = BestWeights(self.mode)
         self._guards: list[PatienceGuard] = []
         self._rates: list[list[dict[str, Any]]] | None = None
@@ -119,6 +127,16 @@ class PhasedFineTuning(FreezingCallback):
     def plan(self) -> list[Phase]:
         """The phases of the module that is being fitted, or was fitted last."""
         return list(self._plan)
+
+    @property
+    def steps_taken(self) -> int:
+        """Steps that all optimizers have taken in this run, whether the trainer has seen them or not."""
+        return self._steps.total
+
+    @property
+    def freezes(self) -> list[tuple[Sequence[Parameter], Sequence[Module]]]:
+        """For each phase, what it holds frozen and what it puts in eval mode."""
+        return list(self._freezes)
 
     def build_phases(self, stack: LayerStack) -> list[Phase]:
         """The phases for a module with these layers."""
@@ -170,6 +188,7 @@ class PhasedFineTuning(FreezingCallback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         super().on_fit_start(trainer, pl_module)
         checks.check_phases_are_optimized(type(self).__name__, self._plan, self._trains, trainer, pl_module)
+        self._steps.attach(trainer.optimizers)
         if self.guard_early_stopping:
             for stopping in trainer.early_stopping_callbacks:
                 guard = PatienceGuard(stopping, lambda: self.phase < len(self._plan) - 1)
@@ -201,15 +220,22 @@ class PhasedFineTuning(FreezingCallback):
             elif not self._progress.starts:
                 self._session.since.update(dict.fromkeys(self._trains[0], clock))
             self._progress = progress
+            self._steps.mark(len(progress.starts))
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
 
     def _change(self, session: Session, progress: Progress) -> None:
+        before_change(session.module)
         restored = self._best.restore(session.module) if self.restore_best else None
         for parameter in session.module.parameters():
             parameter.grad = None
         fresh = self._trains[progress.phase].keys() - self._trains[self.phase].keys()
         session.since.update(dict.fromkeys(fresh, progress.starts[-1]))
+        if self.drop_optimizer_state:
+            for optimizer, parameter in product(session.trainer.optimizers, self._trains[self.phase]):
+                if parameter not in self._trains[progress.phase]:
+                    optimizer.state.pop(parameter, None)
         self._progress = progress
+        self._steps.mark(len(progress.starts))
         if session.holds.hold(self, *self._freezes[progress.phase]):
             resynchronise(session.trainer, session.module)
         for guard in self._guards:
@@ -239,14 +265,12 @@ class PhasedFineTuning(FreezingCallback):
 
     def _value(self, trainer: Trainer, name: str) -> float:
         metrics = trainer.callback_metrics
-        if name not in metrics:
+        value = mean_over_ranks(trainer, metrics.get(name))
+        if value is None:
             raise ConfigurationError(
                 f"{type(self).__name__} watches {name!r}, which the module has not logged. It has logged: "
                 f"{', '.join(sorted(metrics)) or 'nothing'}.{suggest(name, metrics)}"
             )
-        metric = metrics[name].detach()
-        metric = metric if metric.is_floating_point() else metric.float()
-        value = float(trainer.strategy.reduce(metric.mean(), reduce_op="mean"))  # one decision for all ranks
         if not math.isfinite(value) and self._session is not None and self._session.first(f"not finite: {name}"):
             rank_zero_warn(
                 f"{type(self).__name__} watches {name!r}, which is {value}; this never counts as an improvement."
@@ -254,16 +278,23 @@ class PhasedFineTuning(FreezingCallback):
         return value
 
     def rate_key(self, parameter: Parameter) -> Hashable:  # noqa: D102
-        return tuple(parameter in trains for trains in self._trains) if self.warmup_steps else ()
+        if not self.warmup_steps or self._session is None:
+            return ()
+        optimizer = index_of_optimizer(self._session.trainer.optimizers, parameter)
+        return optimizer, tuple(parameter in trains for trains in self._trains)
 
     def rate_factor(self, key: Hashable) -> float:  # noqa: D102
         return 1.0
 
     def rate_ramp(self, key: Hashable) -> float:
         """Linear warm-up since the phase that unfroze the parameters, if that was not the first one."""
-        trains_in: tuple[bool, ...] = key  # type: ignore[assignment]
         session = self._session
-        if session is None or not trains_in or not trains_in[self.phase]:
+        if session is None or not key:
+            return 1.0
+        optimizer: int
+        trains_in: tuple[bool, ...]
+        optimizer, trains_in = key  # type: ignore[misc]
+        if not trains_in[self.phase]:
             return 1.0
         begun = self.phase
         while begun > 0 and trains_in[begun - 1]:
@@ -271,6 +302,8 @@ class PhasedFineTuning(FreezingCallback):
         if begun == 0:
             return 1.0
         taken = session.trainer.global_step - self._progress.starts[begun].step
+        if not session.module.automatic_optimization:  # the trainer adds up what it sees of all optimizers
+            taken = self._steps.since(optimizer, begun)
         return min(1.0, (taken + 1) / self.warmup_steps)
 
     @property
@@ -288,6 +321,7 @@ class PhasedFineTuning(FreezingCallback):
             "awaits_validation": self._awaits_validation,
             "best": self._best.state_dict(),
             "rates": self._rates,
+            "steps": self._steps.state_dict(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # noqa: D102
@@ -298,6 +332,7 @@ class PhasedFineTuning(FreezingCallback):
         self._progress = Progress.from_state_dict(state_dict)
         self._best.load_state_dict(state_dict["best"])
         self._rates = state_dict["rates"]
+        self._steps.load_state_dict(state_dict["steps"])
         self._awaits_validation = state_dict["awaits_validation"]
         if session is not None and is_fitting:
             for phase, clock in enumerate(self._progress.starts):
@@ -324,6 +359,7 @@ class PhasedFineTuning(FreezingCallback):
         for guard in self._guards:
             guard.remove()
         self._guards = []
+        self._steps.detach()
         super()._leave()
 
     def __getstate__(self) -> dict[str, Any]:

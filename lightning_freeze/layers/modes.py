@@ -44,6 +44,11 @@ def quiet_modules(stack: LayerStack, layers: AbstractSet[int], parameters: Abstr
         return known[id(module)]
 
     visit(stack.module)
+    # Between explicit groups there may be a dropout in no layer; it is still when the container around it is.
+    for container in [module for module in found.values() if stack.layer_of_module(module) is None]:
+        for module in container.modules():
+            if stack.layer_of_module(module) is None and not known[id(module)][0]:
+                found.setdefault(id(module), module)
     return tuple(found.values())
 
 

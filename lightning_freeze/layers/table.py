@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
+from lightning_freeze.layers.backward import backward_leaks
+from lightning_freeze.layers.noise import noise_lines, runs, unrest
 from lightning_freeze.layers.selectors import abbreviate
 
 if TYPE_CHECKING:
@@ -42,6 +44,8 @@ def layers_table(stack: LayerStack) -> Table:
 def describe(stack: LayerStack) -> str:
     """One line of summary, then one line for each assumption or shared weight worth knowing.
 
+    Where layers are frozen, also what keeps backward running through them, and what in them is not still.
+
     Args:
         stack: The layers to describe.
 
@@ -52,12 +56,7 @@ def describe(stack: LayerStack) -> str:
     lines = [
         f"{type(stack.module).__name__}: {_count(len(stack), 'layer')} ({abbreviate(stack)}), {total:,} parameters"
     ]
-    for layer in stack:
-        if layer.repeats > 1:
-            lines.append(
-                f"{layer.name}: one block, shared by {layer.repeats} passes; it is frozen for all of them or none"
-            )
-    lines += _ties(stack)
+    lines += sharing(stack)
     silent = [layer.name for layer in stack if not layer.parameters()]
     if silent:
         lines.append(f"{', '.join(silent)}: no parameters of its own, nothing to train there")
@@ -67,7 +66,30 @@ def describe(stack: LayerStack) -> str:
         lines.append(
             f"{_count(len(stack.unassigned), 'parameter')} in no layer, left as they are: {_list_unassigned(stack)}"
         )
+    lines += _leaks(stack) + noise_lines(stack, unrest(stack))
     return "\n".join(lines)
+
+
+def sharing(stack: LayerStack) -> list[str]:
+    """One line for each block that is run several times, and for each pair of layers that share parameters."""
+    repeated = [
+        f"{layer.name}: one block, shared by {layer.repeats} passes; it is frozen for all of them or none"
+        for layer in stack
+        if layer.repeats > 1
+    ]
+    return repeated + _ties(stack)
+
+
+def _leaks(stack: LayerStack) -> list[str]:
+    """One line for each run of frozen blocks that backward has to run through."""
+    lines = []
+    for leak in backward_leaks(stack):
+        blocks = [name for name in leak.layers if stack[name].is_block]
+        if blocks:
+            verb = "runs" if leak.is_certain else "may run"
+            why = leak.reason or f"{runs(stack, leak.sources)} below trains ({_list(list(leak.parameters))})"
+            lines.append(f"backward {verb} through frozen {runs(stack, blocks)}: {why}")
+    return lines
 
 
 def _ties(stack: LayerStack) -> list[str]:

@@ -7,6 +7,8 @@ from lightning.pytorch.callbacks import LearningRateFinder, LearningRateMonitor
 from lightning.pytorch.loggers import CSVLogger
 from torch.optim import lr_scheduler as schedulers
 from toys import Recorder, fit, layer_of, loader, make, moved, trainer, weights
+from transformers import get_scheduler
+from transformers.optimization import Adafactor, AdafactorSchedule
 
 from lightning_freeze import DiscriminativeLR, EpochTrigger, GradualUnfreezing, LayerFreezing, Phase, PhasedFineTuning
 from lightning_freeze.errors import ConfigurationError
@@ -68,7 +70,56 @@ SCHEDULERS = {
         "monitor": "scripted",
         "interval": "epoch",
     },
+    "a user's lambda over one group": lambda o: schedulers.LambdaLR(o, lambda s: 0.5 ** (s // 3)),
+    "a user's own scheduler": lambda o: Triangle(o),
+    "a warm-up around another one": lambda o: WarmUp(o, schedulers.ExponentialLR(o, 0.9)),
+    **{
+        f"transformers: {name}": lambda o, name=name, more=more: get_scheduler(name, o, 3, 16, more)
+        for name, more in {
+            "linear": None,
+            "cosine": None,
+            "cosine_with_restarts": {"num_cycles": 2},
+            "polynomial": {"power": 2.0},
+            "constant_with_warmup": None,
+            "inverse_sqrt": None,
+            "cosine_with_min_lr": {"min_lr_rate": 0.1},
+            "cosine_warmup_with_min_lr": {"min_lr_rate": 0.1},
+            "warmup_stable_decay": {"num_decay_steps": 5},
+        }.items()
+    },
 }
+
+
+class Triangle(schedulers.LRScheduler):
+    """Steps from the present rate, as users' own schedulers do."""
+
+    def get_lr(self):
+        up = self.last_epoch % 6 < 3
+        return [group["lr"] * (1.2 if up else 0.8) for group in self.optimizer.param_groups]
+
+
+class WarmUp(schedulers.LRScheduler):
+    """A scheduler of its own kind, around another one, as third parties write them."""
+
+    def __init__(self, optimizer, after):
+        self.optimizer, self.after, self.count = optimizer, after, 0
+        self.base_lrs = self.targets = [group["lr"] for group in optimizer.param_groups]
+        self.step()
+
+    def step(self, metrics=None):
+        self.count += 1
+        if self.count > 5:
+            self.after.step()
+            return
+        for group, target in zip(self.optimizer.param_groups, self.targets, strict=True):
+            group["lr"] = target * self.count / 5
+
+    def state_dict(self):
+        return {"count": self.count, "after": self.after.state_dict()}
+
+    def load_state_dict(self, state):
+        self.count = state["count"]
+        self.after.load_state_dict(state["after"])
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
@@ -219,3 +270,20 @@ def test_a_factor_for_no_layer_and_two_callbacks_for_one_are_refused():
         fit(make(), DiscriminativeLR(factors={"haed": 1.0}, verbose=False))
     with pytest.raises(ConfigurationError, match="Two DiscriminativeLR callbacks"):
         fit(make(), DiscriminativeLR(0.9, verbose=False), DiscriminativeLR(0.8, verbose=False))
+
+
+def test_adafactors_own_relative_step_is_left_to_it():
+    def optimizers(module):
+        optimizer = Adafactor(module.parameters(), scale_parameter=True, relative_step=True, warmup_init=True, lr=None)
+        return [optimizer], [{"scheduler": AdafactorSchedule(optimizer), "interval": "step"}]
+
+    def final(*callbacks):
+        module = make(make_optimizers=optimizers)
+        fit(module, *callbacks)
+        return weights(module)
+
+    plain, ours = final(), final(GradualUnfreezing(start="all", verbose=False))
+    assert all(torch.equal(plain[name], ours[name]) for name in plain)
+    for callback in (DiscriminativeLR(0.5, verbose=False), GradualUnfreezing(warmup_steps=2, verbose=False)):
+        with pytest.raises(ConfigurationError, match=r"Adafactor sets its own learning rate .* relative_step=False"):
+            final(callback)

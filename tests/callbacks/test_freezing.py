@@ -38,7 +38,7 @@ def test_a_users_own_call_of_train_does_not_wake_frozen_layers():
             self.train()
 
     recorder = Recorder()
-    fit(Waking(dropout=0.5), LayerFreezing(":2", verbose=False), recorder)
+    fit(Waking(dropout=0.5), LayerFreezing("embeddings,:2", verbose=False), recorder)
     assert recorder.eval_blocks == [{"0", "1"}] * 12
 
 
@@ -47,7 +47,7 @@ def test_what_the_user_had_put_in_eval_mode_stays_so():
     module.encoder.layers[0].eval()
     module.encoder.layers[3].eval()
     recorder = Recorder()
-    fit(module, LayerFreezing(":2", verbose=False), recorder)
+    fit(module, LayerFreezing("embeddings,:2", verbose=False), recorder)
     assert recorder.eval_blocks == [{"0", "1", "3"}] * 12
     assert not module.encoder.layers[0].training
     assert module.encoder.layers[1].training
@@ -55,7 +55,7 @@ def test_what_the_user_had_put_in_eval_mode_stays_so():
 
 def test_frozen_eval_can_be_turned_off():
     recorder = Recorder()
-    fit(make(dropout=0.5), LayerFreezing(":2", frozen_eval=False, verbose=False), recorder)
+    fit(make(dropout=0.5), LayerFreezing("embeddings,:2", frozen_eval=False, verbose=False), recorder)
     assert recorder.eval_blocks == [set()] * 12
 
 
@@ -153,7 +153,8 @@ def test_groups_name_the_layers_and_leave_the_rest_untouched():
     module = make()
     before = weights(module)
     groups = {"low": ["encoder.layers.0", "encoder.layers.1"], "high": ["encoder.layers.2"]}
-    fit(module, LayerFreezing("low", groups=groups, verbose=False))
+    with pytest.warns(UserWarning, match=r"encoder\.embeddings\.weight trainable below 1 frozen block.*in no group"):
+        fit(module, LayerFreezing("low", groups=groups, verbose=False))
     assert moved(before, weights(module)) == {"embeddings", "2", "3", "head"}
 
 
@@ -208,7 +209,7 @@ def test_somebody_else_unfreezing_a_frozen_layer_is_an_error():
                 self.encoder.layers[0].requires_grad_(True)
 
     with pytest.raises(ConfigurationError, match=r"LayerFreezing holds 4 parameters frozen .*encoder\.layers\.0"):
-        fit(Unfreezing(), LayerFreezing(":2", verbose=False))
+        fit(Unfreezing(), LayerFreezing("embeddings,:2", verbose=False))
 
 
 def test_the_table_of_layers_is_printed_at_the_start_and_the_end(capsys):
@@ -231,5 +232,5 @@ def test_callbacks_can_be_copied_and_pickled_in_mid_run():
             self.pickled = [pickle.loads(pickle.dumps(c)) for c in trainer.callbacks if c is not self]
 
     copying = Copying()
-    fit(make(), LayerFreezing(":2", verbose=False), GradualUnfreezing(verbose=False), copying, max_epochs=5)
+    fit(make(), LayerFreezing("embeddings,:2", verbose=False), GradualUnfreezing(verbose=False), copying, max_epochs=5)
     assert [type(c).__name__ for c in copying.pickled] == ["LayerFreezing", "GradualUnfreezing"]

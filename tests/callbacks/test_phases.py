@@ -424,7 +424,8 @@ def test_a_short_last_window_of_accumulation_counts_as_a_step():
 def test_without_a_head_unfreezing_starts_with_the_top_layer():
     recorder = Recorder()
     groups = {"low": ["encoder.layers.0"], "top": ["encoder.layers.3"]}
-    fit(make(), GradualUnfreezing(groups=groups, verbose=False), recorder, max_epochs=2)
+    with pytest.warns(UserWarning, match="in no group"):  # the embeddings train below a frozen block
+        fit(make(), GradualUnfreezing(groups=groups, verbose=False), recorder, max_epochs=2)
     assert recorder.phases() == [((0, 0), EVERYTHING - {"0"}), ((1, 4), EVERYTHING)]
 
 
@@ -440,3 +441,24 @@ def test_without_a_head_unfreezing_starts_with_the_top_layer():
 def test_values_of_the_wrong_type_are_refused(build, words):
     with pytest.raises(ConfigurationError, match=words):
         build()
+
+
+@pytest.mark.parametrize("drop", [True, False])
+def test_the_optimizers_state_of_refrozen_layers_can_be_dropped(drop):
+    held = []
+
+    class Look(Recorder):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+            (optimizer,) = trainer.optimizers
+            held.append(
+                {layer_of(n) for n, p in pl_module.named_parameters() if "exp_avg" in optimizer.state.get(p, {})}
+            )
+
+    phases = [Phase("2:,head", EpochTrigger(1)), Phase("head", EpochTrigger(1)), Phase("3,head")]
+    module = make(make_optimizers=lambda m: torch.optim.AdamW(m.parameters(), lr=0.01))
+    fit(module, PhasedFineTuning(phases, drop_optimizer_state=drop, verbose=False), Look())
+    kept = {"head"} if drop else {"2", "3", "head"}
+    assert held[1] == {"2", "3", "head"}
+    assert held[4] == held[8] == kept
+    assert held[9] == kept | {"3"}

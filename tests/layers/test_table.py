@@ -51,3 +51,19 @@ def test_shared_blocks_and_tied_weights_are_said() -> None:
 
 def test_what_no_layer_holds_has_a_row() -> None:
     assert "(in no layer)" in printed(LayerStack(ResNet(), groups={"body": ["layer1", "layer2"]}))
+
+
+def test_what_keeps_backward_running_and_what_is_not_still_is_said_below_the_table() -> None:
+    stack = LayerStack(CASES["wav2vec2"].build().train())
+    for parameter in stack.select(":2").parameters:
+        parameter.requires_grad_(False)
+    text = printed(stack)
+    assert max(map(len, text.splitlines())) <= 80
+    assert "backward runs through frozen 0, 1: embeddings below trains" in " ".join(text.split())
+    assert "not still in frozen 0, 1: layer drop (0.1), which follows the mode of wav2vec2.encoder" in " ".join(
+        text.split()
+    )
+    assert "not still in frozen 0, 1: dropout, in train mode" in " ".join(text.split())
+    for parameter in stack.module.parameters():
+        parameter.requires_grad_(True)
+    assert "frozen" not in printed(stack)

@@ -6,14 +6,26 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from torch.nn.parallel import DistributedDataParallel
 
+from lightning_freeze.distributed.sharding import renew, reshard
+from lightning_freeze.toggled import untoggled
+
+
+def before_change(module: LightningModule) -> None:
+    """Bring the module into the state in which gradients, weights and ``requires_grad`` may be changed."""
+    reshard(module)
+
 
 def resynchronise(trainer: Trainer, module: LightningModule) -> None:
     """Tell the strategy that other parameters train from now on; must be called on all ranks, before a forward pass.
 
     ``DistributedDataParallel`` registers the parameters that require grad when it wraps the model. Those unfrozen
-    later would never be synchronised between ranks, with no error, so the model is wrapped anew.
+    later would never be synchronised between ranks, with no error, so the model is wrapped anew. Modules that
+    ``fully_shard`` has sharded follow ``requires_grad`` by themselves, but for one thing.
     """
     strategy = trainer.strategy
     if isinstance(strategy, DDPStrategy) and isinstance(strategy.model, DistributedDataParallel):
         strategy.model = module
-        strategy.configure_ddp()
+        with untoggled(module):
+            strategy.configure_ddp()
+    else:
+        renew(module)

@@ -1,0 +1,184 @@
+"""What a prefix is, as a key: its weights, its structure, and everything else that its arithmetic depends on."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from torch import Tensor, nn
+
+from lightning_freeze.cache.keys import new_hash
+from lightning_freeze.cache.towers import CachedTower
+
+#: Counts up when entries of an older version of this package must not be read any more.
+FORMAT = 1
+_SAMPLES = 256
+#: Settings that concern the head; some models write them in their first forward pass.
+_HEAD_SETTINGS = (
+    "_name",
+    "id2label",
+    "label2id",
+    "num_labels",
+    "problem_type",
+    "output_",
+    "return_dict",
+    "architectures",
+)
+
+
+class Fingerprint:
+    """The identity of every possible prefix of one tower, computed when asked for.
+
+    Args:
+        tower: The tower.
+    """
+
+    def __init__(self, tower: CachedTower) -> None:
+        self._tower = tower
+        self._digests: list[bytes] = []
+        self._weights: list[list[Tensor]] = []
+        self._watched: tuple[Any, ...] = ()
+        self._sampled: bytes = b""
+
+    def of(self, boundary: int, extra: str) -> bytes:
+        """The 16-byte identity of the prefix that ends with block ``boundary - 1``.
+
+        Args:
+            boundary: Number of blocks in the prefix.
+            extra: Whatever else the hidden states depend on, or how they are stored.
+        """
+        watched = self._watch(boundary)
+        if watched != self._watched[: len(watched)]:
+            self.forget()
+            self._watched = watched
+        while len(self._digests) <= boundary:
+            self._digests.append(self._step(len(self._digests)))
+        entry = new_hash()
+        entry.update(self._digests[boundary])
+        entry.update(extra.encode())
+        return bytes(entry.digest())
+
+    def look_again(self, thorough: bool, boundary: int) -> None:
+        """Notice weights that were changed behind the back of their version counters.
+
+        Args:
+            thorough: Whether to read all of them again, or some elements of each.
+            boundary: Number of blocks that count.
+        """
+        sampled = self._sample(boundary)
+        if thorough or sampled != self._sampled:
+            self.forget()
+        self._sampled = sampled
+
+    def forget(self) -> None:
+        """Compute everything anew when it is asked for next."""
+        self._digests, self._watched, self._weights = [], (), []
+
+    def _watch(self, boundary: int) -> tuple[Any, ...]:
+        """Version and place of every weight: what changes when somebody writes to one in the usual way."""
+        while len(self._weights) <= boundary:
+            self._weights.append([t for _, t in self._state(len(self._weights))])
+        return tuple(
+            (0 if t.is_inference() else t._version, t.data_ptr())
+            for step in self._weights[: boundary + 1]
+            for t in step
+        )
+
+    def _sample(self, boundary: int) -> bytes:
+        entry = new_hash()
+        for step in range(boundary + 1):
+            for _, tensor in self._state(step):
+                flat = tensor.detach().reshape(-1)
+                entry.update(_raw(flat[:: max(1, flat.numel() // _SAMPLES)]))
+        return bytes(entry.digest())
+
+    def _step(self, step: int) -> bytes:
+        entry = new_hash()
+        if step:
+            entry.update(self._digests[step - 1])
+        else:
+            entry.update(
+                f"format {FORMAT}, torch {torch.__version__}, transformers {transformers.__version__}".encode()
+            )
+            entry.update(_settings(self._tower.entry).encode())
+        for text in self._code(step):
+            entry.update(text.encode())
+        for name, tensor in self._state(step):
+            entry.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+            entry.update(_raw(tensor))
+        return bytes(entry.digest())
+
+    def _roots(self, step: int) -> list[nn.Module]:
+        return [self._tower.blocks[step - 1]] if step else self._tower.stems
+
+    def _state(self, step: int) -> list[tuple[str, Tensor]]:
+        """Parameters and buffers of a step, by names that do not depend on what is built around the tower."""
+        found: dict[int, tuple[str, Tensor]] = {}
+        for number, root in enumerate(self._roots(step)):
+            for name, tensor in (*root.named_parameters(), *root.named_buffers()):
+                found.setdefault(id(tensor), (f"{number}.{name}", tensor))
+        for number, parameter in enumerate(self._tower.steps[step]):
+            found.setdefault(id(parameter), (f"own {number}", parameter))
+        if step == 0:
+            for name, buffer in self._loose_buffers():
+                found.setdefault(id(buffer), (name, buffer))
+        return list(found.values())
+
+    def _loose_buffers(self) -> Iterable[tuple[str, Tensor]]:
+        """Buffers of the entry outside of blocks and stems, such as rotary frequencies."""
+        inside = {id(m) for root in (*self._tower.stems, *self._tower.blocks) for m in root.modules()}
+        for name, module in self._tower.entry.named_modules():
+            if id(module) not in inside and not any(p is not None for p in module._parameters.values()):
+                yield from ((f"{name}.{key}", b) for key, b in module._buffers.items() if b is not None)
+
+    def _code(self, step: int) -> Sequence[str]:
+        roots = self._roots(step)
+        texts = [repr(root) for root in roots]
+        classes: dict[type, None] = dict.fromkeys(type(m) for root in roots for m in root.modules())
+        if step == 0:
+            classes[type(self._tower.entry)] = None
+        return [*texts, *(_source(cls) for cls in classes)]
+
+
+def surroundings(device: torch.device) -> str:
+    """What the arithmetic of a forward pass depends on besides weights and inputs.
+
+    Args:
+        device: Where the pass runs.
+    """
+    kind = device.type
+    autocast = str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else "off"
+    return f"{kind}, autocast {autocast}, matmul {torch.get_float32_matmul_precision()}"
+
+
+def _settings(module: nn.Module) -> str:
+    config = getattr(module, "config", None)
+    to_dict = getattr(config, "to_dict", None)
+    if not callable(to_dict):
+        return ""
+    settings = {k: v for k, v in to_dict().items() if not k.startswith(_HEAD_SETTINGS)}
+    settings["attention"] = getattr(config, "_attn_implementation", None)
+    return json.dumps(settings, sort_keys=True, default=str)
+
+
+@lru_cache(maxsize=1024)
+def _source(cls: type) -> str:
+    """The code of a class that is nobody's release: an edited ``forward`` must not read what the old one wrote."""
+    name = f"{cls.__module__}.{cls.__qualname__}"
+    if cls.__module__.startswith(("torch.", "transformers.")):
+        return name
+    try:
+        return name + inspect.getsource(cls)
+    except (OSError, TypeError):
+        return name
+
+
+def _raw(tensor: Tensor) -> np.ndarray[Any, Any]:
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy() if flat.numel() else np.zeros(0, np.uint8)

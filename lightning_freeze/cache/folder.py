@@ -1,0 +1,131 @@
+"""The cache folder: what marks it as one, what lies in it, and how parts of it are removed.
+
+``lightning-freeze-cache.json`` marks the folder and tells the version of the format. Each namespace, one state of one
+frozen prefix, is a folder named with 32 hex digits: ``data.mdb`` and ``lock.mdb`` are its entries, an LMDB environment;
+``info.json`` says what they are, and its modification time is the last use.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning_freeze.cache.entry import VERSION
+
+MARKER = "lightning-freeze-cache.json"
+DATA = "data.mdb"
+INFO = "info.json"
+#: A namespace that was used within this many seconds is never evicted to make room for another.
+IDLE = 600.0
+
+
+@dataclass(frozen=True)
+class Namespace:
+    """One namespace on disk.
+
+    Attributes:
+        path: Its folder.
+        info: What was declared of it.
+        bytes: What it takes on disk.
+        used: When it was last used, in seconds since 1970.
+    """
+
+    path: Path
+    info: dict[str, Any]
+    bytes: int
+    used: float
+
+    @property
+    def name(self) -> str:
+        """Its identity, 32 hex digits."""
+        return self.path.name
+
+
+def version_of(root: Path) -> int | None:
+    """Return the version of the cache in a folder, ``None`` if there is none (or its marker cannot be read)."""
+    try:
+        content = json.loads((root / MARKER).read_text(encoding="utf-8"))
+        return int(content["version"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def mark(root: Path) -> None:
+    """Make a folder a cache of this version, if it is none yet.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    if not (root / MARKER).exists():
+        write_json(root / MARKER, {"format": "lightning-freeze cache", "version": VERSION})
+
+
+def namespaces(root: Path) -> list[Namespace]:
+    """Return the namespaces in a cache folder, the least recently used first."""
+    found = []
+    for path in root.iterdir() if root.is_dir() else ():
+        if re.fullmatch(r"[0-9a-f]{32}", path.name) and (path / DATA).is_file():
+            try:
+                found.append(Namespace(path, _read_info(path), bytes_on_disk(path), _last_use(path)))
+            except OSError:
+                continue  # removed meanwhile by another process
+    return sorted(found, key=lambda namespace: (namespace.used, namespace.name))
+
+
+def bytes_on_disk(path: Path) -> int:
+    """Return what a namespace takes on disk, 0 if it is gone."""
+    try:
+        stat = (path / DATA).stat()
+    except OSError:
+        return 0
+    return min(stat.st_size, getattr(stat, "st_blocks", stat.st_size) * 512) or stat.st_size
+
+
+def remove(namespace: Namespace) -> None:
+    """Remove a namespace, at once for whoever opens it from now on. Processes that have it open go on reading it.
+
+    Raises:
+        OSError: If it cannot be removed.
+    """
+    aside = namespace.path.with_name(f".removed-{namespace.name}-{os.getpid()}-{time.monotonic_ns()}")
+    namespace.path.rename(aside)
+    shutil.rmtree(aside)
+
+
+def touch(path: Path) -> None:
+    """Note that a namespace is in use."""
+    # A read-only folder keeps no such note.
+    with contextlib.suppress(OSError):
+        os.utime(path / INFO)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a file that no other process ever sees half written.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def _read_info(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads((path / INFO).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _last_use(path: Path) -> float:
+    file = path / INFO
+    return (file if file.exists() else path / DATA).stat().st_mtime

@@ -1,0 +1,149 @@
+"""What forbids to skip the frozen layers in a call: requests, hooks of others, modes, generation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lightning_freeze.cache.keys import Unsupported
+from lightning_freeze.cache.towers import CachedTower
+
+_PAST = ("past_key_values", "past_key_value", "layer_past", "cache_params")
+_REQUESTS = ("output_hidden_states", "output_attentions")
+
+
+class Obstacles:
+    """Looks at each call of a tower.
+
+    Args:
+        tower: The tower.
+
+    Attributes:
+        modules: The modules that would be skipped.
+        is_watched: Whether this package itself watches the running pass, in which the layers must really run. (Some of
+            torch's compute by other kernels as long as a hook is there.)
+    """
+
+    def __init__(self, tower: CachedTower) -> None:
+        self.modules: list[nn.Module] = []
+        self.is_watched = False
+        self._tower = tower
+        self._boundary = -1
+
+    @property
+    def are_quiet(self) -> bool:
+        """Whether all of the modules are in eval mode."""
+        return not any(module.training for module in self.modules)
+
+    def look(self, boundary: int, kwargs: dict[str, Any]) -> str:
+        """Look for what forbids to skip.
+
+        Args:
+            boundary: Number of blocks to skip.
+            kwargs: Named arguments of the call.
+
+        Returns:
+            The modes of the modules, as text.
+
+        Raises:
+            Unsupported: If there is anything.
+        """
+        config = getattr(self._tower.entry, "config", None)
+        for request in _REQUESTS:
+            if kwargs.get(request) or (request not in kwargs and getattr(config, request, False)):
+                raise Unsupported(f"{request}=True asks for what its skipped layers compute on the way")
+        if torch.compiler.is_compiling():
+            raise Unsupported("it is compiled")
+        if self._boundary != boundary:
+            self._boundary, self.modules = boundary, self._tower.prefix_modules(boundary)
+        trains = []
+        self.is_watched = False
+        for number, module in enumerate(self.modules):
+            if module._forward_hooks or module._forward_pre_hooks:
+                self._look_at_hooks(module)
+            if module.training:
+                trains.append(number)
+                if isinstance(module, _BatchNorm):
+                    raise Unsupported("a BatchNorm in its frozen layers is in training mode and averages over batches")
+        return f"training {trains}" if trains else "eval"
+
+    def _look_at_hooks(self, module: nn.Module) -> None:
+        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
+            owner = str(getattr(hook, "__module__", ""))
+            if owner.startswith("lightning_freeze."):
+                self.is_watched = True
+            # Those of transformers do nothing until hidden states or attentions are asked for, which is noticed above.
+            elif not owner.startswith("transformers.utils.output_capturing"):
+                names = (name for name, m in self._tower.entry.named_modules() if m is module)
+                name = next(names, type(module).__name__)
+                raise Unsupported(f"something has placed a forward hook on {name}, which would be skipped")
+
+
+def can_prove() -> bool:
+    """Whether the hidden states of this pass may be made to require grad, to see what is read of them.
+
+    Not inside of activation checkpointing, which counts what a pass keeps for its backward pass.
+    """
+    # There is no public way to ask; without it nothing is proved, and padding is stored with the rest.
+    ask = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    return torch.is_grad_enabled() and ask is not None and ask(False) is None
+
+
+def recomputes() -> bool:
+    """Whether a backward pass is running, as while activation checkpointing repeats a forward pass."""
+    # What torch.utils.checkpoint itself asks; there is no public way.
+    return torch._C._current_graph_task_id() != -1
+
+
+class Generation:
+    """Calls that go on from stored keys and values are left alone; what a skipping pass has stored lacks some.
+
+    Args:
+        entry: The tower's entry.
+        names: Names of its positional parameters.
+    """
+
+    def __init__(self, entry: nn.Module, names: Sequence[str]) -> None:
+        self._entry = entry
+        self._names = names
+        self._unfinished: WeakKeyDictionary[Any, tuple[tuple[Any, ...], dict[str, Any]]] = WeakKeyDictionary()
+
+    def goes_on(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether a call goes on from an earlier one; completes what that one has stored, if it skipped blocks."""
+        named = {**dict(zip(self._names, args, strict=False)), **kwargs}
+        past = next((named[name] for name in _PAST if named.get(name) is not None), None)
+        if past is None:
+            return False
+        try:
+            unfinished = self._unfinished.pop(past, None)
+        except TypeError:  # a plain tuple, which no pass that skipped blocks has returned
+            return True
+        if unfinished is not None:
+            again = self._entry.forward(*unfinished[0], **unfinished[1])
+            vars(past).update(vars(again.past_key_values))
+        return True
+
+    def note(self, output: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Remember that the keys and values in an output lack those of the skipped blocks."""
+        past = getattr(output, "past_key_values", None)
+        if past is not None:
+            self._unfinished[past] = (args, kwargs)
+
+
+class Hook:
+    """A forward hook that stays behind when the module is copied or pickled: it belongs to one run of one module."""
+
+    def __init__(self, call: Callable[..., None] | None = None) -> None:
+        self._call = call
+
+    def __call__(self, *args: Any) -> None:  # noqa: D102
+        if self._call is not None:
+            self._call(*args)
+
+    def __reduce__(self) -> tuple[type[Hook], tuple[()]]:
+        return Hook, ()

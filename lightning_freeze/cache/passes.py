@@ -1,0 +1,146 @@
+"""What the cache knows about a prefix, and about the forward pass that is running."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from lightning_freeze.cache import layout
+from lightning_freeze.cache.gain import Work
+from lightning_freeze.cache.keys import Call
+from lightning_freeze.cache.selfcheck import Randomness
+from lightning_freeze.cache.skip import Detour, Watch
+
+
+class Store(Protocol):
+    """Where hidden states are kept, by the identity of the prefix and the key of the sample."""
+
+    def get(self, namespace: bytes, keys: Sequence[bytes]) -> list[Tensor | None]: ...  # noqa: D102
+
+    def put(self, namespace: bytes, keys: Sequence[bytes], tensors: Sequence[Tensor]) -> None: ...  # noqa: D102
+
+    def declare(self, namespace: bytes, info: dict[str, str | int]) -> None: ...  # noqa: D102
+
+
+@dataclass
+class Tally:
+    """What the cache has done so far.
+
+    Attributes:
+        samples: Samples that came by while a prefix was frozen.
+        hits: Those of them whose hidden states were read.
+        saved: Seconds of computing that the hits would have taken, less the seconds that reading them took.
+    """
+
+    samples: int = 0
+    hits: int = 0
+    saved: float = 0.0
+
+
+@dataclass
+class Known:
+    """What is known about the prefix of one identity.
+
+    Attributes:
+        boundary: Number of blocks in it.
+        checked: Whether a pass that skips it was compared with one that does not.
+        padded: Whether that pass had padding.
+        alone: Whether only batches of a single sample have been seen, which cannot tell if samples are independent.
+        verified: Number of batches whose hits were compared with what the prefix computes.
+        draws: Whether code around the blocks draws random numbers, of which nothing comes.
+        trimmed: Whether samples may be stored without padding.
+        unread: Whether a backward pass has shown that nothing reads the positions of padding.
+        positions: Whether the second dimension of the hidden states is that of the tokens.
+        tail: Shape of the hidden states behind the batch, or behind the positions.
+        dtype: What they are computed in.
+        stems: Modules before the blocks that may be skipped too.
+        seconds: Time to compute the prefix for one sample.
+        reading: Time to read one sample.
+        size: Bytes that one sample takes.
+        work: Floating point operations of one sample.
+    """
+
+    boundary: int
+    checked: bool = False
+    padded: bool = False
+    alone: bool = True
+    draws: bool = False
+    verified: int = 0
+    trimmed: bool = True
+    unread: bool = False
+    positions: bool = False
+    tail: tuple[int, ...] = ()
+    dtype: torch.dtype = torch.float32
+    stems: list[nn.Module] = field(default_factory=list)
+    seconds: float = 0.0
+    reading: float = 0.0
+    size: float = 0.0
+    work: Work = field(default_factory=lambda: Work(0, 0))
+
+
+@dataclass
+class Pass:
+    """One forward pass of the tower.
+
+    Attributes:
+        call: Its arguments.
+        known: What is known about the prefix.
+        namespace: The identity of the prefix.
+        keys: One for each sample.
+        rows: What was stored for each sample.
+        trimmed: Whether the keys leave padding out.
+        proves: Whether its backward pass shows if padding is read.
+        rehearses: Whether parts of it are run once more, to see that skipping would change nothing.
+        detour: Open while blocks are skipped.
+        watch: Open while blocks run for real.
+        start: The random numbers at its beginning.
+        began: When it began.
+        taken: Hidden states by boundary.
+        drew: Whether random numbers were drawn before the boundary.
+        seconds: Time to the boundary.
+    """
+
+    call: Call
+    known: Known
+    namespace: bytes
+    keys: list[bytes]
+    rows: list[Tensor | None]
+    trimmed: bool
+    proves: bool = False
+    rehearses: bool = False
+    detour: Detour | None = None
+    watch: Watch | None = None
+    start: Randomness | None = None
+    began: float = 0.0
+    taken: dict[int, Tensor] = field(default_factory=dict)
+    drew: bool = False
+    seconds: float = 0.0
+
+    @property
+    def spans(self) -> layout.Spans | None:
+        """Where the samples stand in the batch, ``None`` if they are stored with their padding or have none."""
+        return self.call.spans if self.trimmed and self.call.has_padding else None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the pass runs."""
+        return next(iter(self.call.leaves.values())).device
+
+    @property
+    def missing(self) -> list[int]:
+        """The samples that were not found."""
+        return [number for number, row in enumerate(self.rows) if row is None]
+
+    def learn_from(self, gradient: Tensor) -> None:
+        """Whether the loss depends on what stands in the positions of padding: its gradient there says so."""
+        padding = torch.ones(gradient.shape[:2], dtype=torch.bool)
+        for row, (start, stop) in enumerate(self.call.spans):
+            padding[row, start:stop] = False
+        # An overflow of mixed precision says nothing.
+        if bool(torch.isfinite(gradient).all()):
+            self.known.unread = not bool(gradient[padding.to(gradient.device)].any())
+            self.known.trimmed = self.known.trimmed and self.known.unread

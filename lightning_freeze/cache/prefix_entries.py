@@ -1,0 +1,176 @@
+"""The stored hidden states of one tower: by the identity of the prefix, then by the key of the sample."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_freeze.cache import layout
+from lightning_freeze.cache.fingerprint import Fingerprint, surroundings
+from lightning_freeze.cache.gain import bytes_in
+from lightning_freeze.cache.keys import Call
+from lightning_freeze.cache.passes import Known, Pass, Store
+from lightning_freeze.cache.towers import CachedTower
+
+#: Reading may take this many times as long as computing before it is given up.
+SLOWER = 1.0
+
+
+class PrefixEntries:
+    """Identifies the prefixes of one tower, and reads and stores their hidden states.
+
+    Args:
+        tower: The tower.
+        store: Where hidden states are kept.
+        dtype: What to store them in, ``None`` for what was computed.
+
+    Attributes:
+        known: What is known about each prefix.
+        filled: The boundaries at which anything has been stored.
+        ahead: Lower boundaries to fill in the same pass, because a later phase will need them, the next one first.
+        budget: Bytes that there is room for, ``None`` for no limit.
+        expected: Samples that there will be.
+    """
+
+    def __init__(self, tower: CachedTower, store: Store, dtype: torch.dtype | None) -> None:
+        self.dtype = dtype
+        self.known: dict[bytes, Known] = {}
+        self.filled: set[int] = set()
+        self.ahead: Sequence[int] = ()
+        self.budget: int | None = None
+        self.expected = 0
+        self._tower = tower
+        self._store = store
+        self._fingerprint = Fingerprint(tower)
+        self._look: bool | None = True
+
+    def look_again(self, thorough: bool) -> None:
+        """Notice at the next pass if the weights have changed in a way that left no trace."""
+        self._look = thorough or bool(self._look)
+
+    def identify(self, boundary: int, mode: str, call: Call) -> tuple[bytes, Known]:
+        """The identity of the prefix, and what is known about it.
+
+        Args:
+            boundary: Number of blocks in it.
+            mode: The modes of its modules.
+            call: The running call.
+        """
+        if self._look is not None:
+            self._fingerprint.look_again(self._look, boundary)
+            self._look = None
+        device = next(iter(call.leaves.values())).device
+        extra = f"{surroundings(device)}, {mode}, stored as {self.dtype or 'computed'}"
+        namespace = self._fingerprint.of(boundary, extra)
+        if namespace not in self.known:
+            self.known[namespace] = Known(boundary)
+            info: dict[str, str | int] = {
+                "model": type(self._tower.entry).__name__,
+                "tower": self._tower.name,
+                "blocks": boundary,
+                "of": len(self._tower.blocks),
+                "computed": extra,
+                "torch": torch.__version__,
+            }
+            self._store.declare(namespace, info)
+        return namespace, self.known[namespace]
+
+    def boundaries(self, boundary: int) -> list[int]:
+        """The boundaries at which hidden states are wanted from a pass."""
+        return [*(b for b in self.ahead if b < boundary), boundary]
+
+    def read(self, this: Pass, namespace: bytes, known: Known) -> list[Tensor | None]:
+        """What is stored for the samples of a pass; what does not fit the batch counts as missing."""
+        rows = self._store.get(namespace, this.keys)
+        if not known.checked:
+            return rows
+        dtype = self.dtype or known.dtype
+        whole = (this.call.length, *known.tail) if known.positions and this.call.length else None
+        found: list[Tensor | None] = []
+        for number, row in enumerate(rows):
+            span = this.spans[number] if this.spans else None
+            expected = torch.Size(whole) if whole else row.shape if row is not None else torch.Size()
+            found.append(row if row is not None and layout.fits(row, span, expected, dtype) else None)
+        first = next((row for row in found if row is not None), None)
+        if this.spans is None and first is not None:
+            found = [row if row is not None and row.shape == first.shape else None for row in found]
+        return found
+
+    def put(self, this: Pass, computed: dict[int, Tensor], rows: Sequence[int], whole: bool, is_eval: bool) -> None:
+        """Store samples, at the boundary and at those ahead.
+
+        Args:
+            this: The pass.
+            computed: Hidden states by boundary.
+            rows: The samples to store.
+            whole: Whether the hidden states are those of all samples, or of the given ones alone.
+            is_eval: Whether all modules of the prefix are in eval mode, as those of the prefixes ahead will be.
+        """
+        if not rows:
+            return
+        keys = [this.keys[i] for i in rows]
+        spans = this.spans if this.spans is None or whole else [this.spans[i] for i in rows]
+        for boundary in (this.known.boundary, *(self._affordable(this.known) if is_eval else ())):
+            if boundary not in computed:
+                continue
+            packed = layout.pack(computed[boundary], spans, self.dtype)
+            packed = [packed[i] for i in rows] if whole else packed
+            if boundary == this.known.boundary:
+                namespace = this.namespace
+            else:
+                namespace, _ = self.identify(boundary, "eval", this.call)
+            self._store.put(namespace, keys, packed)
+            self.filled.add(boundary)
+
+    def _affordable(self, known: Known) -> Sequence[int]:
+        """The lower boundaries that there is room for beside the present one."""
+        ahead = [b for b in self.ahead if b < known.boundary]
+        if self.budget is None:
+            return ahead
+        return ahead[: max(0, int(self.budget / max(1.0, known.size * self.expected)) - 1)]
+
+    def measure(self, this: Pass, hidden: Tensor) -> None:
+        """Note how much room a sample takes."""
+        known = this.known
+        known.size = known.size or bytes_in(layout.pack(hidden, this.spans, self.dtype)) / this.call.size
+
+    def begin(self, this: Pass, hidden: Tensor, origin: Callable[[Tensor], Sequence[bytes] | None]) -> str | None:
+        """The prefix is checked: use it from now on, if reading it back is worth while.
+
+        Args:
+            this: The pass that has been stored.
+            hidden: What it computed.
+            origin: As for :meth:`Call.keys`.
+
+        Returns:
+            Why it is not worth while, ``None`` if it is.
+        """
+        known, size = this.known, this.call.size
+        times = []
+        for _ in range(3):
+            began = time.perf_counter()
+            keys = this.call.keys(this.trimmed, origin)
+            rows = [row for row in self._store.get(this.namespace, keys) if row is not None]
+            if len(rows) < size:
+                break
+            layout.lay_out(rows, this.spans, this.call.length, hidden.dtype, hidden.device)
+            synchronize(hidden.device)
+            times.append(time.perf_counter() - began)
+        known.checked = True
+        known.seconds = this.seconds / size
+        known.reading = min(times, default=0.0) / size
+        if known.reading <= SLOWER * known.seconds:
+            return None
+        return (
+            f"reading the hidden states of a sample takes {1e3 * known.reading:.2g} ms, computing them "
+            f"{1e3 * known.seconds:.2g} ms"
+        )
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until everything is computed, so that time can be taken."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

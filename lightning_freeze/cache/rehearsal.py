@@ -1,0 +1,168 @@
+"""Seeing that nothing changes when the frozen layers are skipped, before they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_freeze.cache import layout, selfcheck
+from lightning_freeze.cache.gain import flops
+from lightning_freeze.cache.keys import Unsupported
+from lightning_freeze.cache.passes import Pass
+from lightning_freeze.cache.skip import BlockForm, Detour, run_prefix
+from lightning_freeze.cache.towers import CachedTower
+
+
+def compare(this: Pass, hidden: Tensor, dtype: torch.dtype) -> None:
+    """Compare what was read with what was computed.
+
+    Args:
+        this: The pass.
+        hidden: What was computed.
+        dtype: What it is stored in.
+
+    Raises:
+        Unsupported: If they differ.
+    """
+    limit = selfcheck.tolerance(hidden.dtype, dtype)
+    computed = layout.pack(hidden, this.spans)
+    compared = False
+    for number, row in enumerate(this.rows):
+        if row is None:
+            continue
+        compared = True
+        if row.dtype != dtype or row.shape != computed[number].shape:
+            this.rows[number] = None
+        elif selfcheck.difference(row, computed[number]) > limit:
+            raise Unsupported("what was stored differs from what its frozen layers compute")
+    this.known.verified += compared
+
+
+def check_randomness(
+    tower: CachedTower, forms: Sequence[BlockForm], this: Pass, hidden: Tensor, modules: Sequence[nn.Module]
+) -> None:
+    """Something has drawn random numbers: see that it was none of what is skipped, and that nothing came of it.
+
+    Args:
+        tower: The tower.
+        forms: The forms of its blocks.
+        this: The pass.
+        hidden: What it computed.
+        modules: The modules that would be skipped.
+
+    Raises:
+        Unsupported: If something came of it.
+    """
+    call, known, entry = this.call, this.known, tower.entry
+    loud = next((m for m in modules if m.training), None)
+    where = "code around its frozen layers" if loud is None else f"a {type(loud).__name__} that is frozen"
+    reason = f"{where} draws random numbers, as dropout does in training mode; eval mode would let it be stored"
+    assert this.start is not None
+    skipped = [*tower.stems, *tower.blocks[: known.boundary]]
+    for seed in (1, 2, 3):
+        with (
+            selfcheck.rehearsal(entry, this.start, hidden.device),
+            selfcheck.Draws(skipped, hidden.device) as draws,
+        ):
+            torch.manual_seed(seed)
+            again = run_prefix(tower, forms, [known.boundary], (call.args, call.kwargs))
+        if draws.any or selfcheck.difference(again[known.boundary], hidden) > selfcheck.tolerance(hidden.dtype):
+            raise Unsupported(reason)
+    known.draws = True
+
+
+class Rehearsal:
+    """Runs parts of a tower once more, to see that samples are independent and that skipping changes nothing.
+
+    Args:
+        tower: The tower.
+        forms: The forms of its blocks.
+        this: The pass that has just run for real.
+        hidden: What it computed at the boundary.
+    """
+
+    def __init__(self, tower: CachedTower, forms: Sequence[BlockForm], this: Pass, hidden: Tensor) -> None:
+        self._tower = tower
+        self._forms = forms
+        self._this = this
+        self._hidden = hidden
+        self._limit = selfcheck.tolerance(hidden.dtype)
+
+    def run(self, output: Any) -> None:
+        """Check, and note what may be skipped and how samples may be stored.
+
+        Args:
+            output: What the tower returned.
+
+        Raises:
+            Unsupported: If skipping would change a result.
+        """
+        call, known, hidden, start = self._this.call, self._this.known, self._hidden, self._this.start
+        assert start is not None
+        known.padded = known.padded or call.has_padding
+        with selfcheck.rehearsal(self._tower.entry, start, hidden.device):
+            if call.size > 1:
+                self._check_independence()
+                known.alone = False
+            else:
+                self._compute(call.args, call.kwargs)
+        spans = tuple(self._this.spans) if self._this.spans and known.trimmed else None
+        stems = tuple(self._stems())
+        for used, skipped in dict.fromkeys([(spans, stems), (spans, ()), (None, stems), (None, ())]):
+            if self._is_same(output, used, skipped):
+                known.stems = list(skipped)
+                known.trimmed = known.trimmed and (used is not None or not self._this.spans)
+                return
+        raise Unsupported("a layer above the frozen ones reads what they compute on the way")
+
+    def _stems(self) -> list[nn.Module]:
+        """The modules before the blocks whose output could be anything of the shape of the hidden states."""
+        hidden, watch = self._hidden, self._this.watch
+        return [
+            stem
+            for stem, value in (watch.stems if watch else {}).items()
+            if isinstance(value, Tensor) and value.shape == hidden.shape and value.dtype == hidden.dtype
+        ]
+
+    def _is_same(self, output: Any, spans: layout.Spans | None, stems: Sequence[nn.Module]) -> bool:
+        """Whether a pass that skips returns the same."""
+        call, known, hidden, start = self._this.call, self._this.known, self._hidden, self._this.start
+        entry = self._tower.entry
+        assert start is not None
+        laid_out = layout.lay_out(layout.pack(hidden, spans), spans, call.length, hidden.dtype, hidden.device)
+        with (
+            selfcheck.rehearsal(entry, start, hidden.device),
+            Detour(self._tower, self._forms, known.boundary, laid_out, stems) as detour,
+        ):
+            found, count = flops(lambda: entry.forward(*call.args, **call.kwargs))
+        known.work.rest = count / call.size
+        return detour.reached and not selfcheck.outputs_differ(found, output, spans, call.length, self._limit)
+
+    def _check_independence(self) -> None:
+        """Compute the shortest sample alone, without its padding."""
+        call, known, hidden = self._this.call, self._this.known, self._hidden
+        row = min(range(call.size), key=lambda i: call.spans[i][1] - call.spans[i][0]) if call.spans else 0
+        if call.has_padding and known.trimmed:
+            start, stop = call.spans[row]
+            alone = call.only([row], stop)
+            if alone is not None:
+                computed = self._compute(*alone, scale=call.length / stop)
+                if selfcheck.difference(computed[0, start:], hidden[row, start:stop]) <= self._limit:
+                    return
+            known.trimmed = False
+        alone = call.only([row])
+        assert alone is not None
+        computed = self._compute(*alone)
+        if computed.shape[0] != 1 or selfcheck.difference(computed[0], hidden[row]) > self._limit:
+            raise Unsupported("what its frozen layers compute for one sample depends on the other samples of the batch")
+
+    def _compute(self, args: tuple[Any, ...], kwargs: dict[str, Any], scale: float = 1.0) -> Tensor:
+        """Compute the prefix of one sample, counting operations."""
+        known = self._this.known
+        run = lambda: run_prefix(self._tower, self._forms, [known.boundary], (args, kwargs))[known.boundary]  # noqa: E731
+        computed, count = flops(run)
+        known.work.prefix = count * scale
+        return computed  # type: ignore[no-any-return]

@@ -1,0 +1,178 @@
+"""Comparing what the cache would do with what the module really does."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lightning_freeze.cache.layout import Spans
+from lightning_freeze.cache.skip import replaced
+
+#: Largest relative difference that another batch size, order or padding may make, by precision.
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-4, torch.bfloat16: 3e-2, torch.float16: 5e-3}
+
+
+class Randomness:
+    """The state of every random number generator that a forward pass may draw from.
+
+    Args:
+        device: Where the pass runs.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._torch = torch.get_rng_state()
+        self._accelerator = _module(device).get_rng_state(device) if _module(device) else None
+        self._python = random.getstate()
+        self._numpy: Any = np.random.get_state()
+
+    def drawn_since(self) -> bool:
+        """Whether anything has been drawn since this state was taken."""
+        now = Randomness(self._device)
+        same = torch.equal(self._torch, now._torch) and self._python == now._python
+        if same and self._accelerator is not None and now._accelerator is not None:
+            same = torch.equal(self._accelerator, now._accelerator)
+        return not (same and self._numpy[2] == now._numpy[2] and np.array_equal(self._numpy[1], now._numpy[1]))
+
+    def restore(self) -> None:
+        """Go back to this state."""
+        torch.set_rng_state(self._torch)
+        if self._accelerator is not None:
+            _module(self._device).set_rng_state(self._accelerator, self._device)
+        random.setstate(self._python)
+        np.random.set_state(self._numpy)
+
+
+def _module(device: torch.device) -> Any:
+    return getattr(torch, device.type) if device.type in ("cuda", "xpu") else None
+
+
+@contextmanager
+def rehearsal(module: nn.Module, start: Randomness, device: torch.device) -> Iterator[None]:
+    """Run a module once more as if from an earlier state of the random numbers, and leave no trace of it.
+
+    Args:
+        module: What will be run; its buffers are put back.
+        start: The state to begin with.
+        device: Where it runs.
+    """
+    now = Randomness(device)
+    kept = [
+        (owner, name, buffer)
+        for owner in module.modules()
+        for name, buffer in owner._buffers.items()
+        if buffer is not None
+    ]
+    # Copies take their place, rather than their values being put back: the pass that has just ended keeps some of them
+    # for its backward pass, and notices any writing.
+    for owner, name, buffer in kept:
+        owner._buffers[name] = buffer.detach().clone()
+    start.restore()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        now.restore()
+        for owner, name, buffer in kept:
+            owner._buffers[name] = buffer
+
+
+@contextmanager
+def undrawn(device: torch.device) -> Iterator[None]:
+    """Put the random numbers back to where they were."""
+    before = Randomness(device)
+    try:
+        yield
+    finally:
+        before.restore()
+
+
+class Draws(ExitStack):
+    """Open while it is watched which modules draw random numbers.
+
+    Args:
+        modules: The modules to watch.
+        device: Where they run.
+
+    Attributes:
+        any: Whether any of them has.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module], device: torch.device) -> None:
+        super().__init__()
+        self.any = False
+        for module in modules:
+            self.enter_context(replaced(module, self._watched(module.forward, device)))
+
+    def _watched(self, run: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            before = Randomness(device)
+            output = run(*args, **kwargs)
+            self.any = self.any or before.drawn_since()
+            return output
+
+        return forward
+
+
+def difference(found: Tensor, expected: Tensor) -> float:
+    """Relative difference of two tensors, as the norm of their difference over the norm of the second."""
+    if found.shape != expected.shape:
+        return float("inf")
+    wide = torch.float64 if expected.dtype == torch.float64 else torch.float32
+    found, expected = found.detach().to(expected.device, wide), expected.detach().to(wide)
+    agree = torch.equal(found, expected)
+    # NaN and infinity in the same places are the model's own affair.
+    finite = torch.isfinite(expected)
+    if agree or not bool((torch.isfinite(found) == finite).all()):
+        return 0.0 if agree else float("inf")
+    gap = torch.linalg.vector_norm((found - expected)[finite])
+    return float(gap / torch.linalg.vector_norm(expected[finite]).clamp_min(1e-12))
+
+
+def tolerance(*dtypes: torch.dtype) -> float:
+    """The largest difference to be expected between results in the coarsest of some precisions."""
+    return max(TOLERANCE.get(dtype, TOLERANCE[torch.float32]) for dtype in dtypes)
+
+
+def without_padding(tensor: Tensor, spans: Spans | None, length: int) -> Tensor:
+    """A tensor without the positions of padding, where it has any.
+
+    Args:
+        tensor: Anything that a module returned.
+        spans: For each sample the first position that is no padding and the one behind the last.
+        length: Number of positions in the batch.
+    """
+    if spans is None or tensor.dim() < 2 or tensor.shape[:2] != (len(spans), length):
+        return tensor
+    return torch.cat([tensor[row, start:stop] for row, (start, stop) in enumerate(spans)])
+
+
+def outputs_differ(found: Any, expected: Any, spans: Spans | None, length: int, limit: float) -> bool:
+    """Whether two outputs of a module differ in any tensor, the positions of padding aside."""
+    ours, theirs = list(tensors_in(found)), list(tensors_in(expected))
+    if [t.shape for t in ours] != [t.shape for t in theirs]:
+        return True
+    return any(
+        difference(without_padding(a, spans, length), without_padding(b, spans, length)) > limit
+        for a, b in zip(ours, theirs, strict=True)
+        if b.is_floating_point()
+    )
+
+
+def tensors_in(value: Any) -> Iterable[Tensor]:
+    """Every tensor in an output, key-value caches left out."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            if key != "past_key_values":
+                yield from tensors_in(part)
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        for part in value:
+            yield from tensors_in(part)

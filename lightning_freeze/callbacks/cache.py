@@ -1,0 +1,303 @@
+"""Computing the frozen prefix once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+from lightning_freeze.cache.gain import OutsideWork, is_compiled, is_sharded
+from lightning_freeze.cache.keys import new_hash
+from lightning_freeze.cache.prefix import FrozenPrefix
+from lightning_freeze.cache.prefix_entries import PrefixEntries
+from lightning_freeze.cache.said import gain_line, summary_line
+from lightning_freeze.cache.sizes import default_memory, parse_size
+from lightning_freeze.cache.towers import CachedTower, boundaries_ahead, find_towers
+from lightning_freeze.callbacks.base import Groups
+from lightning_freeze.callbacks.phased import PhasedFineTuning
+from lightning_freeze.errors import ConfigurationError
+from lightning_freeze.layers import LayerStack
+from lightning_freeze.suggest import suggest
+
+_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+_PREFIX = "frozen_prefix_cache"
+
+
+class FrozenPrefixCache(Callback):
+    """Computes the frozen first layers once for each sample, and starts at the first layer that trains after that.
+
+    A layer that is frozen, with nothing that trains before it, gives the same hidden states for the same input in every
+    epoch. They are stored under a hash of the input, and read back when that input comes again: in another epoch, in
+    another order, batch or padding, in validation, and with ``cache_dir`` in another run or process. Stands beside any
+    callback that freezes, or none; which layers are frozen is read off ``requires_grad`` at each batch.
+
+    Where skipping could change a result (dropout in frozen layers, a layer above that reads an earlier one's output,
+    a forward hook on a skipped module), it says so and switches itself off; the run goes on.
+
+    Args:
+        cache_dir: Folder in which hidden states are kept for later runs. ``None`` keeps them in memory only, until the
+            callback is gone.
+        max_memory: The most memory to use, as a number of bytes or text such as ``"4GiB"``. What does not fit is
+            computed again.
+        max_disk: The most disk space to use in ``cache_dir``; ``None`` for no limit.
+        dtype: ``"bfloat16"`` or ``"float16"`` to store in half the space of float32, at the cost of rounding. ``None``
+            stores what was computed, bit for bit.
+        verify: How many batches with hits are compared with a real forward pass, for each set of layers that is frozen.
+        verbose: Whether to say at the start what is gained and at the end what was.
+        groups: An explicit, ordered map from layer name to module-name prefixes, instead of the layers that are found
+            automatically; see :class:`~lightning_freeze.LayerStack`.
+
+    Raises:
+        ConfigurationError: If a value is out of range, or a library that is needed is not installed.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(callbacks=[LayerFreezing("75%"), FrozenPrefixCache()])  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        cache_dir: str | Path | None = None,
+        max_memory: str | int | None = "4GiB",
+        max_disk: str | int | None = None,
+        dtype: str | None = None,
+        verify: int = 1,
+        verbose: bool = True,
+        groups: Groups | None = None,
+    ) -> None:
+        if dtype not in (None, *_DTYPES):
+            raise ConfigurationError(
+                f"FrozenPrefixCache(dtype={dtype!r}): expected None, 'bfloat16' or 'float16'."
+                f"{suggest(str(dtype), _DTYPES)}"
+            )
+        if isinstance(verify, bool) or not isinstance(verify, int) or verify < 0:
+            raise ConfigurationError(
+                f"FrozenPrefixCache(verify={verify!r}): expected a whole number of batches, 0 or more."
+            )
+        self.cache_dir = Path(cache_dir) if cache_dir is not None else None
+        self.max_memory = max_memory
+        self.max_disk = max_disk
+        self.dtype = dtype
+        self.verify = verify
+        self.verbose = verbose
+        self.groups = groups
+        parse_size(max_disk, "FrozenPrefixCache(max_disk=...)")
+        parse_size(max_memory, "FrozenPrefixCache(max_memory=...)")
+        self._store: Any = None
+        self._towers: list[FrozenPrefix] = []
+        self._module: LightningModule | None = None
+        self._floors: dict[str, int] = {}
+        self._outside: OutsideWork | None = None
+        self._said: set[str] = set()
+        self._phases: list[int] | None = None
+        self._counted = (0, 0)
+
+    @property
+    def hit_rate(self) -> float:
+        """Share of the samples since the start of the fit (or test, or prediction) whose hidden states were read."""
+        samples = sum(tower.tally.samples for tower in self._towers)
+        return sum(tower.tally.hits for tower in self._towers) / samples if samples else 0.0
+
+    @property
+    def reasons(self) -> dict[str, str]:
+        """Of each tower that is switched off, why."""
+        return {tower.tower.name: tower.off for tower in self._towers if tower.off is not None}
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        self._attach(trainer, pl_module)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        self._begin_loop(trainer, pl_module, thorough=True)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        self._begin_loop(trainer, pl_module, thorough=True)
+        for tower in self._towers:
+            tower.entries.expected = _samples(trainer)
+        self._counted = self._count()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        self._begin_loop(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        # Whoever has swapped weights for the validation puts them back now, in ways that leave no trace.
+        for tower in self._towers:
+            tower.look_again(thorough=False)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        self._begin_loop(trainer, pl_module)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        self._begin_loop(trainer, pl_module)
+
+    def on_train_batch_start(  # noqa: D102
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._end_step()
+        if self._outside is None and "gain" not in self._said and self._towers:
+            self._outside = OutsideWork(pl_module, [tower.tower.entry for tower in self._towers])
+        schedules = [c for c in trainer.callbacks if isinstance(c, PhasedFineTuning)]  # type: ignore[attr-defined]
+        phases = [schedule.phase for schedule in schedules]
+        if phases != self._phases:
+            self._phases = phases
+            for tower in self._towers:
+                tower.entries.ahead = boundaries_ahead(
+                    [schedule.freezes[schedule.phase :] for schedule in schedules], tower.tower
+                )
+
+    def on_train_batch_end(  # noqa: D102
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._end_step()
+        self._check_called()
+        if self._outside is not None:
+            self._outside.close()
+            self._say_gain(pl_module)
+            self._outside = None
+        hits, samples = (now - before for now, before in zip(self._count(), self._counted, strict=True))
+        if samples:
+            values = {
+                f"{_PREFIX}/hit_rate": hits / samples,
+                f"{_PREFIX}/seconds_saved": sum(tower.tally.saved for tower in self._towers),
+                f"{_PREFIX}/bytes": float(self._bytes()),
+            }
+            for name, value in values.items():
+                shows = self.verbose and name.endswith("hit_rate")
+                pl_module.log(name, value, prog_bar=shows, on_step=True, on_epoch=False, batch_size=1)
+
+    def on_validation_batch_start(self, *args: Any, **kwargs: Any) -> None:  # noqa: D102
+        self._end_step()
+
+    def on_test_batch_start(self, *args: Any, **kwargs: Any) -> None:  # noqa: D102
+        self._end_step()
+
+    def on_predict_batch_start(self, *args: Any, **kwargs: Any) -> None:  # noqa: D102
+        self._end_step()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        if self.verbose and self._count()[1]:
+            pl_module.print(summary_line(self._towers, self._bytes()))
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: D102
+        self._detach()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: D102
+        self._detach()
+
+    def _attach(self, trainer: Trainer, module: LightningModule) -> None:
+        if self._module is module:
+            return
+        self._detach()
+        self._module = module
+        self._towers = []
+        self._said = set()
+        self._phases = None
+        if is_sharded(trainer.strategy):
+            rank_zero_warn(
+                f"FrozenPrefixCache does nothing under {type(trainer.strategy).__name__}: where weights are sharded, "
+                f"all ranks must run the same layers."
+            )
+            return
+        if self._store is None:
+            self._store = _open_store(self.cache_dir, self.max_memory, self.max_disk)
+        found, problems = find_towers(LayerStack(module, groups=self.groups))
+        for tower in found:
+            if is_compiled(module, tower.entry):
+                problems.append("it is compiled")
+                continue
+            self._add(tower)
+            if trainer.state.fn != TrainerFn.FITTING:
+                # Nothing trains outside of a fit: the prefix that it left is as good as frozen.
+                self._towers[-1].floor = self._floors.get(tower.name, 0)
+        if not self._towers:
+            rank_zero_warn(f"FrozenPrefixCache does nothing for {type(module).__name__}: {'; '.join(problems)}.")
+
+    def _add(self, tower: CachedTower) -> None:
+        dtype = _DTYPES.get(self.dtype or "")
+        entries = PrefixEntries(tower, self._store, dtype)
+        disk = parse_size(self.max_disk)
+        if self.cache_dir is None or disk is not None:
+            memory = parse_size(self.max_memory)
+            entries.budget = (default_memory() if memory is None else memory) + (disk or 0)
+        self._towers.append(FrozenPrefix(tower, entries, self.verify, self._towers, self._say_off))
+
+    def _detach(self) -> None:
+        for tower in self._towers:
+            if tower.off is None:
+                self._floors[tower.tower.name] = tower.boundary
+            tower.close()
+        self._module = None
+        if self._outside is not None:
+            self._outside.close()
+            self._outside = None
+        if self._store is not None:
+            self._store.flush()
+
+    def _begin_loop(self, trainer: Trainer, module: LightningModule, thorough: bool = False) -> None:
+        self._attach(trainer, module)
+        for tower in self._towers:
+            tower.look_again(thorough)
+
+    def _end_step(self) -> None:
+        for tower in self._towers:
+            tower.end_step()
+
+    def _check_called(self) -> None:
+        """Move to a smaller entry where the module's own code goes past the one that was chosen."""
+        for number, prefix in enumerate(self._towers):
+            if prefix.calls or prefix.off is not None or not prefix.tower.boundary():
+                continue
+            inner = prefix.tower.inner()
+            if inner is None:
+                prefix.switch_off(
+                    f"{type(prefix.tower.entry).__name__}.forward, which runs its layers, is not what the training "
+                    f"step calls"
+                )
+                continue
+            prefix.close()
+            self._add(inner)
+            self._towers[number] = self._towers.pop()
+            self._towers[number].entries.expected = prefix.entries.expected
+
+    def _count(self) -> tuple[int, int]:
+        return sum(t.tally.hits for t in self._towers), sum(t.tally.samples for t in self._towers)
+
+    def _bytes(self) -> int:
+        stats = getattr(self._store, "stats", None)
+        return int(getattr(stats, "memory_bytes", 0)) + int(getattr(stats, "disk_bytes", 0))
+
+    def _say_gain(self, module: LightningModule) -> None:
+        """One line on what the cache is worth, once the first batch has been checked."""
+        line = gain_line(self._towers, self._outside.flops if self._outside is not None else 0)
+        if line and self.verbose:
+            self._said.add("gain")
+            module.print(line)
+
+    def _say_off(self, prefix: FrozenPrefix, reason: str, is_fault: bool) -> None:
+        if is_fault:
+            rank_zero_warn(f"FrozenPrefixCache is switched off for {prefix.tower.label}: {reason}.")
+        elif self.verbose and self._module is not None:
+            self._module.print(f"Frozen prefix cache: not used for {prefix.tower.label}: {reason}.")
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy or a pickle of a callback is its configuration, never the run that it takes part in.
+        run: dict[str, Any] = {"_store": None, "_towers": [], "_module": None, "_outside": None}
+        return {k: v for k, v in vars(self).items() if k != "log"} | run
+
+
+def _open_store(cache_dir: Path | None, max_memory: str | int | None, max_disk: str | int | None) -> Any:
+    from lightning_freeze.cache.store import open_store
+
+    new_hash()  # says before the first batch what is not installed
+    return open_store(cache_dir, max_memory, max_disk)
+
+
+def _samples(trainer: Trainer) -> int:
+    """About how many samples an epoch has on this rank."""
+    loader = trainer.train_dataloader
+    batches = trainer.num_training_batches
+    size = getattr(loader, "batch_size", None) or 1
+    return int(batches * size) if batches != float("inf") else 0

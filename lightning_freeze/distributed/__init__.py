@@ -1,0 +1,21 @@
+"""What changes when a strategy replicates or shards the model."""
+
+from lightning_freeze.distributed.agreement import mean_over_ranks
+from lightning_freeze.distributed.changes import before_change, resynchronise
+from lightning_freeze.distributed.optimizer_state import restore_where_saved
+from lightning_freeze.distributed.replaced import Snapshot
+from lightning_freeze.distributed.sharding import gathered, reshard, write
+from lightning_freeze.distributed.support import check_strategy, check_wrapped
+
+__all__ = [
+    "Snapshot",
+    "before_change",
+    "check_strategy",
+    "check_wrapped",
+    "gathered",
+    "mean_over_ranks",
+    "reshard",
+    "restore_where_saved",
+    "resynchronise",
+    "write",
+]

@@ -1,0 +1,84 @@
+"""Parameters that are sharded over ranks, as ``fully_shard`` (FSDP2) leaves them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether a tensor is a ``DTensor``: one of which each rank has a part."""
+    return isinstance(tensor, _types()[0])
+
+
+def reshard(module: Module) -> None:
+    """Put the sharded parameters back in their places, where a forward pass has left the gathered ones.
+
+    A forward pass without a backward, as in a validation, leaves the gathered parameters of the outermost module in
+    place. They look like the module's own, but setting their gradient or ``requires_grad`` has no lasting effect.
+    """
+    for part in _fsdp_modules(module):
+        part.reshard()
+
+
+def renew(module: Module) -> None:
+    """Have each sharded module look again at which of its parameters train; must be called on all ranks.
+
+    At the first forward pass it derives the type in which it reduces gradients from those that train then. Under mixed
+    precision, one that was all frozen at that time would hand out gradients of another type than its parameters have.
+    """
+    for part in _fsdp_modules(module):
+        # Nothing public tells whether there has been a forward pass; before it, there is nothing to look at again.
+        if part._get_fsdp_state()._is_root is not None:
+            part.unshard()
+            part.reshard()
+
+
+def gathered(tensor: Tensor) -> Tensor:
+    """The whole of a tensor, in CPU memory, to be saved; must be called on all ranks, where it is sharded.
+
+    As Lightning does with the weights, only the first rank keeps what has been gathered: it is the one that saves it.
+    """
+    if not is_sharded(tensor):
+        return tensor
+    sharded: Any = tensor
+    # A copy of a shard in CPU memory has to go back to where the ranks can exchange it.
+    whole: Tensor = sharded.to(sharded.device_mesh.device_type).full_tensor()
+    return whole.cpu() if torch.distributed.get_rank() == 0 else torch.empty(0)
+
+
+@torch.no_grad()
+def write(target: Tensor, source: Tensor) -> None:
+    """Copy a tensor, or this rank's part of it if ``target`` is sharded and ``source`` is not."""
+    if is_sharded(target) and not is_sharded(source):
+        distribute = _types()[2]
+        sharded: Any = target
+        source = distribute(source.to(target.device), sharded.device_mesh, sharded.placements)
+    target.copy_(source)
+
+
+def _fsdp_modules(module: Module) -> Iterator[Any]:
+    for part in module.modules():
+        if isinstance(part, _types()[1]):
+            yield part
+
+
+@cache
+def _types() -> tuple[Any, Any, Any]:
+    # Not everywhere is torch built with them, and they have moved: DTensor in torch 2.5, FSDPModule in 2.6.
+    if not torch.distributed.is_available():
+        return (), (), None
+    try:
+        from torch.distributed.tensor import DTensor, distribute_tensor
+    except ImportError:
+        from torch.distributed._tensor import DTensor, distribute_tensor  # type: ignore[attr-defined]
+    try:
+        from torch.distributed.fsdp import FSDPModule
+    except ImportError:
+        from torch.distributed._composable.fsdp import FSDPModule  # type: ignore[attr-defined]
+    return DTensor, FSDPModule, distribute_tensor

@@ -1,0 +1,114 @@
+"""Which strategies and optimizers can take part in a schedule; the others are refused, with the way out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from lightning_freeze.distributed.sharding import is_sharded
+from lightning_freeze.errors import ConfigurationError
+
+_WAY_OUT = (
+    "Use ModelParallelStrategy(data_parallel_size=..., tensor_parallel_size=1) with fully_shard() on each block in "
+    "configure_model, which shards parameter by parameter (FSDP2) and goes with all callbacks, or strategy='ddp'."
+)
+
+
+def check_strategy(owners: Sequence[str], trainer: Trainer) -> None:
+    """Refuse strategies that flatten the parameters when they wrap the model, before they do.
+
+    Args:
+        owners: The names of the callbacks that change what trains, or at which rate, during the run.
+        trainer: The running trainer.
+
+    Raises:
+        ConfigurationError: If the strategy is known not to support it.
+    """
+    if not owners:
+        return
+    strategy = trainer.strategy
+    if isinstance(strategy, FSDPStrategy):
+        cause = "FSDP of the first generation joins the parameters of several layers into flat ones"
+        way_out = f"{_WAY_OUT} LayerFreezing alone works here."
+    elif isinstance(strategy, DeepSpeedStrategy):
+        cause = "DeepSpeed copies the parameters that train, and their groups, when it wraps the model"
+        way_out = _WAY_OUT
+    else:
+        _check_communication(owners, strategy)
+        return
+    raise ConfigurationError(f"{_and(owners)} cannot run under {type(strategy).__name__}: {cause}. {way_out}")
+
+
+def check_wrapped(owners: Sequence[str], trainer: Trainer, module: LightningModule) -> None:
+    """Refuse what cannot be told that other parameters train; once the strategy has wrapped the model.
+
+    To be called while all parameters have the ``requires_grad`` that they were given.
+
+    Args:
+        owners: The names of the callbacks that change what trains, or at which rate, during the run.
+        trainer: The running trainer.
+        module: The module that is being fitted.
+
+    Raises:
+        ConfigurationError: If the model is wrapped in something unknown, some parameters are not synchronised, or an
+            optimizer deals its parameters out to the ranks.
+    """
+    if not owners:
+        return
+    strategy = trainer.strategy
+    wrapper = strategy.model
+    replicated = isinstance(strategy, DDPStrategy) and isinstance(wrapper, DistributedDataParallel)
+    foreign = wrapper if wrapper is not module and not replicated else _flattened(module)
+    if foreign is not None:
+        raise ConfigurationError(
+            f"{_and(owners)} cannot run under {type(strategy).__name__}: it wraps the model in "
+            f"{type(foreign).__name__}, which cannot be told that other parameters train. {_WAY_OUT}"
+        )
+    if isinstance(strategy, ModelParallelStrategy) and strategy.distributed_sampler_kwargs["num_replicas"] > 1:
+        for name, parameter in module.named_parameters():
+            if parameter.requires_grad and not is_sharded(parameter):
+                raise ConfigurationError(
+                    f"{name} is not sharded, so nothing keeps it the same on all ranks once it trains: configure_model "
+                    f"of {type(module).__name__} calls fully_shard() on parts of the module only. Call "
+                    f"fully_shard(self) last."
+                )
+    _check_optimizers(owners, trainer.optimizers)
+
+
+def _check_optimizers(owners: Sequence[str], optimizers: Iterable[Optimizer]) -> None:
+    for optimizer in optimizers:
+        # What an optimizer has whose state lies in parts on the ranks; Lightning goes by the same name.
+        if hasattr(optimizer, "consolidate_state_dict"):
+            name = type(optimizer).__name__
+            raise ConfigurationError(
+                f"{_and(owners)} cannot run with {name}, which deals its parameter groups out to the ranks when it is "
+                f"made, while each layer needs a group of its own. To shard the optimizer's state, use "
+                f"ModelParallelStrategy with fully_shard() on each block in configure_model; else use the optimizer "
+                f"inside {name} directly. LayerFreezing alone works with it."
+            )
+
+
+def _check_communication(owners: Sequence[str], strategy: object) -> None:
+    # PowerSGD keeps the error of each gradient bucket for the next step; other buckets would be given that of others.
+    if hasattr(getattr(strategy, "_ddp_comm_state", None), "error_dict"):  # no public name for the hook's state
+        raise ConfigurationError(
+            f"{_and(owners)} cannot run with the PowerSGD communication hook, which remembers an error for each bucket "
+            f"of gradients: the buckets are others when other layers train. Use fp16_compress_hook or none."
+        )
+
+
+def _flattened(module: LightningModule) -> object | None:
+    if not torch.distributed.is_available():
+        return None
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    return next((part for part in module.modules() if isinstance(part, FullyShardedDataParallel)), None)
+
+
+def _and(names: Sequence[str]) -> str:
+    return " and ".join(dict.fromkeys(names))

@@ -1,0 +1,75 @@
+"""How many steps each of several optimizers has taken.
+
+``Trainer.global_step`` adds up the steps of all optimizers. A warm-up is a matter of one optimizer, the one that holds
+the layer: it shall last as many of *its* steps as the user asked for, however often the others step meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch.nn import Parameter
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+
+class OptimizerSteps:
+    """Counts the steps of each optimizer, and remembers the counts with which each phase began."""
+
+    def __init__(self) -> None:
+        self._taken: list[int] = []
+        self._at_start: list[list[int]] = []
+        self._handles: list[RemovableHandle] = []
+
+    def attach(self, optimizers: Sequence[Optimizer]) -> None:
+        """Count from now on, whether a step goes through Lightning or not."""
+        self._taken = [*self._taken, *[0] * len(optimizers)][: len(optimizers)]
+        self._handles = [
+            optimizer.register_step_post_hook(lambda *_, index=index: self._count(index))
+            for index, optimizer in enumerate(optimizers)
+            if hasattr(optimizer, "register_step_post_hook")  # engines bring optimizers of their own
+        ]
+
+    def detach(self) -> None:
+        """Count no longer."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def mark(self, phases: int) -> None:
+        """Note the counts for phases that have begun, of which there are now ``phases``."""
+        while len(self._at_start) < phases:
+            self._at_start.append(list(self._taken))
+
+    @property
+    def total(self) -> int:
+        """Steps that all optimizers have taken."""
+        return sum(self._taken)
+
+    def since(self, optimizer: int, phase: int) -> int:
+        """Steps that an optimizer, by its index, has taken since a phase began."""
+        return self._taken[optimizer] - self._at_start[phase][optimizer]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The counts as plain data."""
+        return {"taken": list(self._taken), "at_start": [list(counts) for counts in self._at_start]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The inverse of :meth:`state_dict`."""
+        self._taken = list(state["taken"])
+        self._at_start = [list(counts) for counts in state["at_start"]]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_handles": []}
+
+    def _count(self, optimizer: int) -> None:
+        self._taken[optimizer] += 1
+
+
+def index_of_optimizer(optimizers: Sequence[Optimizer], parameter: Parameter) -> int:
+    """Index of the first optimizer that holds a parameter; 0 if none does."""
+    for index, optimizer in enumerate(optimizers):
+        if any(parameter is held for group in optimizer.param_groups for held in group["params"]):
+            return index
+    return 0

@@ -11,7 +11,6 @@ not: LambdaLR and OneCycleLR crash, ``eta_min`` and absolute thresholds come out
 from __future__ import annotations
 
 import copy
-from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -19,6 +18,7 @@ import torch
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
+from lightning_freeze.base_rates import BaseRates, redirect
 from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.optimizer_layout import Layout, layout, rearrange
 
@@ -30,43 +30,13 @@ class RateSource(Protocol):
     """A callback that scales learning rates."""
 
     def rate_key(self, parameter: Parameter) -> Hashable:
-        """A key; parameters of one optimizer group with equal keys (and layers) share a group. ``()`` scales nothing."""
+        """A key; parameters of one optimizer group with equal keys (and layers) share a group. ``()`` scales none."""
 
     def rate_factor(self, key: Hashable) -> float:
         """The factor for the whole run, applied to every rate of the group."""
 
     def rate_ramp(self, key: Hashable) -> float:
         """The factor right now, in [0, 1], applied to the current rate only."""
-
-
-class BaseRates(Optimizer):
-    """The user's own parameter groups, without parameters, for the user's scheduler to drive.
-
-    It takes no step and has no state. ``LearningRateMonitor`` shows its rates as ``lr-BaseRates``: the user's rate
-    before any layer's factor.
-    """
-
-    def __init__(self, optimizer: Optimizer) -> None:
-        # No super().__init__: it refuses groups without parameters.
-        self.real = optimizer
-        self.defaults = dict(optimizer.defaults)
-        self.state = defaultdict(dict)
-        self.param_groups = [
-            {"params": [], **{k: copy.deepcopy(v) for k, v in group.items() if k not in ("params", "param_names")}}
-            for group in optimizer.param_groups
-        ]
-
-    @property
-    def step(self) -> Any:
-        """The real optimizer's step: schedulers only look at whether it was called."""
-        return self.real.step
-
-    @property
-    def _opt_called(self) -> bool:
-        return getattr(self.real, "_opt_called", False)
-
-    def __repr__(self) -> str:
-        return f"BaseRates({type(self.real).__name__})"
 
 
 class _Split(NamedTuple):
@@ -110,7 +80,7 @@ class LayerRates:
             base, users = BaseRates(optimizer), layout(optimizer.param_groups)
             optimizer.param_groups[:] = groups
             for scheduler in schedulers:
-                _redirect(scheduler, optimizer, base)
+                redirect(scheduler, optimizer, base)
             self._splits.append(_Split(optimizer, base, origin, keys, positions, users, [{} for _ in groups]))
         if self._pending is not None:
             self._load(self._pending)
@@ -268,20 +238,6 @@ def _number_duplicates(groups: list[dict[str, Any]]) -> None:
         if names.count(name) > 1:
             seen[name] = seen.get(name, 0) + 1
             group["name"] = f"{name}#{seen[name]}"
-
-
-def _redirect(scheduler: Any, optimizer: Optimizer, base: BaseRates, seen: set[int] | None = None) -> None:
-    # Schedulers nest (SequentialLR, ChainedScheduler, third-party warm-ups) under no common attribute name.
-    seen = set() if seen is None else seen
-    if id(scheduler) in seen:
-        return
-    seen.add(id(scheduler))
-    if getattr(scheduler, "optimizer", None) is optimizer:
-        scheduler.optimizer = base
-    for value in list(getattr(scheduler, "__dict__", {}).values()):
-        for item in value if isinstance(value, (list, tuple)) else [value]:
-            if hasattr(item, "optimizer") and hasattr(item, "step") and not isinstance(item, (Optimizer, type)):
-                _redirect(item, optimizer, base, seen)
 
 
 def _assign(group: dict[str, Any], name: str, value: Any) -> None:

@@ -167,3 +167,17 @@ def gradual_phases(
         chunk = rest[begin : begin + layers_per_phase]
         phases.append(",".join([*reversed(chunk), phases[-1]]))
     return [Phase(train, trigger) for train in phases[:-1]] + [Phase(phases[-1])]
+
+
+def unfrozen_in(trains_in: Sequence[bool], phase: int) -> int:
+    """The phase that unfroze what trains now: 0 if it has trained from the start, or does not train.
+
+    Args:
+        trains_in: For each phase, whether it trains.
+        phase: The running phase.
+    """
+    if not trains_in[phase]:
+        return 0
+    while phase > 0 and trains_in[phase - 1]:
+        phase -= 1
+    return phase

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, Sequence
 from itertools import product
 from typing import Any, Literal
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.nn import Module, Parameter
 
 from lightning_freeze import phases as schedule
@@ -17,7 +15,8 @@ from lightning_freeze.best_weights import BestWeights
 from lightning_freeze.callbacks import schedule_checks as checks
 from lightning_freeze.callbacks.base import FreezingCallback, Groups
 from lightning_freeze.callbacks.early_stopping import PatienceGuard
-from lightning_freeze.distributed import before_change, mean_over_ranks, resynchronise
+from lightning_freeze.callbacks.metrics import read_metric
+from lightning_freeze.distributed import before_change, resynchronise
 from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.layers import LayerStack
 from lightning_freeze.missed_validation import catch_up, validation_is_due
@@ -25,7 +24,6 @@ from lightning_freeze.optimizer_steps import OptimizerSteps, index_of_optimizer
 from lightning_freeze.phases import Phase, Progress
 from lightning_freeze.report import phase_line
 from lightning_freeze.session import Session
-from lightning_freeze.suggest import suggest
 from lightning_freeze.triggers import Clock
 
 
@@ -80,22 +78,10 @@ class PhasedFineTuning(FreezingCallback):
         name = type(self).__name__
         with self._explained():
             schedule.check_phases(phases)
-        if mode not in ("min", "max", None):
-            raise ConfigurationError(f"{name}(mode={mode!r}): expected 'min' or 'max'.")
-        if monitor is not None and (not isinstance(monitor, str) or not monitor.strip()):
-            raise ConfigurationError(f"{name}(monitor={monitor!r}): expected the name of a logged metric.")
-        if isinstance(warmup_steps, bool) or not isinstance(warmup_steps, int) or warmup_steps < 0:
-            raise ConfigurationError(
-                f"{name}(warmup_steps={warmup_steps!r}): expected a whole number of optimizer steps, 0 or more."
-            )
+        checks.check_options(name, monitor, mode, warmup_steps)
         watched = schedule.monitors(phases)
         if restore_best and monitor is None:
-            if len(watched) != 1:
-                raise ConfigurationError(
-                    f"{name}(restore_best=True) needs to know which weights are best, and the triggers watch "
-                    f"{'no metric' if not watched else 'several metrics'}; name one, such as monitor='val_loss'."
-                )
-            monitor = next(iter(watched))
+            monitor = checks.only_metric(name, watched)
         mode = mode or (watched.get(monitor, "min") if monitor else "min")
         self.phases = list(phases)
         self.restore_best = restore_best
@@ -252,7 +238,7 @@ class PhasedFineTuning(FreezingCallback):
         self._awaits_validation = False
         if not self._progress.starts:
             return
-        values = {name: self._value(trainer, name) for name in self._watched()}
+        values = {name: read_metric(self._session, type(self).__name__, name) for name in self._watched()}
         self._progress = schedule.observe(self._plan, self._progress, values)
         if self.restore_best and self.monitor is not None:
             self._best.observe(pl_module, values[self.monitor])
@@ -262,20 +248,6 @@ class PhasedFineTuning(FreezingCallback):
         if self.restore_best and self.monitor is not None and self.monitor not in names:
             names.append(self.monitor)
         return names
-
-    def _value(self, trainer: Trainer, name: str) -> float:
-        metrics = trainer.callback_metrics
-        value = mean_over_ranks(trainer, metrics.get(name))
-        if value is None:
-            raise ConfigurationError(
-                f"{type(self).__name__} watches {name!r}, which the module has not logged. It has logged: "
-                f"{', '.join(sorted(metrics)) or 'nothing'}.{suggest(name, metrics)}"
-            )
-        if not math.isfinite(value) and self._session is not None and self._session.first(f"not finite: {name}"):
-            rank_zero_warn(
-                f"{type(self).__name__} watches {name!r}, which is {value}; this never counts as an improvement."
-            )
-        return value
 
     def rate_key(self, parameter: Parameter) -> Hashable:  # noqa: D102
         if not self.warmup_steps or self._session is None:
@@ -294,11 +266,7 @@ class PhasedFineTuning(FreezingCallback):
         optimizer: int
         trains_in: tuple[bool, ...]
         optimizer, trains_in = key  # type: ignore[misc]
-        if not trains_in[self.phase]:
-            return 1.0
-        begun = self.phase
-        while begun > 0 and trains_in[begun - 1]:
-            begun -= 1
+        begun = schedule.unfrozen_in(trains_in, self.phase)
         if begun == 0:
             return 1.0
         taken = session.trainer.global_step - self._progress.starts[begun].step
@@ -333,7 +301,7 @@ class PhasedFineTuning(FreezingCallback):
         self._best.load_state_dict(state_dict["best"])
         self._rates = state_dict["rates"]
         self._steps.load_state_dict(state_dict["steps"])
-        self._awaits_validation = state_dict["awaits_validation"]
+        self._awaits_validation = bool(state_dict["awaits_validation"])
         if session is not None and is_fitting:
             for phase, clock in enumerate(self._progress.starts):
                 fresh = self._trains[phase].keys() - (self._trains[phase - 1].keys() if phase else set())

@@ -18,6 +18,28 @@ from lightning_freeze.phases import Phase, Progress
 from lightning_freeze.triggers import Clock, Pace
 
 
+def check_options(owner: str, monitor: object, mode: object, warmup_steps: object) -> None:
+    """Refuse options of the wrong type or out of range."""
+    if mode not in ("min", "max", None):
+        raise ConfigurationError(f"{owner}(mode={mode!r}): expected 'min' or 'max'.")
+    if monitor is not None and (not isinstance(monitor, str) or not monitor.strip()):
+        raise ConfigurationError(f"{owner}(monitor={monitor!r}): expected the name of a logged metric.")
+    if isinstance(warmup_steps, bool) or not isinstance(warmup_steps, int) or warmup_steps < 0:
+        raise ConfigurationError(
+            f"{owner}(warmup_steps={warmup_steps!r}): expected a whole number of optimizer steps, 0 or more."
+        )
+
+
+def only_metric(owner: str, watched: Mapping[str, object]) -> str:
+    """The one metric that the triggers watch; refuse to guess if there are none or several."""
+    if len(watched) != 1:
+        raise ConfigurationError(
+            f"{owner}(restore_best=True) needs to know which weights are best, and the triggers watch "
+            f"{'no metric' if not watched else 'several metrics'}; name one, such as monitor='val_loss'."
+        )
+    return next(iter(watched))
+
+
 def check_phases_differ(owner: str, phases: Sequence[Phase], trains: Sequence[Iterable[Parameter]]) -> None:
     """Refuse a phase that trains exactly what the one before it trains."""
     for number in range(1, len(phases)):

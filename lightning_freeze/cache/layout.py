@@ -40,8 +40,23 @@ def fits(row: Tensor, span: tuple[int, int] | None, shape: torch.Size, dtype: to
     return tuple(row.shape) == expected and row.dtype == dtype
 
 
+def order_of(hidden: Tensor) -> tuple[int, ...]:
+    """The dimensions of a tensor from the outermost to the innermost in memory; empty if they stand in that order.
+
+    Kernels differ by it (channels last, for instance), and so do the last bits of what they compute.
+    """
+    strides = hidden.stride()
+    order = tuple(sorted(range(hidden.dim()), key=lambda d: (-strides[d], d)))
+    return () if hidden.is_contiguous() or order == tuple(range(hidden.dim())) else order
+
+
 def lay_out(
-    rows: Sequence[Tensor], spans: Spans | None, length: int, dtype: torch.dtype, device: torch.device
+    rows: Sequence[Tensor],
+    spans: Spans | None,
+    length: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    order: Sequence[int] = (),
 ) -> Tensor:
     """Put samples into one batch; the positions of padding are zero.
 
@@ -51,6 +66,7 @@ def lay_out(
         length: Number of positions in the batch.
         dtype: What the batch is computed in.
         device: Where it is computed.
+        order: Its dimensions in memory, from :func:`order_of`.
 
     Returns:
         ``(batch, length, ...)`` with spans, ``(batch, ...)`` without.
@@ -59,7 +75,11 @@ def lay_out(
     full = spans is None or all(stop - start == length for start, stop in spans)
     shape = (len(rows), *rows[0].shape) if full else (len(rows), length, *rows[0].shape[1:])
     make = torch.empty if full else torch.zeros
-    batch = make(shape, dtype=dtype, pin_memory=pinned)
+    if order:
+        inverse = [list(order).index(d) for d in range(len(shape))]
+        batch = make([shape[d] for d in order], dtype=dtype, pin_memory=pinned).permute(inverse)
+    else:
+        batch = make(shape, dtype=dtype, pin_memory=pinned)
     for number, row in enumerate(rows):
         if full or spans is None:
             batch[number].copy_(row)

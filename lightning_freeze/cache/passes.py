@@ -48,7 +48,7 @@ class Known:
     Attributes:
         boundary: Number of blocks in it.
         checked: Whether a pass that skips it was compared with one that does not.
-        padded: Whether that pass had padding.
+        padded: Whether that pass had padding, and left it out.
         alone: Whether only batches of a single sample have been seen, which cannot tell if samples are independent.
         verified: Number of batches whose hits were compared with what the prefix computes.
         draws: Whether code around the blocks draws random numbers, of which nothing comes.
@@ -57,6 +57,7 @@ class Known:
         positions: Whether the second dimension of the hidden states is that of the tokens.
         tail: Shape of the hidden states behind the batch, or behind the positions.
         dtype: What they are computed in.
+        order: Their dimensions in memory.
         stems: Modules before the blocks that may be skipped too.
         seconds: Time to compute the prefix for one sample.
         reading: Time to read one sample.
@@ -75,6 +76,7 @@ class Known:
     positions: bool = False
     tail: tuple[int, ...] = ()
     dtype: torch.dtype = torch.float32
+    order: tuple[int, ...] = ()
     stems: list[nn.Module] = field(default_factory=list)
     seconds: float = 0.0
     reading: float = 0.0

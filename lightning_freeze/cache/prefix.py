@@ -225,7 +225,7 @@ class FrozenPrefix:
     def _detour(self, this: Pass, known: Known, rows: Sequence[Tensor]) -> None:
         assert self._forms is not None
         device = this.device
-        hidden = layout.lay_out(rows, this.spans, this.call.length, known.dtype, device)
+        hidden = layout.lay_out(rows, this.spans, this.call.length, known.dtype, device, known.order)
         this.detour = Detour(self.tower, self._forms, known.boundary, hidden, known.stems)
 
     # -------------------------------------------------------------------------------------------- after the pass
@@ -280,7 +280,7 @@ class FrozenPrefix:
             self._forms = [form for form in watch.forms if form is not None]
         known.positions = bool(call.length) and hidden.dim() > 2 and hidden.shape[1] == call.length
         known.tail = tuple(hidden.shape[2:] if known.positions else hidden.shape[1:])
-        known.dtype = hidden.dtype
+        known.dtype, known.order = hidden.dtype, layout.order_of(hidden)
         if call.length and not known.positions:
             known.trimmed = False
         self.tally.samples += call.size
@@ -304,6 +304,8 @@ class FrozenPrefix:
     def _remember_output(self, this: Pass, output: Any) -> None:
         """Let other towers know what this one's output was computed from, if all of this one is frozen."""
         entry = self.tower.entry
+        if len(self._towers) == 1:
+            return
         below = {id(p) for step in self.tower.steps[: this.known.boundary + 1] for p in step}
         if any(id(p) not in below for p in entry.parameters()) or any(m.training for m in entry.modules()):
             return

@@ -29,8 +29,8 @@ def gain_line(prefixes: Sequence[FrozenPrefix], outside: int) -> str:
     stored = size * sum(k.size for _, k in used)
     rate = work.prefix / computing if computing else 0.0
     return (
-        f"Frozen prefix cache: {names} are computed once, {work.share:.0%} of the forward pass. Steps that read them back "
-        f"should be {work.speedup(reading, rate):.1f} times as fast: {1e3 * reading:.2g} ms to read a batch "
+        f"Frozen prefix cache: {names} are computed once, {work.share:.0%} of the forward pass. Steps that read "
+        f"them back should be {work.speedup(reading, rate):.1f} times as fast: {1e3 * reading:.2g} ms to read a batch "
         f"({show_size(stored / max(reading, 1e-9))}/s), {1e3 * computing:.2g} ms to compute it."
     )
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lightning_freeze.cache.keys import Unsupported
 from lightning_freeze.cache.towers import CachedTower
 
-Part = tuple[Literal["hidden", "constant", "argument", "row", "all"], Any]
+Part = tuple[Literal["hidden", "constant", "argument", "row", "all", "withheld"], Any]
 
 
 @dataclass
@@ -28,12 +28,17 @@ class BlockForm:
         takes: Position or name of the argument that is the hidden states.
         kind: Type of what it returns; ``Tensor`` for the hidden states alone.
         parts: For each thing that it returns where it comes from: the hidden states, a constant, one of its arguments,
-            or something that it computes from shapes alone, for one row or for all.
+            something that it computes from shapes alone, for one row or for all, or something else, withheld.
     """
 
     takes: int | str
     kind: type
     parts: list[Part]
+
+    @property
+    def withholds(self) -> bool:
+        """Whether a skipped block lacks something that the real one returns."""
+        return any(source == "withheld" for source, _ in self.parts)
 
     def hidden(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """The hidden states among the arguments of a call."""
@@ -69,7 +74,7 @@ class BlockForm:
                 hidden
                 if source == "hidden"
                 else detail
-                if source == "constant"
+                if source in ("constant", "withheld")
                 else (args[detail] if isinstance(detail, int) else kwargs[detail])
                 if source == "argument"
                 else computed[detail]
@@ -109,7 +114,8 @@ def form_of(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: An
         elif isinstance(value, Tensor) and value.dim() > 1 and value.shape[0] == 1:
             parts.append(("row" if hidden.shape[0] > 1 else "all", position))
         else:
-            raise Unsupported(f"{name} returns more than its hidden states, which the layers above could read")
+            # Attention weights, for instance, that nobody has asked for. The rehearsal finds out whoever reads them.
+            parts.append(("withheld", None))
     return BlockForm(takes, type(output), parts)
 
 

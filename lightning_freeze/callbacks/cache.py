@@ -107,6 +107,13 @@ class FrozenPrefixCache(Callback):
         """Of each tower that is switched off, why."""
         return {tower.tower.name: tower.off for tower in self._towers if tower.off is not None}
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: D102
+        others = [c for c in trainer.callbacks if isinstance(c, FrozenPrefixCache)]  # type: ignore[attr-defined]
+        if len(others) > 1:
+            raise ConfigurationError(
+                f"The trainer has {len(others)} FrozenPrefixCache callbacks: expected one, for all layers and loops."
+            )
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         self._attach(trainer, pl_module)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -48,11 +48,17 @@ class Stack:
         home: The node that holds the blocks (the list, or the module with the numbered attributes).
         blocks: The blocks, first to last.
         label: Name that tells this stack from others in the same home, where the home alone does not.
+        zipped: Whether the blocks are columns of parallel lists.
+        stages: The elements that the blocks were taken from, where these are stages; empty where they are not.
+        guessed: Whether nothing looked like blocks, so that the parts of one module were taken for them.
     """
 
     home: Node
     blocks: tuple[Block, ...]
     label: str = ""
+    zipped: bool = False
+    stages: tuple[Block, ...] = ()
+    guessed: bool = False
 
     @property
     def weights(self) -> int:
@@ -119,6 +125,10 @@ class _Finder:
             match = re.fullmatch(r"(\D*[a-zA-Z]\D*)(\d+)", child.key)
             if match and not node.is_list:
                 families.setdefault(match[1], []).append((int(match[2]), child))
+        for child in node.children:
+            for stem, members in families.items():
+                if child.key == stem.rstrip("_"):  # ``repeat``, ``repeat_1``, ``repeat_2``
+                    members.append((-1, child))
         for stem, members in families.items():
             nodes = [child for _, child in sorted(members, key=lambda member: member[0]) if _is_block(child)]
             whole = words_of(stem) & _WHOLE_MODELS or any(map(self._is_tower, nodes))
@@ -136,17 +146,35 @@ class _Finder:
     def _expand(self, stack: Stack) -> Stack:
         """Replace stages by the blocks that they hold, if most of them hold a stack of their own."""
         inner = [self._inner(block.parts[0]) for block in stack.blocks]
+        kinds = {_kind(found) for found in inner if found}
+        # What is a stage in most places is one in all, also where it holds one block only or a large projection.
+        inner = [found or self._stage(block.parts[0], kinds) for found, block in zip(inner, stack.blocks, strict=True)]
         if 2 * sum(found is not None for found in inner) < len(inner):
             return stack
-        blocks = [found.blocks if found else (block,) for found, block in zip(inner, stack.blocks, strict=True)]
-        return Stack(stack.home, tuple(block for group in blocks for block in group), stack.label)
+        blocks = [_once(found) if found else (block,) for found, block in zip(inner, stack.blocks, strict=True)]
+        return replace(stack, blocks=tuple(block for group in blocks for block in group), stages=stack.blocks)
+
+    def _stage(self, element: Node, kinds: set[str]) -> Stack | None:
+        """The blocks of an element, if they are of the kinds that other stages hold."""
+        if element.is_list and element.children and all(child.class_name in kinds for child in element.children):
+            return Stack(element, tuple(Block((child,)) for child in element.children))
+        return next((stack for stack in self.find(element) if _kind(stack) in kinds), None)
 
     def _inner(self, element: Node) -> Stack | None:
         stacks = self.find(element)
         largest = max(stacks, key=lambda stack: stack.weights, default=None)
         if largest is None or 2 * largest.weights < element.weights or _routes(element, largest):
             return None
-        return largest
+        # Parallel lists and numbered attributes inside of a block (branches of a convolution) are no blocks.
+        named = words_of(largest.label or largest.home.key) & _BLOCK_WORDS
+        branches = largest.zipped or (not named and (largest.label or _checkpoints(element)))
+        return None if branches else largest
+
+
+def _once(found: Stack) -> tuple[Block, ...]:
+    """The blocks of a stage, not the parts of these: only lists in lists are opened further."""
+    lists = all(part.is_list for block in found.stages for part in block.parts)
+    return found.blocks if lists else found.stages
 
 
 def _routes(element: Node, stack: Stack) -> bool:
@@ -191,25 +219,50 @@ def _zipped(node: Node) -> list[Stack]:
     if count < 2 or not length or 2 * sum(child.weights for child in same) < node.weights:
         return []
     columns = zip(*(child.children for child in same), strict=True)
-    return [Stack(node, tuple(Block(tuple(column)) for column in columns))]
+    return [Stack(node, tuple(Block(tuple(column)) for column in columns), zipped=True)]
 
 
 def _drop_side_lists(stacks: list[Stack]) -> list[Stack]:
-    """Drop the lists that accompany the blocks: much smaller and shorter, under the same parent."""
-    parents = [stack.home.parent for stack in stacks]
+    """Drop the lists that accompany the blocks, under the same parent.
 
-    def side(stack: Stack, parent: Node | None) -> bool:
-        others = [s for s, p in zip(stacks, parents, strict=True) if p is parent and s is not stack]
-        return any(s.weights * 0.34 > stack.weights and len(s.blocks) > len(stack.blocks) for s in others)
+    They are much smaller and shorter, or of a kind that the parent also holds on its own (a merger for some of the
+    blocks and one for the last).
+    """
+    size: dict[tuple[int, str], list[int]] = {}
+    for stack in stacks:
+        total = size.setdefault(_family(stack), [0, 0])
+        total[0] += stack.weights
+        total[1] += len(stack.blocks)
 
-    return [stack for stack, parent in zip(stacks, parents, strict=True) if not side(stack, parent)]
+    def side(stack: Stack) -> bool:
+        parent, own = stack.home.parent, size[_family(stack)]
+        others = [total for family, total in size.items() if family[0] == id(parent) and total is not own]
+        if any(other[0] * 0.34 > own[0] and other[1] > own[1] for other in others):
+            return True
+        largest = max((other[0] for other in others), default=0)
+        return bool(parent) and largest >= own[0] and _kind(stack) in {c.class_name for c in parent.children}  # type: ignore[union-attr]
+
+    return [stack for stack in stacks if not side(stack)]
+
+
+def _family(stack: Stack) -> tuple[int, str]:
+    return id(stack.home.parent), _kind(stack)
+
+
+def _kind(stack: Stack) -> str:
+    return stack.blocks[0].parts[0].class_name if stack.blocks else ""
 
 
 def _drop_small(stacks: list[Stack]) -> list[Stack]:
     largest = max(stacks, key=lambda stack: stack.weights, default=None)
     if largest is None:
         return []
-    return [s for s in stacks if 10 * s.weights >= largest.weights or 2 * len(s.blocks) >= len(largest.blocks)]
+
+    def keeps(stack: Stack) -> bool:
+        marked = any(_checkpoints(part) for block in stack.blocks for part in block.parts)
+        return marked or 10 * stack.weights >= largest.weights or 2 * len(stack.blocks) >= len(largest.blocks)
+
+    return [stack for stack in stacks if keeps(stack)]
 
 
 def _empty_stack(root: Node) -> Stack | None:
@@ -240,4 +293,4 @@ def _children_as_blocks(root: Node) -> Stack:
     middle = [c for c in members if not names_head(c.key) and not isinstance(c.module, nn.Embedding)]
     repeated = {} if node.is_list else use_order(node.module).repeated
     middle = [child for child in middle if child.key in repeated] or middle
-    return Stack(node, tuple(Block((member,)) for member in middle or members or [node]))
+    return Stack(node, tuple(Block((member,)) for member in middle or members or [node]), guessed=len(middle) > 1)

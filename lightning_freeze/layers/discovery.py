@@ -10,9 +10,9 @@ from torch import nn
 from torchmetrics import Metric, MetricCollection
 
 from lightning_freeze.layers.blocks import Stack, find_stacks
-from lightning_freeze.layers.flow import Item, flow_of
+from lightning_freeze.layers.flow import Item, flow_and_doubts, interleave
 from lightning_freeze.layers.towers import Tower, name_towers
-from lightning_freeze.layers.tree import Node, build_tree
+from lightning_freeze.layers.tree import Node, build_tree, words_of
 
 Kind = Literal["embeddings", "block", "head", "group"]
 
@@ -42,11 +42,13 @@ class Structure:
         layers: Layers in the order of the data flow.
         towers: Tower label to the attribute it was made from; empty for a single stack.
         ignored: Names of modules that belong to no layer (losses and metrics without parameters).
+        assumptions: What the structure left open and how it was decided, one sentence each.
     """
 
     layers: list[LayerSpec]
     towers: dict[str, str]
     ignored: list[str]
+    assumptions: list[str] = field(default_factory=list)
 
 
 def discover(module: nn.Module) -> Structure:
@@ -67,8 +69,29 @@ def discover(module: nn.Module) -> Structure:
             f"{type(module).__name__} has no parameters, so it has no layers to freeze. If the model is built in "
             "`configure_model` or `setup`, ask for its layers afterwards."
         )
-    stacks = find_stacks(root)
-    return _Placement(stacks, flow_of(root, stacks)).structure()
+    found = find_stacks(root)
+    laid_out, unread, both_ways = flow_and_doubts(root, found)
+    stacks, items = interleave(found, laid_out)
+    placement = _Placement(stacks, items)
+    structure = placement.structure()
+    structure.assumptions += _assumptions(found, stacks, unread, placement.side_by_side())
+    if both_ways:
+        structure.assumptions.append(f"{', '.join(both_ways)}: run in both directions, numbered as registered")
+    return structure
+
+
+def _assumptions(found: Sequence[Stack], stacks: Sequence[Stack], unread: Sequence[str], parallel: str) -> list[str]:
+    lines = []
+    if any(stack.guessed for stack in found):
+        where = f"the parts of {found[0].home.name}" if found[0].home.name else "the parts of the module"
+        lines.append(f"no list of blocks was found: {where} are taken for blocks, in the order in which they are used")
+    if len(stacks) < len(found):
+        names = [stack.home.name for stack in found if stack.home.name not in {s.home.name for s in stacks}]
+        names = names or [stack.home.name for stack in found]
+        lines.append(f"{', '.join(names)} take turns: numbered as one stack, as they run")
+    if unread:
+        lines.append(f"the code of {', '.join(unread)} does not tell an order: its parts stand as they are registered")
+    return lines + [parallel] * bool(parallel)
 
 
 class _Placement:
@@ -82,6 +105,8 @@ class _Placement:
         self._order = order
         self._parallel = any(self._towers[s].fresh for s in order[1:])
         self._layers: dict[str, LayerSpec] = {}
+        self._common: list[str] = []
+        self._prepared: set[tuple[int, int]] = set()
 
     def structure(self) -> Structure:
         self._declare()
@@ -104,6 +129,14 @@ class _Placement:
         self._dissolve()
         layers = [layer for layer in self._layers.values() if layer.prefixes]
         return Structure(layers, {t.label: t.alias for t in self._towers if t.label}, ignored)
+
+    def side_by_side(self) -> str:
+        """A sentence on towers that do not feed each other, ``""`` if there are none."""
+        if not self._parallel:
+            return ""
+        names = ", ".join(self._towers[s].label for s in self._order)
+        common = f"; {', '.join(self._common)} works for several of them and counts as head" if self._common else ""
+        return f"{names}: not each feeds the next, they stand in the order in which the code runs them{common}"
 
     def _declare(self) -> None:
         """Name all layers that there may be, in order."""
@@ -145,7 +178,7 @@ class _Placement:
             before = last.node is not None and last.node.below(node)
             after = following.node is not None and following.node.below(node)
             if before or after:
-                return after and not before
+                return (after and not before) or _same_number(item, last, following)
             node = node.parent
         return False
 
@@ -153,10 +186,15 @@ class _Placement:
         if _inside(item, self._towers[b]):
             return self._before(item, b)
         if self._towers[b].fresh and item.again:
+            self._common.append(item.name)
             return "head"  # used for both towers
         finishes = item.node is not None and "norm" in item.node.class_name.lower()
+        if (a, b) in self._prepared:
+            return self._before(item, b)
         if _inside(item, self._towers[a]) or self._towers[b].fresh or finishes:
             return self._after(item, a)
+        if item.node is None or item.node.parameters:
+            self._prepared.add((a, b))  # what runs behind it prepares the second stack too, a norm included
         return self._before(item, b)
 
     def _before(self, item: Item, stack: int) -> str:
@@ -165,7 +203,9 @@ class _Placement:
         first = stack == self._order[0]
         if self._parallel and (first or tower.fresh):
             return f"{tower.label}.embeddings" if _inside(item, tower) else "embeddings"
-        tokens = tower.language and _inside(item, tower) and item.node is not None and item.node.has_embedding
+        positions = bool(words_of(item.name.rpartition(".")[2]) & {"pos", "position", "positions", "positional"})
+        embeds = item.node is not None and item.node.has_embedding and not positions
+        tokens = tower.language and _inside(item, tower) and embeds
         if first or tokens or not self._stacks[stack].blocks:
             return "embeddings"
         return self._block(stack, 0)
@@ -196,6 +236,16 @@ class _Placement:
             if joins is not None:
                 self._layers[joins].prefixes += layer.prefixes
                 layer.prefixes = []
+
+
+def _same_number(item: Item, last: Item, following: Item) -> bool:
+    """Whether a unit in a list beside the stages (``patch_embeddings.1``) has the number of the next stage only."""
+    parts = item.name.split(".")
+    here = parts[-1]
+    if not here.isdecimal():
+        return False
+    numbers = [dict(enumerate(step.name.split("."))).get(len(parts) - 1) for step in (last, following)]
+    return numbers[1] == here and numbers[0] != here
 
 
 def _inside(item: Item, tower: Tower) -> bool:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from lightning_freeze.layers.blocks import Stack
+from torch import nn
+
+from lightning_freeze.layers.blocks import Block, Stack
 from lightning_freeze.layers.source import use_order
 from lightning_freeze.layers.tree import Node, names_embedding, names_head
 
@@ -46,10 +48,69 @@ def flow_of(root: Node, stacks: Sequence[Stack]) -> list[Item]:
     Returns:
         Blocks and units; together they cover every parameter. Blocks are numbered in the order of their first use.
     """
-    items = _Flow(stacks).items(root, 1)
+    return _numbered(_Flow(stacks).items(root, 1))
+
+
+def flow_and_doubts(root: Node, stacks: Sequence[Stack]) -> tuple[list[Item], list[str], list[str]]:
+    """As :func:`flow_of`, with the containers whose code tells no order, and the lists that run in both directions."""
+    flow = _Flow(stacks)
+    items = _numbered(flow.items(root, 1))
+    return items, flow.unread, flow.both_ways
+
+
+def _numbered(items: Sequence[Item]) -> list[Item]:
     order = list(dict.fromkeys((item.stack, item.block) for item in items if item.block >= 0))
     number = {step: sum(other[0] == step[0] for other in order[:i]) for i, step in enumerate(order)}
     return [replace(item, block=number[item.stack, item.block]) if item.block >= 0 else item for item in items]
+
+
+def interleave(stacks: Sequence[Stack], items: Sequence[Item]) -> tuple[list[Stack], list[Item]]:
+    """Make one stack of those that take turns, as gated cross-attention layers do with the layers between them.
+
+    Args:
+        stacks: The stacks.
+        items: The flow, with the blocks of the stacks.
+
+    Returns:
+        Stacks of which no two overlap in the flow, and the flow with their blocks.
+    """
+    spans = {s: [i for i, item in enumerate(items) if item.stack == s and item.block >= 0] for s in range(len(stacks))}
+    joined = {s: s for s in spans}
+    for a, b in sorted((a, b) for a in spans for b in spans if a < b and spans[a] and spans[b]):
+        if spans[a][0] < spans[b][-1] and spans[b][0] < spans[a][-1]:
+            keep, gone = sorted((joined[a], joined[b]))
+            joined = {s: keep if into == gone else into for s, into in joined.items()}
+    if all(s == into for s, into in joined.items()):
+        return list(stacks), list(items)
+    kept = sorted(set(joined.values()))
+    steps: dict[int, list[tuple[int, int]]] = {
+        into: list(dict.fromkeys((i.stack, i.block) for i in items if i.block >= 0 and joined[i.stack] == into))
+        for into in kept
+    }
+    merged = [_joined_stack([s for s in joined if joined[s] == into], stacks, steps[into], items) for into in kept]
+    moved = [
+        replace(item, stack=kept.index(joined[item.stack]), block=_position(item, steps[joined[item.stack]]))
+        if item.stack >= 0
+        else item
+        for item in items
+    ]
+    return merged, moved
+
+
+def _position(item: Item, steps: Sequence[tuple[int, int]]) -> int:
+    return steps.index((item.stack, item.block)) if item.block >= 0 else -1
+
+
+def _joined_stack(
+    members: Sequence[int], stacks: Sequence[Stack], steps: Sequence[tuple[int, int]], items: Sequence[Item]
+) -> Stack:
+    if len(members) == 1:
+        return stacks[members[0]]
+    parts = {step: tuple(i.node for i in items if (i.stack, i.block) == step and i.node is not None) for step in steps}
+    home = stacks[members[0]].home
+    while not all(stacks[other].home.below(home) for other in members) and home.parent is not None:
+        home = home.parent
+    return Stack(home, tuple(Block(parts[step]) for step in steps))
 
 
 class _Flow:
@@ -62,6 +123,13 @@ class _Flow:
         }
         self._empty = {id(stack.home): s for s, stack in enumerate(stacks) if not stack.blocks}
         self._open: set[int] = set()
+        self._done: set[tuple[int, str]] = set()
+        self.unread: list[str] = []
+        self.both_ways: list[str] = []
+        self._begun = False
+        # Modules that a container registers and lends to blocks: the first block that holds one runs it.
+        parts = (part for stack in stacks for block in stack.blocks for part in block.parts)
+        self._lent = {id(other) for part in parts for node in part.walk() for other in node.shared.values()}
         for stack in stacks:
             node: Node | None
             for node in [stack.home, *(part.parent for block in stack.blocks for part in block.parts)]:
@@ -70,8 +138,11 @@ class _Flow:
                     node = node.parent
 
     def items(self, node: Node, passes: int) -> list[Item]:
+        """The steps below a node, each module once: where it is used first."""
+        self._done.add((id(node), ""))
         parent = node.parent or node
         if id(node) in self._block:
+            self._begun = True
             stack, block = self._block[id(node)]
             return [Item(node.name, parent, node, stack, block, passes)]
         if id(node) in self._empty:
@@ -79,15 +150,27 @@ class _Flow:
         if id(node) not in self._open:
             return [Item(node.name, parent, node)]
         source = None if node.is_list else use_order(node.module)
-        children = {child.key: child for child in node.children}
+        children = {**node.shared, **{child.key: child for child in node.children}}
         found: list[Item] = []
-        for key in _ordered(node, source.order if source else []):
+        if source and not source.steps and sum(child.parameters > 0 for child in node.children) > 1:
+            self.unread.append(node.name or node.class_name)
+        if source:
+            self.both_ways += [f"{node.name}.{key}" if node.name else key for key in sorted(source.both_ways)]
+        for step in _ordered(node, source.steps if source else []):
+            key, _, rest = step.partition(".")
             if key not in children:
-                found.append(Item(f"{node.name}.{key}" if node.name else key, node, None))
+                if (id(node), key) not in self._done:
+                    self._done.add((id(node), key))
+                    found.append(Item(f"{node.name}.{key}" if node.name else key, node, None))
                 continue
-            child = children[key]
+            child = self._element(children[key], rest)
+            if (id(child), "") in self._done or (key in node.shared and self._inside(child)):
+                continue
+            if id(child) in self._lent and (self._begun or step not in (source.steps if source else ())):
+                continue
+            holder = children[key]
             counted = (source.passes.get(key, 0) if source else 0) // max(
-                1, len(child.children) if child.is_list else 1
+                1, len(holder.children) if holder.is_list else 1
             )
             if source and id(child) in self._block:
                 counted = source.repeated.get(key, counted)
@@ -96,6 +179,25 @@ class _Flow:
             found += [replace(inner[0], again=True)] if shared else inner
         return found
 
+    def _element(self, node: Node, path: str) -> Node:
+        """Follow a path as far as lists and opened containers go: what lies deeper is one step."""
+        for key in path.split(".") if path else ():
+            below = next((child for child in node.children if child.key == key), node.shared.get(key))
+            whole = id(node) in self._block or not (node.is_list or id(node) in self._open)
+            if whole or below is None or (isinstance(node.module, nn.Sequential) and id(node) not in self._open):
+                return node
+            node = below
+        return node
+
+    def _inside(self, node: Node) -> bool:
+        """Whether a module that is registered here once more is part of a block."""
+        above = node.parent
+        while above is not None:
+            if id(above) in self._block:
+                return True
+            above = above.parent
+        return False
+
 
 def _copies(node: Node, child: Node) -> int:
     """How often a list holds the very same module."""
@@ -103,17 +205,22 @@ def _copies(node: Node, child: Node) -> int:
 
 
 def _ordered(node: Node, used: Sequence[str]) -> list[str]:
+    """Steps of a container: those of its code, and what that does not mention where it is registered."""
     registered = [*node.own, *(child.key for child in node.children)]
     if node.is_list:
         return registered
-    order = [key for key in used if key in registered]
+    known = {*registered, *node.shared}
+    order = [step for step in used if step.split(".")[0] in known]
     for position, key in enumerate(registered):
-        if key in order:
-            continue
-        if names_head(key):
+        places = [i for i, step in enumerate(order) if step.split(".")[0] == key]
+        if places:
+            if key not in order:
+                order.insert(places[-1] + 1, key)  # the elements that the loop leaves out
+        elif names_head(key):
             order.append(key)
         elif names_embedding(key) or position == 0:
             order.insert(0, key)
         else:
-            order.insert(order.index(registered[position - 1]) + 1, key)
+            before = registered[position - 1]
+            order.insert(max(i for i, step in enumerate(order) if step.split(".")[0] == before) + 1, key)
     return order

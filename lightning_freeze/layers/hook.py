@@ -30,7 +30,12 @@ def ask_module(module: nn.Module) -> tuple[nn.Module, Any]:
     """
     owner = unwrap(module)
     method = getattr(owner, "layer_stack", None)
-    if not callable(method) or isinstance(method, nn.Module) or id(owner) in _asking.get():
+    if not callable(method) or isinstance(method, nn.Module):
+        return owner, None
+    # A wrapper may pass the question on (PEFT does): the names in the answer are those of the module that answers.
+    answering = getattr(method, "__self__", None)
+    owner = answering if isinstance(answering, nn.Module) else owner
+    if id(owner) in _asking.get():
         return owner, None
     with _guard(owner):
         answer = method()

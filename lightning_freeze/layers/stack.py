@@ -124,6 +124,8 @@ class LayerStack:
     def _build(self, structure: Structure) -> None:
         ownership = Ownership(self.module, structure.layers)
         self._aliases = structure.towers
+        self.assumptions: tuple[str, ...] = tuple(structure.assumptions)
+        """What the structure of the module left open, and how it was decided; part of :meth:`describe`."""
         self._layers = tuple(
             Layer(spec, index, ownership.parameters[index], ownership.modules[index])
             for index, spec in enumerate(structure.layers)
@@ -205,7 +207,7 @@ class LayerStack:
 
     def describe(self) -> str:
         """One line of summary, then one line for each assumption or shared weight worth knowing."""
-        return describe(self)
+        return "\n".join([describe(self), *self.assumptions])
 
     def signature(self) -> list[dict[str, Any]]:
         """The layer map as plain data, to notice later that a model's layers have changed.
@@ -253,4 +255,4 @@ def _adopt(module: nn.Module, stack: LayerStack) -> Structure:
         )
     dotted = f"{prefix}." if prefix else ""
     specs = [LayerSpec(x.name, x.kind, [dotted + p if p else prefix for p in x.prefixes], x.repeats) for x in stack]
-    return Structure(specs, dict(stack._aliases), [])
+    return Structure(specs, dict(stack._aliases), [], list(stack.assumptions))

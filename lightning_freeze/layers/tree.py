@@ -29,6 +29,7 @@ class Node:
         parent: The node above, ``None`` for the root.
         children: Nodes below, in registration order.
         own: Names of the parameters that the module holds directly, in registration order.
+        shared: Attribute names of modules that are registered elsewhere before, to where they stand.
         weights: Number of tensors with two or more dimensions in the module and below.
         parameters: Number of parameters of any shape in the module and below.
         normalizes: Whether the module or one below it is a normalisation layer.
@@ -40,6 +41,7 @@ class Node:
     parent: Node | None
     children: list[Node] = field(default_factory=list)
     own: list[str] = field(default_factory=list)
+    shared: dict[str, Node] = field(default_factory=dict)
     weights: int = 0
     parameters: int = 0
     normalizes: bool = False
@@ -84,12 +86,11 @@ def build_tree(root: nn.Module) -> Node:
     Returns:
         The node of ``root``.
     """
-    return _build(root, "", "", None, set())
+    return _build(root, "", "", None, {})
 
 
-def _build(module: nn.Module, name: str, key: str, parent: Node | None, seen: set[int]) -> Node:
-    seen.add(id(module))
-    node = Node(name, key, module, parent)
+def _build(module: nn.Module, name: str, key: str, parent: Node | None, seen: dict[int, Node]) -> Node:
+    node = seen[id(module)] = Node(name, key, module, parent)
     for own, parameter in module._parameters.items():
         if parameter is not None:
             node.own.append(own)
@@ -97,7 +98,9 @@ def _build(module: nn.Module, name: str, key: str, parent: Node | None, seen: se
     node.parameters = len(node.own)
     node.normalizes = "norm" in node.class_name.lower()
     for child_key, child in module._modules.items():
-        if child is not None and id(child) not in seen:
+        if child is not None and id(child) in seen:
+            node.shared[child_key] = seen[id(child)]
+        elif child is not None:
             below = _build(child, f"{name}.{child_key}" if name else child_key, child_key, node, seen)
             node.children.append(below)
             node.weights += below.weights

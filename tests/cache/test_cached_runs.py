@@ -26,6 +26,7 @@ from cached_fits import (
 )
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
@@ -436,3 +437,40 @@ def test_module_of_this_package() -> None:
         plain, cached, cache = both(module, frozen(), validation=loader)
         assert_same(plain, cached)
         assert cache.hit_rate > 0.5
+
+
+def test_layers_given_explicitly() -> None:
+    encoder = "model.bert.encoder.layer"
+    groups = {
+        "embeddings": ["model.bert.embeddings"],
+        "low": [f"{encoder}.0"],
+        "middle": [f"{encoder}.1"],
+        "high": [f"{encoder}.2"],
+        "top": [f"{encoder}.3"],
+        "head": ["model.bert.pooler", "model.classifier"],
+    }
+    freezing = LayerFreezing("embeddings,low,middle", groups=groups, verbose=False)
+    plain, cached, cache = both(Plain(bert()), freezing, cache=make_cache(groups=groups), validation=loader)
+    assert_same(plain, cached)
+    assert cache.hit_rate > 0.5
+
+
+def test_sharded_strategy_is_refused() -> None:
+    cache = make_cache()
+    trainer = make_trainer(cache)
+    trainer.strategy.__class__ = type("ModelParallelStrategy", (ModelParallelStrategy,), {})
+    with pytest.warns(UserWarning, match="does nothing under ModelParallelStrategy"):
+        cache.on_fit_start(trainer, Plain(bert()))
+    assert not cache._towers
+
+
+def test_two_caches_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="has 2 FrozenPrefixCache callbacks: expected one"):
+        make_trainer(make_cache(), make_cache()).fit(Plain(bert()), loader())
+
+
+def test_validation_before_training_does_not_prove_anything() -> None:
+    plain, cached, cache = both(Plain(bert()), frozen(), validation=loader, num_sanity_val_steps=2, epochs=4)
+    assert_same(plain, cached)
+    assert any(known.unread and known.padded for known in cache._towers[0].entries.known.values())
+    assert cache.hit_rate > 0.5

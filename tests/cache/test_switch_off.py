@@ -263,7 +263,8 @@ def test_block_that_returns_more() -> None:
             weights = weights + extra
         return x + weights[..., None]  # type: ignore[index]
 
-    check_off(Plain(Blocks(More, run=run)), frozen(), reason="returns more than its hidden states")
+    reason = "a block returns more than its hidden states, and something reads it"
+    check_off(Plain(Blocks(More, run=run)), frozen(), reason=reason)
 
 
 def test_wrong_entries_are_noticed() -> None:

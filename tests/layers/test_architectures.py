@@ -5,12 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 from layer_checks import gradient_errors, leak_errors, order_errors, partition_errors
-from layer_models import CASES, Case
+from layer_models import CASES as POPULAR
+from layer_models import Case
+from layer_models_hard import HARD
 
 from lightning_freeze.layers import LayerStack
 
+CASES = {**POPULAR, **HARD}
 # The feature extractor asks for gradients with respect to the sound itself while it is in training mode.
-ASKS_FOR_INPUT_GRADIENTS = {"wav2vec2", "wav2vec2-final-norm"}
+ASKS_FOR_INPUT_GRADIENTS = {"wav2vec2", "wav2vec2-final-norm", "hubert"}
 REPEATS = {"albert": 12, "universal-transformer": 6}
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from layer_models import CASES, COMMON, small_block
+from layer_models_hard import HARD
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, BertModel, GPT2Config, GPT2Model
 
@@ -155,7 +156,43 @@ def test_a_thousand_modules_take_less_than_fifty_milliseconds() -> None:
     assert len(list(module.modules())) > 900
     seconds = []
     for _ in range(5):
-        start = time.perf_counter()
+        start = time.process_time()  # other processes must not count
         LayerStack(module)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
     assert min(seconds) < 0.05
+
+
+def test_an_ambiguous_module_says_what_was_assumed() -> None:
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two, self.three = (nn.Linear(4, 4) for _ in range(3))
+
+    assert "no list of blocks was found" in LayerStack(Branches()).describe()
+    assert "does not tell an order" in LayerStack(Branches()).describe()
+    assert "take turns" in LayerStack(HARD["idefics"].build()).describe()
+    assert "vision, text: not each feeds the next" in LayerStack(CASES["clip"].build()).describe()
+    assert LayerStack(CASES["bert"].build()).assumptions == ()
+
+
+def test_a_wrapper_passes_the_question_for_the_layers_on() -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def layer_stack(self) -> dict[str, str]:
+            return {"second": "b", "first": "a"}
+
+    class Wrapper(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.base = Own()
+
+        def __getattr__(self, name: str) -> object:
+            try:
+                return super().__getattr__(name)
+            except AttributeError:
+                return getattr(self.base, name)
+
+    assert LayerStack(Wrapper()).names == ["second", "first"]

@@ -1,0 +1,184 @@
+"""What FrozenPrefixCache gains and costs on one model: steps of full fine-tuning, frozen, cached, and the ideal.
+
+    python benchmarks/cache_overhead.py
+
+All run in turn in one process, so that the ratios hold on a busy machine too; each figure is the median of the ratios
+of the rounds, with the smallest and the largest. The ideal is a model of the layers that train alone, cut out by hand,
+in a plain loop over hidden states that lie in RAM. Bookkeeping is the time that the cache itself takes in a step: keys,
+look-up and layout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+from transformers import BertConfig, BertForSequenceClassification
+
+from lightning_freeze import LayerFreezing
+from lightning_freeze.cache import prefix
+from lightning_freeze.callbacks.cache import FrozenPrefixCache
+
+BATCH, LENGTH, SKIPPED = 8, 128, 3
+
+
+class Classifier(LightningModule):
+    """BERT with a head for two classes."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.bert = BertForSequenceClassification(config)
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        loss: Tensor = self.bert(input_ids=batch[0], attention_mask=batch[1], labels=batch[2]).loss
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], lr=1e-5)
+
+
+class Clock(Callback):
+    """Times each batch, from the end of the one before."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self._last = 0.0
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        now = time.perf_counter()
+        self.seconds.append(now - self._last)
+        self._last = now
+
+
+def data(steps: int) -> TensorDataset:
+    """Random tokens; every batch is new within an epoch."""
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.randint(1000, 30000, (steps * BATCH, LENGTH), generator=generator)
+    return TensorDataset(tokens, torch.ones_like(tokens), tokens[:, 0] % 2)
+
+
+def fit(module: Classifier, steps: int, *callbacks: Callback) -> float:
+    """Seconds of a step in ``Trainer.fit``, without the first ones, which are watched and checked."""
+    clock = Clock()
+    trainer = Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        callbacks=[*callbacks, clock],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, DataLoader(data(steps), BATCH))
+    return statistics.median(clock.seconds[SKIPPED:])
+
+
+def ideal(module: Classifier, frozen: int, steps: int) -> float:
+    """Seconds of a step of the layers that train alone, fed from RAM."""
+    bert = module.bert.bert
+    parts = [*bert.encoder.layer[frozen:], bert.pooler, module.bert.classifier]
+    for part in parts:
+        part.requires_grad_(True).train()
+    optimizer = torch.optim.AdamW([p for part in parts for p in part.parameters()], lr=1e-5)
+    hidden = torch.randn(BATCH, LENGTH, module.bert.config.hidden_size)
+    labels = torch.arange(BATCH) % 2
+    seconds = []
+    for _ in range(steps):
+        began = time.perf_counter()
+        x = hidden
+        for layer in bert.encoder.layer[frozen:]:
+            x = layer(x)
+        loss = torch.nn.functional.cross_entropy(module.bert.classifier(bert.pooler(x)), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds[SKIPPED:])
+
+
+class Bookkeeping:
+    """Times what the cache does around the forward pass, in seconds of this thread."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        for name in ("_before", "_after"):
+            setattr(prefix.FrozenPrefix, name, self._timed(getattr(prefix.FrozenPrefix, name), name == "_before"))
+
+    def _timed(self, run: Callable[..., Any], begins: bool) -> Callable[..., Any]:
+        def timed(*args: Any) -> Any:
+            began = time.thread_time()
+            result = run(*args)
+            took = time.thread_time() - began
+            if begins:
+                self.seconds.append(took)
+            else:
+                self.seconds[-1] += took
+            return result
+
+        return timed
+
+
+def main() -> None:
+    """Measure in turn and print the ratios."""
+    parser = argparse.ArgumentParser(description="What FrozenPrefixCache gains and costs.")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=SKIPPED + 5)
+    parser.add_argument("--quick", action="store_true", help="a small model instead of BERT-base")
+    arguments = parser.parse_args()
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
+    sizes = {"hidden_size": 128, "num_attention_heads": 2, "intermediate_size": 512} if arguments.quick else {}
+    config = BertConfig(**sizes)
+    frozen = config.num_hidden_layers * 3 // 4
+    steps = arguments.steps
+    module, whole, cut = Classifier(config), Classifier(config), Classifier(config)
+    cache = FrozenPrefixCache(verbose=False)
+    book = Bookkeeping()
+
+    def freezing() -> LayerFreezing:
+        return LayerFreezing("75%", verbose=False)
+
+    fit(module, steps, freezing(), cache)  # fills it
+    cases = {
+        "full fine-tuning": lambda: fit(whole, steps),
+        "frozen": lambda: fit(module, steps, freezing()),
+        "frozen and cached": lambda: fit(module, steps, freezing(), cache),
+        "ideal": lambda: ideal(cut, frozen, steps),
+    }
+    times: dict[str, list[float]] = {name: [] for name in cases}
+    kept: list[float] = []
+    for number in range(arguments.rounds):
+        for name, run in cases.items():
+            book.seconds.clear()
+            times[name].append(run())
+            if name == "frozen and cached":
+                kept.append(statistics.median(book.seconds[SKIPPED:]))
+        print(f"round {number + 1}:", {name: round(values[-1], 3) for name, values in times.items()}, flush=True)
+    print(f"{'BERT, small' if arguments.quick else 'BERT-base'}, 75% frozen, batch {BATCH} x {LENGTH}, CPU, ", end="")
+    print(f"{torch.get_num_threads()} threads, {arguments.rounds} rounds of {steps - SKIPPED} steps")
+    whole_times, cached = times["full fine-tuning"], times["frozen and cached"]
+    report("full fine-tuning / frozen", whole_times, times["frozen"])
+    report("full fine-tuning / frozen and cached", whole_times, cached)
+    report("frozen and cached / ideal", cached, times["ideal"])
+    print(f"  hits {cache.hit_rate:.0%}, bookkeeping {1e3 * statistics.median(kept):.2f} ms in a cached step, ", end="")
+    print(f"{statistics.median(kept) / statistics.median(cached):.2%} of it")
+
+
+def report(name: str, above: list[float], below: list[float]) -> None:
+    """Print one ratio."""
+    ratios = [a / b for a, b in zip(above, below, strict=True)]
+    print(f"  {name}: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,194 @@
+"""Who is compared: each contender trains one subject, end to end, and is timed from outside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import BackboneFinetuning
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from benchmarks.speedtest.subjects import Batch, Subject
+from lightning_freeze import GradualUnfreezing, LayerFreezing, LayerStack
+from lightning_freeze.callbacks.cache import FrozenPrefixCache
+
+RATE = 1e-5
+
+
+class Finetuned(LightningModule):
+    """Any user's module."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss: Tensor = self.model(**batch).loss
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self.log("val_loss", self.model(**batch).loss)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], lr=RATE)
+
+
+class Samples(Dataset[Batch]):
+    """A batch taken apart."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+
+    def __len__(self) -> int:
+        return len(next(iter(self.batch.values())))
+
+    def __getitem__(self, index: int) -> Batch:
+        return {name: tensor[index] for name, tensor in self.batch.items()}
+
+
+def loaders(subject: Subject) -> tuple[DataLoader[Batch], DataLoader[Batch]]:
+    """Training data, shuffled, and one batch of validation data."""
+    size = subject.batch_size
+    data = subject.inputs(size * (subject.batches + 1))
+    train = Samples({name: tensor[:-size] for name, tensor in data.items()})
+    validation = Samples({name: tensor[-size:] for name, tensor in data.items()})
+    generator = torch.Generator().manual_seed(0)
+    return DataLoader(train, size, shuffle=True, generator=generator), DataLoader(validation, size)
+
+
+def trained(subject: Subject, folder: Path, module: LightningModule, *callbacks: Callback) -> Callable[[], object]:
+    """A run of ``Trainer.fit``, ready to start."""
+    train, validation = loaders(subject)
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=subject.epochs,
+        default_root_dir=folder,
+        callbacks=list(callbacks),
+        logger=False,
+        enable_checkpointing=any("FTSCheckpoint" in type(callback).__name__ for callback in callbacks),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+    return lambda: trainer.fit(module, train, validation)
+
+
+def frozen_names(subject: Subject, module: nn.Module) -> set[str]:
+    """Names of the parameters that the subject freezes."""
+    frozen = set(LayerStack(module).select(subject.freeze).parameters)
+    return {name for name, parameter in module.named_parameters() if parameter in frozen}
+
+
+def full(subject: Subject, folder: Path) -> Callable[[], object]:
+    return trained(subject, folder, Finetuned(subject.build()))
+
+
+def by_hand(subject: Subject, folder: Path) -> Callable[[], object]:
+    module = Finetuned(subject.build())
+    names = frozen_names(subject, module)
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(name not in names)
+    return trained(subject, folder, module)
+
+
+def backbone_finetuning(subject: Subject, folder: Path) -> Callable[[], object]:
+    module = Finetuned(subject.build())
+    # The part that stays frozen is its backbone.
+    module.backbone = nn.ModuleList(LayerStack(module).select(subject.freeze).modules)
+    return trained(subject, folder, module, BackboneFinetuning(unfreeze_backbone_at_epoch=10**6, train_bn=False))
+
+
+def finetuning_scheduler(subject: Subject, folder: Path) -> Callable[[], object]:
+    from finetuning_scheduler import FinetuningScheduler, FTSCheckpoint
+
+    module = Finetuned(subject.build())
+    names = frozen_names(subject, module)
+    rest = [name for name, _ in module.named_parameters() if name not in names]
+    schedule = {0: {"params": rest, "max_transition_epoch": subject.epochs}}
+    saving = FTSCheckpoint(dirpath=folder / "fts", monitor="val_loss", save_top_k=0, save_last=False)
+    scheduler = FinetuningScheduler(ft_schedule=schedule, epoch_transitions_only=True, restore_best=False)
+    return trained(subject, folder, module, scheduler, saving)
+
+
+def layer_freezing(subject: Subject, folder: Path) -> Callable[[], object]:
+    return trained(subject, folder, Finetuned(subject.build()), LayerFreezing(subject.freeze, verbose=False))
+
+
+def cold(subject: Subject, folder: Path) -> Callable[[], object]:
+    cache = FrozenPrefixCache(verbose=False)
+    return trained(subject, folder, Finetuned(subject.build()), LayerFreezing(subject.freeze, verbose=False), cache)
+
+
+def warm(subject: Subject, folder: Path) -> Callable[[], object]:
+    # Filled by an earlier run, not timed, over the very same data.
+    place = folder / "cache"
+    if not place.exists():
+        module = Finetuned(subject.build())
+        cache = FrozenPrefixCache(cache_dir=place, verbose=False)
+        train, validation = loaders(subject)
+        freezing = LayerFreezing(subject.freeze, verbose=False)
+        quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        trainer = Trainer(
+            accelerator="cpu", max_epochs=1, callbacks=[freezing, cache], enable_model_summary=False, **quiet
+        )
+        trainer.fit(module, train, validation)
+    cache = FrozenPrefixCache(cache_dir=place, verbose=False)
+    return trained(subject, folder, Finetuned(subject.build()), LayerFreezing(subject.freeze, verbose=False), cache)
+
+
+def ideal(subject: Subject, folder: Path) -> Callable[[], object]:
+    """The hand-cut model of what trains, in a plain loop, on activations that lie in RAM."""
+    cut = subject.cut(subject.build())
+    data = [
+        {k: v.detach() if isinstance(v, Tensor) else v for k, v in cut.prepare(b).items()} for b in _batches(subject)
+    ]
+    train, validation = data[:-1], data[-1]
+    optimizer = torch.optim.AdamW([p for p in cut.model.parameters() if p.requires_grad], lr=RATE)
+
+    def run() -> None:
+        for _ in range(subject.epochs):
+            cut.model.train()
+            for batch in train:
+                optimizer.zero_grad()
+                cut.model(**batch).loss.backward()
+                optimizer.step()
+            cut.model.eval()
+            with torch.inference_mode():
+                cut.model(**validation)
+
+    return run
+
+
+def _batches(subject: Subject) -> Iterator[Batch]:
+    for loader in loaders(subject):
+        yield from loader
+
+
+def gradual(subject: Subject, folder: Path) -> Callable[[], object]:
+    return trained(subject, folder, Finetuned(subject.build()), GradualUnfreezing(verbose=False))
+
+
+def gradual_cached(subject: Subject, folder: Path) -> Callable[[], object]:
+    cache = FrozenPrefixCache(verbose=False)
+    return trained(subject, folder, Finetuned(subject.build()), GradualUnfreezing(verbose=False), cache)
+
+
+Contender = Callable[[Subject, Path], Callable[[], object]]
+STATIC: dict[str, Contender] = {
+    "full fine-tuning": full,
+    "requires_grad by hand": by_hand,
+    "BackboneFinetuning": backbone_finetuning,
+    "finetuning-scheduler": finetuning_scheduler,
+    "LayerFreezing": layer_freezing,
+    "LayerFreezing + cache, cold": cold,
+    "LayerFreezing + cache, warm": warm,
+    "ideal, cut by hand": ideal,
+}
+GRADUAL: dict[str, Contender] = {
+    "full fine-tuning": full,
+    "GradualUnfreezing": gradual,
+    "GradualUnfreezing + cache, cold": gradual_cached,
+}

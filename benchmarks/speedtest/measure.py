@@ -1,0 +1,77 @@
+"""Interleaved timing, peak memory, and what autograd keeps."""
+
+from __future__ import annotations
+
+import gc
+import resource
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.speedtest.contenders import Contender
+from benchmarks.speedtest.subjects import Subject
+
+
+class Ratio(NamedTuple):
+    """Median, lowest and highest of the rounds."""
+
+    median: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.median:.2f} ({self.low:.2f}-{self.high:.2f})"
+
+
+def rounds(
+    subject: Subject, contenders: Mapping[str, Contender], count: int, folder: Path, say: Callable[[str], None]
+) -> list[dict[str, float]]:
+    """Seconds of every contender in each round; the order is turned by one from round to round."""
+    found: list[dict[str, float]] = []
+    names = list(contenders)
+    for number in range(count):
+        seconds: dict[str, float] = {}
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            run = contenders[name](subject, folder)
+            gc.collect()
+            begun = time.perf_counter()
+            run()
+            seconds[name] = time.perf_counter() - begun
+            say(f"round {number + 1}: {name}: {seconds[name]:.1f} s")
+            del run
+        found.append({name: seconds[name] for name in names})
+    return found
+
+
+def ratios(found: list[dict[str, float]], name: str, to: str) -> Ratio:
+    """How many times faster ``name`` is than ``to``, round by round."""
+    values = [seconds[to] / seconds[name] for seconds in found]
+    return Ratio(statistics.median(values), min(values), max(values))
+
+
+def peak_memory() -> int:
+    """The most memory that this process has ever held, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def saved_for_backward(model: nn.Module, loss: Callable[[], Tensor]) -> int:
+    """Bytes of the activations that autograd keeps for the backward pass of a loss."""
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    seen: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            seen[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        kept = loss()
+        total = sum(seen.values())
+    del kept
+    return total

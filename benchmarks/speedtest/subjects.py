@@ -1,0 +1,173 @@
+"""The models at their true size, built from configuration, with what is frozen in each and random inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from benchmarks.speedtest import cuts
+
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One comparison.
+
+    Attributes:
+        title: Model and share of its blocks that is frozen.
+        build: Makes the model, with random weights.
+        inputs: From a number of samples to the model's arguments, labels included.
+        freeze: Selector of the frozen layers.
+        cut: Makes the hand-cut model of what trains; see :mod:`benchmarks.speedtest.cuts`.
+        batch_size: Samples in a batch.
+        batches: Batches in a training epoch.
+        epochs: Epochs of a run.
+    """
+
+    title: str
+    build: Callable[[], nn.Module]
+    inputs: Callable[[int], Batch]
+    freeze: str
+    cut: Callable[[nn.Module], cuts.Cut]
+    batch_size: int
+    batches: int
+    epochs: int
+
+
+def text(length: int, vocabulary: int, classes: int | None) -> Callable[[int], Batch]:
+    """Token ids without padding, and a class or, for a language model, the tokens themselves as labels."""
+
+    def inputs(samples: int) -> Batch:
+        generator = torch.Generator().manual_seed(0)
+        ids = torch.randint(5, vocabulary, (samples, length), generator=generator)
+        labels = ids.clone() if classes is None else torch.randint(0, classes, (samples,), generator=generator)
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+
+    return inputs
+
+
+def pair(length: int, vocabulary: int) -> Callable[[int], Batch]:
+    """A source and a target of the same length."""
+
+    def inputs(samples: int) -> Batch:
+        batch = text(length, vocabulary, None)(samples)
+        generator = torch.Generator().manual_seed(1)
+        return {**batch, "labels": torch.randint(5, vocabulary, (samples, length), generator=generator)}
+
+    return inputs
+
+
+def images(size: int, classes: int) -> Callable[[int], Batch]:
+    """Images of random noise, and a class."""
+
+    def inputs(samples: int) -> Batch:
+        generator = torch.Generator().manual_seed(0)
+        pixels = torch.randn(samples, 3, size, size, generator=generator)
+        return {"pixel_values": pixels, "labels": torch.randint(0, classes, (samples,), generator=generator)}
+
+    return inputs
+
+
+def _build(kind: str, config: Any) -> Callable[[], nn.Module]:
+    def build() -> nn.Module:
+        torch.manual_seed(0)
+        model: nn.Module = getattr(transformers, kind)(config)
+        return model
+
+    return build
+
+
+def bert(frozen: int, blocks: int = 12, width: int = 768, length: int = 128, **run: Any) -> Subject:
+    """BERT with a classifier."""
+    config = transformers.BertConfig(
+        num_hidden_layers=blocks, hidden_size=width, num_attention_heads=width // 64, intermediate_size=4 * width
+    )
+    return Subject(
+        title=f"BERT-base, {frozen} of {blocks} blocks frozen" if width == 768 else f"small BERT, {frozen} of {blocks}",
+        build=_build("BertForSequenceClassification", config),
+        inputs=text(length, 30000, 2),
+        freeze=f"embeddings,:{frozen}",
+        cut=lambda model: cuts.bert(model, frozen),
+        **run,
+    )
+
+
+def gpt2(
+    head: str, frozen: int, blocks: int = 24, width: int = 1024, length: int = 64, words: int = 50257, **run: Any
+) -> Subject:
+    """GPT-2 with a language model's head, whose weights are the embeddings', or with a classifier."""
+    config = transformers.GPT2Config(vocab_size=words, n_layer=blocks, n_embd=width, n_head=width // 64, pad_token_id=0)
+    kind = {"language model": "GPT2LMHeadModel", "classifier": "GPT2ForSequenceClassification"}[head]
+    size = "GPT-2 Medium" if width == 1024 else "small GPT-2"
+    return Subject(
+        title=f"{size}, {head}, {frozen} of {blocks} blocks frozen",
+        build=_build(kind, config),
+        inputs=text(length, words, None if head == "language model" else 2),
+        freeze=f"embeddings,:{frozen}",
+        cut=lambda model: cuts.gpt2(model, frozen),
+        **run,
+    )
+
+
+def t5(frozen: int, blocks: int = 24, width: int = 1024, length: int = 64, words: int = 32128, **run: Any) -> Subject:
+    """T5; the encoder is frozen, and of the decoder the first blocks."""
+    config = transformers.T5Config(
+        vocab_size=words,
+        num_layers=blocks,
+        d_model=width,
+        d_ff=4 * width,
+        num_heads=width // 64,
+        decoder_start_token_id=0,
+    )
+    size = "T5-Large" if width == 1024 else "small T5"
+    decoder = frozen - blocks
+    return Subject(
+        title=f"{size}, {frozen} of {2 * blocks} blocks frozen",
+        build=_build("T5ForConditionalGeneration", config),
+        inputs=pair(length, words),
+        freeze=f"embeddings,:{frozen}",
+        cut=lambda model: cuts.t5(model, decoder),
+        **run,
+    )
+
+
+def vit(frozen: int, blocks: int = 12, width: int = 768, size: int = 224, **run: Any) -> Subject:
+    """ViT with a classifier."""
+    config = transformers.ViTConfig(
+        num_hidden_layers=blocks,
+        hidden_size=width,
+        num_attention_heads=width // 64,
+        intermediate_size=4 * width,
+        image_size=size,
+    )
+    return Subject(
+        title=f"{'ViT-base' if width == 768 else 'small ViT'}, {frozen} of {blocks} blocks frozen",
+        build=_build("ViTForImageClassification", config),
+        inputs=images(size, 2),
+        freeze=f"embeddings,:{frozen}",
+        cut=lambda model: cuts.vit(model, frozen),
+        **run,
+    )
+
+
+FULL: dict[str, Callable[[], Subject]] = {
+    "bert-75": lambda: bert(9, batch_size=8, batches=4, epochs=4),
+    "bert-8": lambda: bert(8, batch_size=8, batches=4, epochs=4),
+    "gpt2-lm": lambda: gpt2("language model", 12, batch_size=4, batches=4, epochs=4),
+    "gpt2-classifier": lambda: gpt2("classifier", 12, batch_size=4, batches=4, epochs=4),
+    "t5-80": lambda: t5(38, batch_size=4, batches=3, epochs=4),
+    "vit-75": lambda: vit(9, batch_size=8, batches=3, epochs=4),
+}
+_SMALL: dict[str, Any] = {"batch_size": 8, "batches": 8, "epochs": 4}
+QUICK: dict[str, Callable[[], Subject]] = {
+    "bert-75": lambda: bert(3, blocks=4, width=256, length=64, **_SMALL),
+    "gpt2-classifier": lambda: gpt2("classifier", 2, blocks=4, width=256, words=4000, **_SMALL),
+    "t5-80": lambda: t5(6, blocks=4, width=256, words=4000, length=32, **_SMALL),
+    "vit-75": lambda: vit(3, blocks=4, width=256, size=64, **_SMALL),
+}

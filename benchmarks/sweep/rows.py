@@ -1,0 +1,172 @@
+"""One row of the sweep: a model is built, run and judged."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from sweep import checks
+from sweep.counts import compare
+from torch import nn
+
+from lightning_freeze.layers import LayerStack
+
+#: Parameters (not bytes) above which a model is not given real weights.
+LARGEST = 120_000_000
+
+
+@dataclass
+class Row:
+    """What was found out about one class.
+
+    Attributes:
+        library: Where the class comes from.
+        kind: Model type or family.
+        name: Name of the class.
+        outcome: ``"pass"``, ``"coarser"``, ``"not run"``, ``"not built"`` or ``"fail"``.
+        reason: Why it is not a pass, in one line.
+        notes: What is true of the model and worth saying, though nothing fails.
+        blocks: Number of blocks, repeats counted.
+        expected: Number of blocks by source.
+        layers: Short form of the stack.
+        ran: Share of the layers with parameters that ran in the forward pass.
+        parameters: Number of parameters.
+        milliseconds: Time that finding the layers took.
+        seconds: Time for the whole row.
+        pid: The process that made it.
+    """
+
+    library: str
+    kind: str
+    name: str
+    outcome: str = ""
+    reason: str = ""
+    notes: list[str] = field(default_factory=list)
+    blocks: int = 0
+    expected: dict[str, Any] = field(default_factory=dict)
+    layers: str = ""
+    ran: str = ""
+    parameters: int = 0
+    milliseconds: float = 0.0
+    seconds: float = 0.0
+    pid: int = 0
+
+    def data(self) -> dict[str, Any]:
+        """Plain data for a JSON line."""
+        return asdict(self)
+
+
+def short(error: BaseException) -> str:
+    """An error on one line."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text[:220]
+
+
+def judge(row: Row, module: nn.Module, runs: Iterable[tuple[str, Any]], expected: dict[str, Any]) -> None:
+    """Fill in a row: structure first, then, with the first inputs that reach most of the model, order and gradients."""
+    try:
+        start = time.perf_counter()
+        stack = LayerStack(module)
+        row.milliseconds = round(1000 * (time.perf_counter() - start), 1)
+    except Exception as error:
+        row.outcome, row.reason = "fail", f"no layers: {short(error)}"
+        return
+    row.layers = repr(stack)
+    row.notes += stack.describe().splitlines()[1:]
+    row.blocks = sum(layer.repeats for layer in stack.blocks)
+    row.expected = expected
+    row.parameters = sum(p.numel() for p in module.parameters())
+    problem = checks.partition(stack)
+    if problem:
+        row.outcome, row.reason = "fail", f"(a) {problem}"
+        return
+    counted = _count(row, stack)
+    inputs, reason, uses = choose(stack, runs, row)
+    if inputs is None:
+        row.outcome, row.reason = ("fail", counted) if counted.startswith("(c)") else ("not run", reason)
+        return
+    problem = _dynamic(row, stack, inputs, *uses)
+    if problem:
+        row.outcome, row.reason = "fail", problem
+    elif counted.startswith("(c)"):
+        row.outcome, row.reason = "fail", counted
+    elif counted:
+        row.outcome, row.reason = "coarser", counted
+    else:
+        row.outcome = "pass"
+
+
+def _count(row: Row, stack: LayerStack) -> str:
+    """(c) the number of blocks; a coarser answer is told, a finer one fails."""
+    towers = {name: sum(layer.repeats for layer in layers) for name, layers in stack.towers.items()}
+    verdict, text = compare(towers or {"": row.blocks}, row.expected)
+    if not verdict and text:
+        row.notes.append(text)
+    if verdict == "finer" and row.library in {"timm", "torchvision"}:
+        # Their tables group parameters for learning rates: a finer answer in the right order is as good.
+        row.notes.append(text)
+        return ""
+    return f"(c) {text}" if verdict == "finer" else text if verdict else ""
+
+
+def choose(stack: LayerStack, runs: Iterable[tuple[str, Any]], row: Row) -> tuple[Any, str, Any]:
+    """The first inputs with which the model runs and most of its layers do, and what ran then."""
+    best: Any = None
+    uses: Any = ((), ())
+    most, reason = -1, "no inputs known"
+    stack.module.eval()
+    wanted = sum(any(True for _ in layer.parameters()) for layer in stack)
+    for label, inputs in runs:
+        try:
+            ran, used = checks.executed(stack, inputs)
+        except Exception as error:
+            reason = reason if "Error" in reason else f"{label}: {short(error)}"
+            continue
+        if len(ran) > most:
+            best, most, uses = inputs, len(ran), (ran, used)
+            row.ran = f"{len(ran)}/{wanted}"
+        if most == wanted:
+            break
+    return best, reason, uses
+
+
+def _dynamic(row: Row, stack: LayerStack, inputs: Any, ran: list[str], used: list[int]) -> str:
+    problem = checks.order(stack, ran)
+    if problem:
+        return f"(b) {problem}"
+    problem = checks.placement(stack, used)
+    if problem:
+        return f"(b) {problem}"
+    given = {id(p): p.requires_grad for p in stack.module.parameters()}
+    stack.module.train()
+    try:
+        problem, leak = checks.gradient(stack, inputs, given)
+    except Exception as error:
+        stack.module.eval()
+        try:
+            for p in stack.module.parameters():
+                p.requires_grad_(given[id(p)])
+            problem, leak = checks.gradient(stack, inputs, given)
+            row.notes.append(f"backward pass in eval mode, in train mode: {short(error)}")
+        except Exception as other:
+            row.notes.append(f"no backward pass: {short(other)}")
+            return ""
+    if problem:
+        return f"(d) {problem}"
+    if "parameter" in leak and "is fed by parameter" in leak:
+        return f"(d) {leak}"
+    if leak:
+        row.notes.append(leak)
+    return ""
+
+
+Build = Callable[[], nn.Module]
+
+
+def parameters_of(build: Build) -> int:
+    """Number of parameters, without making any."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in build().parameters())

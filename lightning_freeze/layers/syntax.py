@@ -1,0 +1,104 @@
+"""Questions about single expressions of a module's code."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+# Reading these off a child says nothing about when it runs.
+_FACTS = frozenset({"dtype", "device", "shape", "config", "is_sparse", "requires_grad", "training", "in_features"}) | {
+    *("get_submodule", "get_input_embeddings", "get_output_embeddings", "keys", "parameters", "named_parameters"),
+    *("buffers", "state_dict", "train", "eval", "requires_grad_"),
+}
+WEIGHTS = frozenset({"weight", "bias", "data"})
+
+
+def names_of(target: ast.expr) -> list[str]:
+    """The names that an assignment binds."""
+    parts = target.elts if isinstance(target, ast.Tuple | ast.List) else [target]
+    return [part.id for part in parts if isinstance(part, ast.Name)]
+
+
+def entries(cls: type) -> list[str]:
+    """Methods where a run begins: a LightningModule's training step, else ``forward``."""
+    steps = [name for name in ("training_step", "validation_step", "predict_step") if hasattr(cls, name)]
+    return [*steps[:1], "forward", *steps[1:]]
+
+
+def running(test: ast.expr) -> list[ast.expr]:
+    """A test, if evaluating it runs something."""
+    return [test] if any(isinstance(part, ast.Call) for part in ast.walk(test)) else []
+
+
+def is_fact(key: str) -> bool:
+    """Whether an attribute says or sets something about a child, rather than running it."""
+    return key in _FACTS or key.startswith(("set_", "reset_", "enable_", "disable_"))
+
+
+def of_weight(node: ast.expr) -> bool:
+    """Whether an expression is the weight of something."""
+    return isinstance(node, ast.Attribute) and node.attr in WEIGHTS
+
+
+def is_super(node: ast.expr) -> bool:
+    """Whether an expression is a method of ``super()``."""
+    return (
+        isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Call)
+        and isinstance(node.value.func, ast.Name)
+        and node.value.func.id == "super"
+    )
+
+
+def is_getattr(node: ast.Call) -> bool:
+    """Whether a call is ``getattr`` with a name."""
+    return isinstance(node.func, ast.Name) and node.func.id == "getattr" and len(node.args) >= 2
+
+
+def looks_inside(node: ast.For) -> bool:
+    """Whether a loop goes by names (``getattr``) or uses parts of the elements on their own."""
+    targets = {s.id for s in ast.walk(node.target) if isinstance(s, ast.Name)}
+    inside = [s for part in node.body for s in ast.walk(part)]
+    parts = (s for s in inside if isinstance(s, ast.Attribute) and isinstance(s.value, ast.Name))
+    return any(part.value.id in targets for part in parts) or any(  # type: ignore[attr-defined]
+        isinstance(s, ast.Call) and is_getattr(s) for s in inside
+    )
+
+
+def only_looks(target: ast.expr, body: Sequence[ast.AST]) -> bool:
+    """Whether a loop only reads or sets attributes of what it goes over (``[b.training for b in blocks]``)."""
+    names = {s.id for s in ast.walk(target) if isinstance(s, ast.Name)}
+    inside = [s for part in body for s in ast.walk(part)]
+    above = {id(child): s for s in inside for child in ast.iter_child_nodes(s)}
+    uses = [s for s in inside if isinstance(s, ast.Name) and s.id in names]
+    return bool(uses) and not any(_runs(use, above) for use in uses)
+
+
+def _runs(use: ast.AST, above: Mapping[int, ast.AST]) -> bool:
+    last = ""
+    while isinstance(outer := above.get(id(use)), ast.Attribute):
+        use, last = outer, outer.attr
+    is_passed_on = isinstance(outer, ast.Call | ast.keyword | ast.Subscript | ast.Starred | ast.BinOp)
+    return not last or (is_passed_on and not is_fact(last) and not _is_report(outer))
+
+
+def _is_report(call: ast.AST) -> bool:
+    function = call.func if isinstance(call, ast.Call) else None
+    name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+    return name.startswith(("log", "print"))
+
+
+@lru_cache(maxsize=1024)
+def parse(function: Callable[..., Any]) -> Function | None:
+    """The syntax tree of a function, ``None`` if its source cannot be read."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
+    except (OSError, TypeError, SyntaxError, IndexError, ValueError):
+        return None
+    return tree if isinstance(tree, ast.FunctionDef | ast.AsyncFunctionDef) else None

@@ -298,11 +298,11 @@ class _Reader(ast.NodeVisitor):
             use in bases for use in uses if use.id in held
         )
 
-    def _only_looks(self, target: ast.expr, body: Sequence[ast.AST]) -> bool:
+    def _only_looks(self, loop: ast.For | ast.comprehension, body: Sequence[ast.AST]) -> bool:
         """Whether a loop looks at modules and runs nothing, neither these nor others."""
         chains = [chain for part in body for sub in ast.walk(part) if (chain := self._chain(sub)) is not None]
         others = (chain for chain in chains if chain and not chain[0].startswith(("log", "print")))
-        return only_looks(target, body) and not any(others)
+        return only_looks(loop.target, loop.iter, body) and not any(others)
 
     def _bind(self, target: ast.expr, value: Any) -> None:
         if isinstance(target, ast.Name):
@@ -331,7 +331,7 @@ class _Reader(ast.NodeVisitor):
 
     def visit_ListComp(self, node: ast.ListComp) -> None:
         body = [node.elt, *(test for part in node.generators for test in part.ifs)]
-        if not (len(node.generators) == 1 and self._only_looks(node.generators[0].target, body)):
+        if not (len(node.generators) == 1 and self._only_looks(node.generators[0], body)):
             self._visit_all([*node.generators, node.elt])
 
     visit_GeneratorExp = visit_ListComp  # type: ignore[assignment]
@@ -342,7 +342,7 @@ class _Reader(ast.NodeVisitor):
         A loop that uses more than the elements of one list is unrolled, so that everything stands where it is used
         first. Where that is not possible, what it uses besides the blocks is taken to be needed from the first on.
         """
-        if self._changes_only(node) or self._only_looks(node.target, node.body):
+        if self._changes_only(node) or self._only_looks(node, node.body):
             return
         turns = self._turns(node)
         if turns is not None:

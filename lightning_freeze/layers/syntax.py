@@ -71,8 +71,12 @@ def looks_inside(node: ast.For) -> bool:
     )
 
 
-def only_looks(target: ast.expr, body: Sequence[ast.AST]) -> bool:
+def only_looks(target: ast.expr, over: ast.expr, body: Sequence[ast.AST]) -> bool:
     """Whether a loop only reads or sets attributes of what it goes over (``[b.training for b in blocks]``)."""
+    if isinstance(target, ast.Tuple) and isinstance(over, ast.Call):
+        called = over.func.attr if isinstance(over.func, ast.Attribute) else getattr(over.func, "id", "")
+        if called.startswith(("enumerate", "items", "named_")):  # the first one is a number or a name
+            target = ast.Tuple(target.elts[1:])
     names = {s.id for s in ast.walk(target) if isinstance(s, ast.Name)}
     inside = [s for part in body for s in ast.walk(part)]
     above = {id(child): s for s in inside for child in ast.iter_child_nodes(s)}
@@ -88,7 +92,7 @@ def _runs(use: ast.AST, above: Mapping[int, ast.AST]) -> bool:
     return not last or (is_passed_on and not is_fact(last) and not _is_report(outer))
 
 
-def _is_report(call: ast.AST) -> bool:
+def _is_report(call: ast.AST | None) -> bool:
     function = call.func if isinstance(call, ast.Call) else None
     name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
     return name.startswith(("log", "print"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 from torch.optim import Optimizer
@@ -52,3 +53,16 @@ def redirect(scheduler: Any, optimizer: Optimizer, base: BaseRates, seen: set[in
         for item in value if isinstance(value, (list, tuple)) else [value]:
             if hasattr(item, "optimizer") and hasattr(item, "step") and not isinstance(item, (Optimizer, type)):
                 redirect(item, optimizer, base, seen)
+
+
+def attached(module: Any, optimizers: Sequence[Optimizer]) -> list[Any]:
+    """The schedulers of some optimizers that a module keeps in its attributes, in lists and maps too."""
+    found: list[Any] = []
+    for value in vars(module).values():
+        items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
+        found += [
+            item
+            for item in items
+            if hasattr(item, "step") and any(getattr(item, "optimizer", None) is held for held in optimizers)
+        ]
+    return found

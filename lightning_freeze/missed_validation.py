@@ -9,6 +9,7 @@ run that was never stopped. So a schedule notes whether one is due, and holds it
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from lightning.pytorch import Trainer
 
@@ -35,14 +36,18 @@ def validation_is_due(trainer: Trainer, batch_idx: int) -> bool:
     return (count + 1) % int(batches) == 0
 
 
-def catch_up(trainer: Trainer) -> None:
+def catch_up(trainer: Trainer, epoch: int) -> None:
     """Hold the validation that was due when the checkpoint was saved; to be called in ``on_train_start``.
 
     It runs as any other: all callbacks, loggers and metrics see it.
 
     Args:
         trainer: The running trainer, resumed.
+        epoch: The epoch in which it was due; after the last batch of an epoch, Lightning resumes in the next.
     """
+    progress: Any = trainer.fit_loop.epoch_progress.current
+    completed, processed = progress.completed, progress.processed
+    progress.completed = progress.processed = epoch
     loop = trainer.fit_loop.epoch_loop.val_loop
     loop.restarting = False
     loop.reset_restart_stage()  # what a stop in the midst of it had begun is begun anew
@@ -52,3 +57,4 @@ def catch_up(trainer: Trainer) -> None:
         loop.reset()  # else the training loop takes this one for the epoch's last, and the epoch for done
     finally:
         trainer.training = True
+        progress.completed, progress.processed = completed, processed

@@ -119,10 +119,12 @@ class LayerRates:
     def write(self, force: bool = False) -> None:
         """Copy the user's current rates, times each layer's factors, into the real groups.
 
-        A value that somebody else has set since it was last written (a learning rate finder, stochastic weight
-        averaging, the user) is left alone, unless ``force``.
+        One value that somebody else has set for all groups alike (a warm-up by hand in ``optimizer_step``) is taken
+        for the user's rate, to which the factors apply. A value set for some of them is left alone, unless ``force``.
         """
         for split in self._splits:
+            if not force:
+                _take_over(split)
             for group, origin, keys, written in zip(
                 split.real.param_groups, split.origin, split.keys, split.written, strict=True
             ):
@@ -203,6 +205,18 @@ class LayerRates:
             factor *= source.rate_factor(key)
             ramp *= source.rate_ramp(key)
         return factor, ramp
+
+
+def _take_over(split: _Split) -> None:
+    rates = [group.get("lr") for group in split.real.param_groups]
+    known = all("lr" in written for written in split.written) and None not in rates
+    if not known or any(not _same(rate, rates[0]) for rate in rates):
+        return
+    if any(not _same(rate, written["lr"]) for rate, written in zip(rates, split.written, strict=True)):
+        for group in split.base.param_groups:
+            _assign(group, "lr", rates[0])
+        for rate, written in zip(rates, split.written, strict=True):
+            written["lr"] = _copy(rate)
 
 
 def _sets_its_own_rate(optimizer: Optimizer) -> bool:

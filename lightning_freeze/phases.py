@@ -131,7 +131,8 @@ def gradual_phases(
     Args:
         stack: The layers to unfreeze.
         trigger: Ends every phase but the last.
-        start: Selector of what trains in the first phase. ``"head"`` means the top layer where a stack has no head.
+        start: Selector of what trains in the first phase. ``"head"`` means the top layer where a stack has no head, or
+            one that is tied to another layer as a whole.
         layers_per_phase: How many more layers train in each phase.
         stop: Selector of the lowest layers to unfreeze; those below stay frozen. ``None``: down to the embeddings.
 
@@ -144,8 +145,10 @@ def gradual_phases(
             f"layers_per_phase={layers_per_phase!r}: expected a whole number of layers, 1 or more."
         )
     names = list(stack.names)
-    if start == "head" and not any(layer.kind == "head" for layer in stack) and "head" not in names:
-        start = names[-1]
+    heads = [layer for layer in stack if layer.kind == "head" or layer.name == "head"]
+    if start == "head" and not any(layer.parameters() for layer in heads):
+        owner = next((layer.name for layer in reversed(list(stack)) if layer.parameters()), names[-1])
+        start = ",".join([owner, *(layer.name for layer in heads)])
     first = {layer.name for layer in stack.select(start).layers}
     floor = 0
     if stop is not None:

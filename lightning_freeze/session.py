@@ -16,6 +16,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.nn import Parameter
 
+from lightning_freeze.base_rates import attached
 from lightning_freeze.distributed import Snapshot, check_strategy, check_wrapped, reshard, restore_where_saved
 from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.holds import Holds
@@ -128,6 +129,7 @@ class Session:
             return
         self.is_running = True
         self._undo.pop("configure_optimizers")()
+        self._hold_last()
         with self.holds.lifted():
             check_wrapped(self._pacers(), self.trainer, self.module)
         self._undo["load_checkpoint"] = restore_where_saved(self.trainer, self.module)
@@ -141,9 +143,24 @@ class Session:
                     for parameter in layer.parameters():
                         names.setdefault(parameter, layer.name)
             schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
+            # Modules that optimize by hand may keep schedulers to themselves.
+            schedulers += attached(self.module, self.trainer.optimizers)
             self.rates.split(self.trainer.optimizers, schedulers, names)
         self.rates.adopt(self.trainer.optimizers, self.saved_optimizers)
         self._check_layout()
+
+    def _hold_last(self) -> None:
+        # The module's own hook and those of later callbacks run after ours, and may call `train()`. The strategy's is
+        # the last one before the training step.
+        strategy = self.trainer.strategy
+        hook = strategy.on_train_batch_start
+
+        def on_train_batch_start(batch: Any, batch_idx: int) -> None:
+            hook(batch, batch_idx)
+            self.assert_frozen()
+
+        strategy.on_train_batch_start = on_train_batch_start  # type: ignore[method-assign]
+        self.at_close(lambda: vars(strategy).pop("on_train_batch_start", None) and None)
 
     def _check_layout(self) -> None:
         saved = [layout(state["param_groups"]) for state in self.saved_optimizers]
@@ -163,6 +180,10 @@ class Session:
             ConfigurationError: If something else has unfrozen a parameter that a callback holds frozen.
         """
         self.holds.still()
+        self.refuse_intruders()
+
+    def refuse_intruders(self) -> None:
+        """Refuse to go on, before an optimizer steps, where something else has unfrozen what is held."""
         intruders = self.holds.intruders()
         if intruders:
             name = next((n for n, p in self.module.named_parameters() if p is intruders[0]), "?")

@@ -112,3 +112,29 @@ def test_a_validation_that_failed_is_held_anew_and_whole(interval, at, kept, tmp
     assert again.trains == recorder.trains[at:]
     expected, found = weights(straight), weights(resumed)
     assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+@pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint", "ignore:.*reaches the last one")
+@pytest.mark.parametrize("interval", [1.0, 0.5])
+def test_it_is_held_in_the_epoch_in_which_it_was_due(interval, tmp_path):
+    class Epochs(Callback):
+        def __init__(self):
+            self.seen = []
+
+        def on_validation_end(self, trainer, pl_module):
+            self.seen.append((trainer.current_epoch, trainer.global_step))
+
+        def on_train_batch_start(self, trainer, *_):
+            self.seen.append(trainer.current_epoch)
+
+    straight, saving = Epochs(), ModelCheckpoint(tmp_path, filename="kept", every_n_train_steps=8, save_top_k=1)
+    options = {"max_epochs": 8, "val_check_interval": interval}
+    train, validation = StatefulLoader(), loader(2, seed=2)
+    trainer(schedule(), straight, saving, enable_checkpointing=True, **options, max_steps=11).fit(
+        module(), train, validation
+    )
+    resumed = Epochs()
+    path = tmp_path / "kept.ckpt"
+    trainer(schedule(), resumed, **options).fit(module(), StatefulLoader(), validation, ckpt_path=path)
+    taken = straight.seen.index((1, 8))
+    assert resumed.seen[:3] == straight.seen[taken : taken + 3]

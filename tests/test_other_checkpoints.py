@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 sys.path.insert(0, str(Path(__file__).parent / "callbacks"))
 from toys import Recorder, StatefulLoader, fit, loader, make, trainer, weights
 
-from lightning_freeze import DiscriminativeLR, GradualUnfreezing, LayerFreezing
+from lightning_freeze import DiscriminativeLR, EpochTrigger, GradualUnfreezing, LayerFreezing, Phase, PhasedFineTuning
 from lightning_freeze.errors import ConfigurationError
 
 
@@ -102,3 +102,33 @@ def test_a_model_trained_with_the_callbacks_predicts_without_them(tmp_path):
     assert isinstance(loaded, LightningModule)
     assert all(torch.equal(a, b) for a, b in zip(module.parameters(), loaded.parameters(), strict=True))
     assert all(p.requires_grad for p in loaded.parameters())
+
+
+@pytest.fixture
+def scaled(tmp_path):
+    """A run with rates per layer, and its checkpoint at step 7."""
+    saving = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=7, save_top_k=-1)
+    return *run(DiscriminativeLR(0.9, verbose=False), saving, enable_checkpointing=True), tmp_path / "step=7.ckpt"
+
+
+@pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint")
+@pytest.mark.parametrize(
+    "callback", [lambda: DiscriminativeLR(0.5, verbose=False), lambda: GradualUnfreezing(verbose=False)]
+)
+def test_the_users_rate_goes_on_where_it_was_under_other_callbacks(callback, scaled):
+    *_, recorder, path = scaled
+    _, _, resumed = run(callback(), ckpt_path=path, epochs=8)
+    head = {name: rate for name, rate in recorder.rates[7].items() if name.startswith("classifier")}
+    assert {name: resumed.rates[0][name] for name in head} == head
+
+
+@pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint")
+def test_another_kind_of_schedule_goes_on_if_it_agrees_so_far_and_is_refused_otherwise(tmp_path):
+    saving = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=7, save_top_k=-1)
+    run(GradualUnfreezing(verbose=False), saving, enable_checkpointing=True, epochs=6)
+    begun = [Phase("head", EpochTrigger(1)), Phase("3,head", EpochTrigger(1))]
+    _, _, recorder = run(PhasedFineTuning([*begun, Phase("all")], verbose=False), ckpt_path=tmp_path / "step=7.ckpt")
+    assert recorder.phases() == [((1, 7), {"3", "head"}), ((2, 8), {"embeddings", "0", "1", "2", "3", "head"})]
+    other = PhasedFineTuning([Phase("2,head", EpochTrigger(1)), Phase("all")], verbose=False)
+    with pytest.raises(ConfigurationError, match="made in phase 2 of another PhasedFineTuning schedule"):
+        run(other, ckpt_path=tmp_path / "step=7.ckpt")

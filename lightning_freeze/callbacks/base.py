@@ -70,6 +70,9 @@ class LayerCallback(Callback):
         # Lightning's learning rate and batch size finders restore too, in the midst of a run, what they have saved.
         if self._session is not None and states and not trainer.optimizers:
             self._session.saved_optimizers = states
+            # All callbacks of the run that saved it knew the same rates, and other callbacks may go on with them.
+            rates = [s["rates"] for s in checkpoint.get("callbacks", {}).values() if _has_rates(s)]
+            self._session.rates.load_state_dict(rates[0] if rates else None)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         if self._session is not None:
@@ -97,6 +100,7 @@ class LayerCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         if self._session is not None:
+            self._session.refuse_intruders()
             self._session.rates.write()
             if self._session.company is not None:
                 self._session.company.on_before_step(optimizer)
@@ -195,3 +199,8 @@ class FreezingCallback(LayerCallback):
     def _leave(self) -> None:
         self._saving = None
         super()._leave()
+
+
+def _has_rates(state: object) -> bool:
+    rates = state.get("rates") if isinstance(state, Mapping) else None
+    return isinstance(rates, list) and all(isinstance(groups, list) for groups in rates)

@@ -42,3 +42,13 @@ class LayerFreezing(FreezingCallback):
     def prepare(self, session: Session) -> None:  # noqa: D102
         selection = self.stack.select(self.layers)
         session.holds.hold(self, selection.parameters, selection.modules if self.frozen_eval else ())
+
+    def on_all_built(self, session: Session) -> None:  # noqa: D102
+        super().on_all_built(session)
+        if not self.frozen_eval:
+            return
+        # A layer may be frozen as a whole by single parameters, or by several callbacks together.
+        selection = self.stack.select(self.layers)
+        held = [p for layer in self.stack for p in layer.parameters() if session.holds.holders(p)]
+        modules = dict.fromkeys([*selection.modules, *self.stack.modules_within(held)])
+        session.holds.hold(self, selection.parameters, modules)

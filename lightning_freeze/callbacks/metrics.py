@@ -26,9 +26,10 @@ def read_metric(session: Session, owner: str, name: str) -> float:
     metrics = session.trainer.callback_metrics
     value = mean_over_ranks(session.trainer, metrics.get(name))
     if value is None:
+        part = next((f" Did you mean {other!r}?" for other in metrics if other.startswith(f"{name}/")), "")
         raise ConfigurationError(
             f"{owner} watches {name!r}, which the module has not logged. It has logged: "
-            f"{', '.join(sorted(metrics)) or 'nothing'}.{suggest(name, metrics)}"
+            f"{', '.join(sorted(metrics)) or 'nothing'}.{part or suggest(name, metrics)}"
         )
     if not math.isfinite(value) and session.first(f"not finite: {name}"):
         rank_zero_warn(f"{owner} watches {name!r}, which is {value}; this never counts as an improvement.")

@@ -102,7 +102,7 @@ class PhasedFineTuning(FreezingCallback):
         self._guards: list[PatienceGuard] = []
         self._rates: list[list[dict[str, Any]]] | None = None
         self._layers: list[dict[str, Any]] = []
-        self._awaits_validation = False
+        self._awaited: int | None = None  # the epoch of a validation that is due
 
     @property
     def phase(self) -> int:
@@ -173,7 +173,10 @@ class PhasedFineTuning(FreezingCallback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         super().on_fit_start(trainer, pl_module)
-        checks.check_phases_are_optimized(type(self).__name__, self._plan, self._trains, trainer, pl_module)
+        if self._session is not None:
+            name, given = type(self).__name__, self._session.holds.given
+            checks.check_phases_are_optimized(name, self._plan, self._trains, trainer, pl_module, given)
+            checks.warn_of_layers_left_out(name, self.stack, self._trains, trainer, given)
         self._steps.attach(trainer.optimizers)
         if self.guard_early_stopping:
             for stopping in trainer.early_stopping_callbacks:
@@ -186,14 +189,14 @@ class PhasedFineTuning(FreezingCallback):
         if self._session is not None and self._session.is_running:
             checks.check_metrics_are_validated(type(self).__name__, self._watched(), trainer)
             checks.warn_if_too_long(type(self).__name__, self._plan, self._progress, trainer)
-            if self._awaits_validation and self._watched():
-                catch_up(trainer)
+            if self._awaited is not None and self._watched():
+                catch_up(trainer, self._awaited)
 
     def on_train_batch_end(  # noqa: D102
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        self._awaits_validation = validation_is_due(trainer, batch_idx)
+        self._awaited = trainer.current_epoch if validation_is_due(trainer, batch_idx) else None
 
     def on_train_batch_start(  # noqa: D102
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -235,7 +238,7 @@ class PhasedFineTuning(FreezingCallback):
         if trainer.sanity_checking:
             checks.warn_of_misspelt_metrics(type(self).__name__, self._watched(), trainer)
             return
-        self._awaits_validation = False
+        self._awaited = None
         if not self._progress.starts:
             return
         values = {name: read_metric(self._session, type(self).__name__, name) for name in self._watched()}
@@ -286,7 +289,7 @@ class PhasedFineTuning(FreezingCallback):
             **self._progress.state_dict(),
             "plan": [str(phase) for phase in self._plan],
             "layers": self._layers,
-            "awaits_validation": self._awaits_validation,
+            "awaited": self._awaited,
             "best": self._best.state_dict(),
             "rates": self._rates,
             "steps": self._steps.state_dict(),
@@ -301,7 +304,7 @@ class PhasedFineTuning(FreezingCallback):
         self._best.load_state_dict(state_dict["best"])
         self._rates = state_dict["rates"]
         self._steps.load_state_dict(state_dict["steps"])
-        self._awaits_validation = bool(state_dict["awaits_validation"])
+        self._awaited = state_dict["awaited"]
         if session is not None and is_fitting:
             for phase, clock in enumerate(self._progress.starts):
                 fresh = self._trains[phase].keys() - (self._trains[phase - 1].keys() if phase else set())
@@ -317,9 +320,10 @@ class PhasedFineTuning(FreezingCallback):
         if self.state_key in states:
             return
         taken = {callback.state_key for callback in trainer.callbacks}  # type: ignore[attr-defined]
-        strays = [key for key in states if key.startswith(f"{type(self).__qualname__}{{") and key not in taken]
-        if len(strays) == 1:
-            self.load_state_dict(states[strays[0]])
+        strays = [key for key, s in states.items() if key not in taken and isinstance(s, dict) and "starts" in s]
+        own = [key for key in strays if key.startswith(f"{type(self).__qualname__}{{")]
+        if len(own or strays) == 1:
+            self.load_state_dict(states[(own or strays)[0]])
 
     def _leave(self) -> None:
         if self._session is not None:

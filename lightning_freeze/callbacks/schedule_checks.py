@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch.nn import Parameter
 from lightning_freeze import phases as schedule
 from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.holds import Holds
+from lightning_freeze.layers import LayerStack
 from lightning_freeze.phases import Phase, Progress
 from lightning_freeze.triggers import Clock, Pace
 
@@ -77,18 +78,43 @@ def check_phases_are_optimized(
     trains: Sequence[Mapping[Parameter, None]],
     trainer: Trainer,
     module: LightningModule,
+    would_train: Callable[[Parameter], bool],
 ) -> None:
-    """Refuse a phase of which no optimizer holds any parameter."""
+    """Refuse a phase of which no optimizer holds any of the parameters that it unfreezes."""
     optimized = {p for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]}
     # Strategies that flatten or shard parameters after the fact show others than the module's own.
     if not optimized & set(module.parameters()):
         return
+    known: set[Parameter] = set()
     for number, (phase, parameters) in enumerate(zip(phases, trains, strict=True), start=1):
-        if not optimized & parameters.keys():
+        fresh = {parameter for parameter in parameters if parameter not in known and would_train(parameter)}
+        known |= fresh
+        if fresh and not optimized & fresh:
             raise ConfigurationError(
-                f"Phase {number} of {owner} ({phase.train}) would train nothing: no optimizer of "
-                f"{type(module).__name__} holds its parameters. Give configure_optimizers all of self.parameters()."
+                f"Phase {number} of {owner} ({phase.train}) would train nothing new: no optimizer of "
+                f"{type(module).__name__} holds the parameters that it unfreezes. Give configure_optimizers all of "
+                f"self.parameters()."
             )
+
+
+def warn_of_layers_left_out(
+    owner: str,
+    stack: LayerStack,
+    trains: Sequence[Mapping[Parameter, None]],
+    trainer: Trainer,
+    would: Callable[..., bool],
+) -> None:
+    """Warn of layers that a phase unfreezes and that no optimizer holds."""
+    optimized = {p for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]}
+    if not optimized & {p for layer in stack for p in layer.parameters()}:
+        return
+    unfrozen = {p for parameters in trains for p in parameters if would(p)}
+    names = [x.name for x in stack if unfrozen.intersection(x.parameters()) and not optimized & set(x.parameters())]
+    if names:
+        rank_zero_warn(
+            f"{owner} unfreezes {', '.join(names)}, of which no optimizer holds a parameter: these layers will not "
+            f"train. Give configure_optimizers all of self.parameters(), or leave them out of the phases."
+        )
 
 
 def check_metrics_are_validated(owner: str, watched: Sequence[str], trainer: Trainer) -> None:

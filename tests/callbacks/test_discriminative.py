@@ -287,3 +287,46 @@ def test_adafactors_own_relative_step_is_left_to_it():
     for callback in (DiscriminativeLR(0.5, verbose=False), GradualUnfreezing(warmup_steps=2, verbose=False)):
         with pytest.raises(ConfigurationError, match=r"Adafactor sets its own learning rate .* relative_step=False"):
             final(callback)
+
+
+def test_a_warm_up_by_hand_over_all_groups_is_the_users_rate():
+    class WarmedUp(type(make())):
+        def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure):
+            optimizer.step(closure=optimizer_closure)
+            for group in optimizer.param_groups:
+                group["lr"] = 0.1 * min(1.0, (self.trainer.global_step + 1) / 6)
+
+    recorder = Recorder()
+    fit(WarmedUp(), DiscriminativeLR(0.5, verbose=False), recorder)
+    assert len(recorder.rates) == 12
+    for step, rates in enumerate(recorder.rates):
+        users = 0.1 * min(1.0, step / 6) if step else 0.1
+        assert rates == {name: pytest.approx(users * expected_factor(name)) for name in rates}
+
+
+@pytest.mark.parametrize("keep", [lambda s: s, lambda s: [s], lambda s: {"mine": s}], ids=["plain", "list", "dict"])
+def test_schedulers_that_a_module_keeps_to_itself_drive_the_users_groups(keep):
+    class ByHand(type(make())):
+        def __init__(self):
+            super().__init__()
+            self.automatic_optimization = False
+
+        def configure_optimizers(self):
+            optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+            self.kept = keep(schedulers.LambdaLR(optimizer, lambda step: 0.9**step))
+            return optimizer
+
+        def training_step(self, batch, batch_idx):
+            optimizer = self.optimizers()
+            optimizer.zero_grad()
+            self.manual_backward(super().training_step(batch, batch_idx))
+            optimizer.step()
+            kept = self.kept
+            (kept[0] if isinstance(kept, list) else kept["mine"] if isinstance(kept, dict) else kept).step()
+
+    module, recorder = ByHand(), Recorder()
+    recorder.on_train_batch_end = lambda *_: None
+    fit(module, DiscriminativeLR(0.5, verbose=False), GradualUnfreezing(start="all", verbose=False), recorder)
+    for step, rates in enumerate(recorder.rates):
+        assert rates == {name: pytest.approx(0.1 * 0.9**step * expected_factor(name)) for name in rates}
+    assert len(recorder.rates) == 12

@@ -234,3 +234,16 @@ def test_callbacks_can_be_copied_and_pickled_in_mid_run():
     copying = Copying()
     fit(make(), LayerFreezing("embeddings,:2", verbose=False), GradualUnfreezing(verbose=False), copying, max_epochs=5)
     assert [type(c).__name__ for c in copying.pickled] == ["LayerFreezing", "GradualUnfreezing"]
+
+
+def test_what_something_else_unfreezes_within_a_step_is_not_moved():
+    class Unfreezing(type(make())):
+        def on_after_backward(self):
+            self.encoder.embeddings.weight.requires_grad_(True)
+            self.encoder.embeddings.weight.grad = torch.ones_like(self.encoder.embeddings.weight)
+
+    module = Unfreezing()
+    before = weights(module)
+    with pytest.raises(ConfigurationError, match=r"encoder.embeddings.weight.* something else has"):
+        fit(module, LayerFreezing("embeddings,:2", verbose=False))
+    assert not moved(before, weights(module))

@@ -153,3 +153,40 @@ def test_other_loops_touch_neither_modes_nor_requires_grad(stage):
     getattr(trainer(*callbacks), stage)(module, loader())
     assert state() == before
     assert "configure_optimizers" not in vars(module)
+
+
+def test_whoever_calls_train_before_the_step_does_not_wake_them():
+    class Eager(type(make())):
+        def on_train_batch_start(self, batch, batch_idx):
+            self.train()
+
+    class Later(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            pl_module.train()
+
+    module = noisy()
+    module.__class__ = Eager
+    the_trainer, seen = run(LayerFreezing("embeddings,:2", verbose=False), module, Later())
+    assert all(training != frozen for batch in seen.batches for _, training, frozen in batch)
+    assert "on_train_batch_start" not in vars(the_trainer.strategy)
+
+
+@pytest.mark.parametrize(
+    "callbacks",
+    [
+        lambda: [LayerFreezing("encoder.embeddings.*,encoder.layers.0.*", verbose=False)],
+        lambda: [
+            LayerFreezing("embeddings,encoder.layers.0.norm.*,encoder.layers.0.dropout.*", verbose=False),
+            LayerFreezing("encoder.layers.0.linear.*", verbose=False),
+        ],
+    ],
+    ids=["by a glob", "by two callbacks together"],
+)
+def test_a_layer_frozen_parameter_by_parameter_is_still_too(callbacks):
+    module = noisy()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    _, seen = run(callbacks()[0], module, *callbacks()[1:])
+    for batch in seen.batches:
+        assert {name for name, training, _ in batch if not training} == {n for n, *_ in batch if n[0] == "0"}
+    for name, value in module.state_dict().items():
+        assert torch.equal(before[name], value) == (layer_of(name) in ("embeddings", "0")), name

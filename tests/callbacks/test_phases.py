@@ -387,15 +387,17 @@ def test_a_checkpoint_can_be_tested_with_and_without_the_callbacks(tmp_path):
     assert with_them == without == {"frozen": 0}
 
 
-def test_a_head_that_owns_nothing_cannot_be_where_unfreezing_starts():
+def test_where_the_head_owns_nothing_unfreezing_starts_with_the_top_block():
     class Tied(type(make())):
         def __init__(self):
             super().__init__()
             self.classifier = torch.nn.Linear(8, 16, bias=False).double()
             self.classifier.weight = self.encoder.embeddings.weight
 
+    recorder = run(GradualUnfreezing(verbose=False), module=Tied(), max_epochs=5)
+    assert recorder.trains[0] == {"3"}
     with pytest.raises(ConfigurationError, match=r"own no parameters.*'-1,head'"):
-        fit(Tied(), GradualUnfreezing(verbose=False))
+        fit(Tied(), PhasedFineTuning([Phase("head", EpochTrigger(1)), Phase("all")], verbose=False))
 
 
 def test_the_mode_of_a_named_monitor_is_the_triggers():
@@ -462,3 +464,25 @@ def test_the_optimizers_state_of_refrozen_layers_can_be_dropped(drop):
     assert held[1] == {"2", "3", "head"}
     assert held[4] == held[8] == kept
     assert held[9] == kept | {"3"}
+
+
+def test_layers_that_no_optimizer_holds_are_not_unfrozen_in_silence():
+    def optimizer_without(*layers):
+        return lambda m: torch.optim.SGD([p for n, p in m.named_parameters() if layer_of(n) not in layers], lr=0.1)
+
+    all_but_the_head = optimizer_without("embeddings", "0", "1", "2", "3")
+    with pytest.raises(ConfigurationError, match=r"Phase 2 .* would train nothing new: no optimizer .* holds"):
+        fit(make(make_optimizers=all_but_the_head), GradualUnfreezing(verbose=False), max_epochs=6)
+    with pytest.warns(UserWarning, match="GradualUnfreezing unfreezes 1, of which no optimizer holds a parameter"):
+        schedule = GradualUnfreezing(layers_per_phase=5, verbose=False)
+        fit(make(make_optimizers=optimizer_without("1")), schedule)
+
+
+def test_a_metric_of_several_loaders_is_suggested():
+    class Two(type(make())):
+        def validation_step(self, batch, batch_idx, dataloader_idx=0):
+            self.log("loss_of", torch.tensor(1.0))
+
+    schedule = PhasedFineTuning([Phase("head", PlateauTrigger("loss_of")), Phase("all")], verbose=False)
+    with pytest.raises(ConfigurationError, match="Did you mean 'loss_of/dataloader_idx_0'"):
+        trainer(schedule, max_epochs=9).fit(Two(), loader(), [loader(2), loader(2)])

@@ -64,23 +64,21 @@ def discover(module: nn.Module) -> Structure:
         ValueError: If the module has no parameter.
     """
     root = build_tree(module)
-    if not root.parameters:
+    if next(module.parameters(), None) is None:
         raise ValueError(
             f"{type(module).__name__} has no parameters, so it has no layers to freeze. If the model is built in "
             "`configure_model` or `setup`, ask for its layers afterwards."
         )
     found = find_stacks(root)
-    laid_out, unread, both_ways = flow_and_doubts(root, found)
+    laid_out, doubts = flow_and_doubts(root, found)
     stacks, items = interleave(found, laid_out)
     placement = _Placement(stacks, items)
     structure = placement.structure()
-    structure.assumptions += _assumptions(found, stacks, unread, placement.side_by_side())
-    if both_ways:
-        structure.assumptions.append(f"{', '.join(both_ways)}: run in both directions, numbered as registered")
+    structure.assumptions += _assumptions(found, stacks, doubts, placement.side_by_side())
     return structure
 
 
-def _assumptions(found: Sequence[Stack], stacks: Sequence[Stack], unread: Sequence[str], parallel: str) -> list[str]:
+def _assumptions(found: Sequence[Stack], stacks: Sequence[Stack], doubts: Sequence[str], parallel: str) -> list[str]:
     lines = []
     if any(stack.guessed for stack in found):
         where = f"the parts of {found[0].home.name}" if found[0].home.name else "the parts of the module"
@@ -89,9 +87,7 @@ def _assumptions(found: Sequence[Stack], stacks: Sequence[Stack], unread: Sequen
         names = [stack.home.name for stack in found if stack.home.name not in {s.home.name for s in stacks}]
         names = names or [stack.home.name for stack in found]
         lines.append(f"{', '.join(names)} take turns: numbered as one stack, as they run")
-    if unread:
-        lines.append(f"the code of {', '.join(unread)} does not tell an order: its parts stand as they are registered")
-    return lines + [parallel] * bool(parallel)
+    return [*lines, *doubts, *[parallel] * bool(parallel)]
 
 
 class _Placement:
@@ -178,7 +174,7 @@ class _Placement:
             before = last.node is not None and last.node.below(node)
             after = following.node is not None and following.node.below(node)
             if before or after:
-                return (after and not before) or _same_number(item, last, following)
+                return not before or (after and _same_number(item, last, following))
             node = node.parent
         return False
 

@@ -45,6 +45,10 @@ class Element:
     module: nn.Module
 
 
+class Either(list[Any]):
+    """Child modules of which one runs; which one, only the inputs tell."""
+
+
 class Evaluation:
     """Evaluates expressions of one method.
 
@@ -133,6 +137,13 @@ class Evaluation:
             return not value if isinstance(value, bool) else UNKNOWN
         return -value if isinstance(node.op, ast.USub) and isinstance(value, int | float) else UNKNOWN
 
+    def _ifexp(self, node: ast.IfExp) -> Any:
+        test = self.value(node.test)
+        if isinstance(test, bool):
+            return self.value(node.body if test else node.orelse)
+        sides = [self.value(node.body), self.value(node.orelse)]
+        return Either(sides) if all(isinstance(side, Element) for side in sides) else UNKNOWN
+
     def _joinedstr(self, node: ast.JoinedStr) -> Any:
         parts = [self.value(p.value if isinstance(p, ast.FormattedValue) else p) for p in node.values]
         return UNKNOWN if UNKNOWN in parts else "".join(map(str, parts))
@@ -196,7 +207,8 @@ def items_of(value: Any) -> Any:
 
 
 def _setting(module: nn.Module, key: str) -> Any:
-    return module.__dict__.get(key, UNKNOWN)
+    places = (vars(place) for place in (module, *type(module).__mro__))
+    return next((place[key] for place in places if key in place), UNKNOWN)
 
 
 def _plain(value: Any) -> Any:

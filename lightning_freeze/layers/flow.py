@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
 
 from lightning_freeze.layers.blocks import Block, Stack
+from lightning_freeze.layers.doubts import Doubts
 from lightning_freeze.layers.source import use_order
 from lightning_freeze.layers.tree import Node, names_embedding, names_head
 
@@ -48,14 +50,15 @@ def flow_of(root: Node, stacks: Sequence[Stack]) -> list[Item]:
     Returns:
         Blocks and units; together they cover every parameter. Blocks are numbered in the order of their first use.
     """
-    return _numbered(_Flow(stacks).items(root, 1))
+    return flow_and_doubts(root, stacks)[0]
 
 
-def flow_and_doubts(root: Node, stacks: Sequence[Stack]) -> tuple[list[Item], list[str], list[str]]:
-    """As :func:`flow_of`, with the containers whose code tells no order, and the lists that run in both directions."""
+def flow_and_doubts(root: Node, stacks: Sequence[Stack]) -> tuple[list[Item], list[str]]:
+    """As :func:`flow_of`, with one sentence for each place where the code does not tell the order for certain."""
     flow = _Flow(stacks)
-    items = _numbered(flow.items(root, 1))
-    return items, flow.unread, flow.both_ways
+    items = flow.items(root, 1)
+    items = _numbered([*items, *flow.held_only(items)])
+    return items, flow.doubts.sentences()
 
 
 def _numbered(items: Sequence[Item]) -> list[Item]:
@@ -124,8 +127,9 @@ class _Flow:
         self._empty = {id(stack.home): s for s, stack in enumerate(stacks) if not stack.blocks}
         self._open: set[int] = set()
         self._done: set[tuple[int, str]] = set()
-        self.unread: list[str] = []
-        self.both_ways: list[str] = []
+        self.doubts = Doubts()
+        self._tied = _tied(stacks)
+        self._aliases: list[Node] = []
         self._begun = False
         # Modules that a container registers and lends to blocks: the first block that holds one runs it.
         parts = (part for stack in stacks for block in stack.blocks for part in block.parts)
@@ -152,12 +156,15 @@ class _Flow:
         source = None if node.is_list else use_order(node.module)
         children = {**node.shared, **{child.key: child for child in node.children}}
         found: list[Item] = []
-        if source and not source.steps and sum(child.parameters > 0 for child in node.children) > 1:
-            self.unread.append(node.name or node.class_name)
+        known = {step.split(".")[0] for step in source.steps} if source else set()
+        aliases = {c.key for c in node.children if c.key not in known and self._is_alias(c)} if known else set()
         if source:
-            self.both_ways += [f"{node.name}.{key}" if node.name else key for key in sorted(source.both_ways)]
+            self.doubts.note(node, source, self._open, self._block)
         for step in _ordered(node, source.steps if source else []):
             key, _, rest = step.partition(".")
+            if key in aliases:
+                self._aliases.append(children[key])
+                continue
             if key not in children:
                 if (id(node), key) not in self._done:
                     self._done.add((id(node), key))
@@ -178,6 +185,21 @@ class _Flow:
             shared = source is not None and key in source.again and len(inner) == 1
             found += [replace(inner[0], again=True)] if shared else inner
         return found
+
+    def held_only(self, items: Sequence[Item]) -> list[Item]:
+        """Steps for modules that only hold weights of others, where these others are no steps either."""
+        if not self._aliases:
+            return []
+        covered = {key for item in items if item.node is not None for key in _parameters(item.node)}
+        return [
+            Item(one.name, one.parent or one, one) for one in self._aliases if not covered.issuperset(_parameters(one))
+        ]
+
+    def _is_alias(self, child: Node) -> bool:
+        """Whether all parameters of a module that is no block are also held elsewhere."""
+        ids = _parameters(child)
+        apart = id(child) in self._open or child.has_embedding  # a shared table of tokens runs first
+        return not apart and bool(ids) and self._tied.issuperset(ids)
 
     def _element(self, node: Node, path: str) -> Node:
         """Follow a path as far as lists and opened containers go: what lies deeper is one step."""
@@ -202,6 +224,20 @@ class _Flow:
 def _copies(node: Node, child: Node) -> int:
     """How often a list holds the very same module."""
     return sum(module is child.module for module in node.module._modules.values()) if node.is_list else 1
+
+
+def _tied(stacks: Sequence[Stack]) -> set[int]:
+    """``id`` of each parameter that two modules hold."""
+    root = stacks[0].home if stacks else None
+    while root is not None and root.parent is not None:
+        root = root.parent
+    held = Counter(_parameters(root) if root is not None else ())
+    return {key for key, count in held.items() if count > 1}
+
+
+def _parameters(node: Node) -> list[int]:
+    """``id`` of each parameter in a module and below."""
+    return [id(p) for below in node.walk() for p in below.module._parameters.values() if p is not None]
 
 
 def _ordered(node: Node, used: Sequence[str]) -> list[str]:

@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from torch import nn
 from torch.nn import Parameter
 
+from lightning_freeze.layers.tree import QUANTISED
+
 if TYPE_CHECKING:
     from lightning_freeze.layers.stack import LayerStack
-
-# Those that are trained with quantisation in mind (`torch.ao.nn.qat`) pass gradients on, and so do libraries that
-# adapt quantised models.
-_PACKAGES = ("torch.ao.nn.quantized.", "torch.ao.nn.intrinsic.quantized.")
 
 
 class Barrier(NamedTuple):
@@ -58,4 +56,6 @@ def find_barrier(stack: LayerStack, trains: AbstractSet[Parameter]) -> Barrier |
 
 
 def _passes_no_gradient(module: nn.Module) -> bool:
-    return type(module).__module__.startswith(_PACKAGES)
+    # Those that are trained with quantisation in mind (`torch.ao.nn.qat`) pass gradients on, and so do libraries that
+    # adapt quantised models.
+    return type(module).__module__.startswith(QUANTISED)

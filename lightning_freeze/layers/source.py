@@ -10,27 +10,17 @@ from __future__ import annotations
 import ast
 import inspect
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from torch import nn
 
-from lightning_freeze.layers.evaluate import UNKNOWN, Element, Evaluation, items_of
-from lightning_freeze.layers.syntax import (
-    WEIGHTS,
-    entries,
-    is_fact,
-    is_getattr,
-    is_super,
-    looks_inside,
-    names_of,
-    of_weight,
-    only_looks,
-    parse,
-    running,
-)
+from lightning_freeze.layers.evaluate import Either, Element
+from lightning_freeze.layers.loops import changes_only, count_of, runs_nothing, turns_of
+from lightning_freeze.layers.scope import Scope, elements_in
+from lightning_freeze.layers.syntax import entries, is_fact, is_getattr, is_super, leaves, names_of, parse, running
 
-_LONGEST = 256
 _QUESTIONS = frozenset({"len", "isinstance", "hasattr", "id", "type"})
 _FRAMEWORK = (
     "torch.nn.modules.module",
@@ -55,6 +45,8 @@ class UseOrder:
         repeated: The same for names that the loop runs without an index: one module for every depth.
         again: Names that are used once more after something else was used.
         both_ways: Lists that one loop runs forwards and another one backwards.
+        either: Groups of children of which the inputs choose one.
+        unfollowed: Groups of lists that one loop runs in a way that the code does not tell.
     """
 
     order: list[str] = field(default_factory=list)
@@ -63,6 +55,8 @@ class UseOrder:
     repeated: dict[str, int] = field(default_factory=dict)
     again: set[str] = field(default_factory=set)
     both_ways: set[str] = field(default_factory=set)
+    either: set[tuple[str, ...]] = field(default_factory=set)
+    unfollowed: set[tuple[str, ...]] = field(default_factory=set)
 
 
 def use_order(module: nn.Module) -> UseOrder:
@@ -74,8 +68,8 @@ def use_order(module: nn.Module) -> UseOrder:
     Returns:
         What the code says, starting with a LightningModule's ``training_step``, else with ``forward``.
     """
-    reader = _Reader(module)
-    return UseOrder(reader.order, list(reader.steps), reader.passes, reader.repeated, reader.again, reader.both_ways)
+    found = vars(_Reader(module))
+    return UseOrder(**{part.name: found[part.name] for part in fields(UseOrder)} | {"steps": list(found["steps"])})
 
 
 class _Reader(ast.NodeVisitor):
@@ -88,21 +82,20 @@ class _Reader(ast.NodeVisitor):
         self.repeated: dict[str, int] = {}
         self.again: set[str] = set()
         self.both_ways: set[str] = set()
+        self.either: set[tuple[str, ...]] = set()
+        self.unfollowed: set[tuple[str, ...]] = set()
         self._latest = ""
         self._module = module
-        self._names = set(module._modules) | set(module._parameters)
+        self._scope = Scope(module)
         self._looped: list[set[str]] = []
-        self._bound: dict[str, Any] = {}
         self._fresh: set[str] = set()
-        self._self = "self"
         self._open: set[Any] = set()
-        self._class: type = type(module)
         for entry in entries(type(module)):
             self._follow(entry, type(module))
 
     def _use(self, name: str, path: str = "") -> None:
         """Note the use of an attribute, or of one element (``path``) of the list that it is."""
-        if name not in self._names:
+        if name not in self._scope.names:
             return
         self.steps.setdefault(path or name)
         if name not in self.order:
@@ -122,216 +115,125 @@ class _Reader(ast.NodeVisitor):
         tree = parse(function)
         if tree is None or function in self._open or len(self._open) > 12:
             return
-        before = self._self, self._class, self._bound
-        self._self, self._class, self._bound = (tree.args.args[0].arg if tree.args.args else ""), owner, {}
+        before = self._scope
+        self._scope = Scope(self._module, tree.args.args[0].arg if tree.args.args else "", owner)
         self._open.add(function)
-        self._visit_all(tree.body)
+        self._visit_all(self._without_short_cut(tree.body))
         self._open.discard(function)
-        self._self, self._class, self._bound = before
+        self._scope = before
+
+    def _without_short_cut(self, body: list[ast.stmt]) -> list[ast.stmt]:
+        """The statements of a method, less a first branch that leaves it early and leaves out steps.
+
+        ``if plain: return self.model(x)``, and behind it ``x = self.prompt(x)`` before the same model: only the long
+        way tells where the prompt runs.
+        """
+        for position, node in enumerate(body):
+            if not (isinstance(node, ast.If) and not node.orelse and leaves(node.body)):
+                continue
+            chains = [chain for part in node.body for sub in ast.walk(part) if (chain := self._scope.chain(sub))]
+            used = {chain[0] for chain in chains} & self._scope.names
+            if len(used) == 1 and not used & set(self.order) and self._scope.known(node.test) is None:
+                first = self._first_of(body[position + 1 :], used)
+                return body if first else [*body[:position], *body[position + 1 :]]
+        return body
+
+    def _first_of(self, rest: Sequence[ast.stmt], used: set[str]) -> bool:
+        """Whether the rest of a method does not use these names, or uses them before any other."""
+        trial = copy(self)
+        trial.order, trial.steps, trial.again, trial.both_ways = [], {}, set(), set()
+        trial.passes, trial.repeated, trial.either, trial.unfollowed = {}, {}, set(), set()
+        trial._scope = copy(self._scope)
+        trial._scope.bound = dict(self._scope.bound)
+        trial._visit_all(rest)
+        return not used & set(trial.order) or trial.order[0] in used
 
     def _visit_all(self, nodes: Iterable[ast.AST | None]) -> None:
         for node in nodes:
             if node is not None:
                 self.visit(node)
 
-    def _chain(self, node: ast.AST) -> list[str] | None:
-        """``["a", "b"]`` for ``self.a.b``, ``[]`` for ``self``, else ``None``."""
-        names: list[str] = []
-        while isinstance(node, ast.Attribute):
-            names.append(node.attr)
-            node = node.value
-        return names[::-1] if isinstance(node, ast.Name) and node.id == self._self else None
-
     def visit_Name(self, node: ast.Name) -> None:
-        element = self._bound.get(node.id)
-        if isinstance(element, Element):
-            self._use(element.path.split(".")[0], element.path)
+        element = self._scope.bound.get(node.id)
+        if isinstance(element, Either):
+            self.either.add(tuple(one.path for one in elements_in(element)))
+        for one in elements_in(element) if isinstance(element, Element | Either) else ():
+            self._use(one.path.split(".")[0], one.path)
 
     def visit_Attribute(self, node: ast.Attribute) -> None:
-        chain = self._chain(node)
+        chain = self._scope.chain(node)
         if chain is None:
-            element = self._evaluate(node) if self._bound else None
+            element = self._scope.evaluate(node) if self._scope.bound else None
             if isinstance(element, Element):
                 self._use(element.path.split(".")[0], element.path)
             # An in-place change of a weight (``block.out.weight.div_``) is no step of the data flow.
             elif not node.attr.endswith("_") and not is_fact(node.attr):
                 self.visit(node.value)
-        elif chain and not any(is_fact(key) for key in chain[1:]) and not self._reads_setting(chain):
-            self._use(chain[0], self._deepest(chain))
-
-    def _deepest(self, chain: list[str]) -> str:
-        """The part of a child that ``self.child.part`` uses: code may embed its tokens before all else runs."""
-        path, module = [chain[0]], self._module._modules.get(chain[0])
-        for key in chain[1:]:
-            below = module._modules.get(key) if module is not None else None
-            if below is None:
-                break
-            path, module = [*path, key], below
-        return ".".join(path)
-
-    def _reads_setting(self, chain: list[str]) -> bool:
-        """Whether ``self.a.b`` is a number or a text that the child keeps, or a buffer of it."""
-        module: nn.Module | None = self._module
-        for key in chain:
-            if module is None:
-                return False
-            if key not in module._modules:
-                known = module.__dict__.get(key, UNKNOWN)
-                plain = isinstance(known, bool | int | float | str | tuple | list | dict | type(None))
-                return module is not self._module and (plain or key in module._buffers)
-            module = module._modules[key]
-        return False
+        elif chain and not any(is_fact(key) for key in chain[1:]) and not self._scope.reads_setting(chain):
+            self._use(chain[0], self._scope.deepest(chain))
 
     def visit_Call(self, node: ast.Call) -> None:
         if isinstance(node.func, ast.Name) and node.func.id in _QUESTIONS:
             return
         self._visit_all([*node.args, *(keyword.value for keyword in node.keywords)])
-        chain = self._chain(node.func)
+        chain = self._scope.chain(node.func)
         if chain == []:
             self._follow("forward", type(self._module))
-        elif chain and len(chain) == 1 and chain[0] not in self._names:
+        elif chain and len(chain) == 1 and chain[0] not in self._scope.names:
             self._follow(chain[0], type(self._module))
         elif is_super(node.func):
             assert isinstance(node.func, ast.Attribute)
-            self._follow(node.func.attr, self._class, skip=True)
-        elif is_getattr(node) and self._chain(node.args[0]) == []:
-            self._use(str(self._evaluate(node.args[1])))
+            self._follow(node.func.attr, self._scope.owner, skip=True)
+        elif is_getattr(node) and self._scope.chain(node.args[0]) == []:
+            self._use(str(self._scope.evaluate(node.args[1])))
         else:
             self.visit(node.func)
 
     def visit_Subscript(self, node: ast.Subscript) -> None:
-        element = self._evaluate(node)
+        element = self._scope.evaluate(node)
         if isinstance(element, Element):
             name = element.path.split(".")[0]
             self._use(name, element.path)
             if self._looped:
                 self._looped[-1].add(name)
             return
-        chain = self._chain(node.value)
-        if chain and self._looped and chain[0] in self._names:
+        chain = self._scope.chain(node.value)
+        if chain and self._looped and chain[0] in self._scope.names:
             self._looped[-1].add(chain[0])
         self._visit_all([node.slice, node.value])
 
     def visit_Assign(self, node: ast.Assign) -> None:
-        value = self._evaluate(node.value)
+        value = self._scope.evaluate(node.value)
         names = [name for target in node.targets for name in names_of(target)]
-        if names and _elements(value):
+        if names and elements_in(value):
             # A name for an element, or for several: its use counts, not its naming.
             for target in node.targets:
-                self._bind(target, value)
+                self._scope.bind(target, value)
             if self._looped:
-                self._looped[-1].update(element.path.split(".")[0] for element in _elements(value))
+                self._looped[-1].update(element.path.split(".")[0] for element in elements_in(value))
             return
-        held = self._held_weight(node.value)
+        held = self._scope.held_weight(node.value)
         if held is not None and isinstance(node.targets[0], ast.Name):
-            self._bound[node.targets[0].id] = held  # a name for a weight: it is used where the name is
+            self._scope.bound[node.targets[0].id] = held  # a name for a weight: it is used where the name is
             return
         for name in names:
-            self._bound.pop(name, None)
+            self._scope.bound.pop(name, None)
         self._visit_all([node.value, *node.targets])
 
-    def _held_weight(self, value: ast.expr) -> Element | None:
-        """The child or parameter of ``self.a.weight`` or ``self.weight``."""
-        chain = self._chain(value) or []
-        if len(chain) == 1 and chain[0] in self._module._parameters:
-            return Element(chain[0], self._module)
-        if len(chain) == 2 and chain[1] in WEIGHTS and self._module._modules.get(chain[0]) is not None:
-            return Element(chain[0], self._module)
-        return None
-
     def visit_If(self, node: ast.If) -> None:
-        known = self._known(node.test)
+        known = self._scope.known(node.test)
         self._visit_all(running(node.test))
         self._visit_all(node.body if known is not False else [])
         self._visit_all(node.orelse if known is not True else [])
 
     def visit_IfExp(self, node: ast.IfExp) -> None:
-        known = self._known(node.test)
+        known = self._scope.known(node.test)
         self._visit_all([*running(node.test), node.body if known is not False else node.orelse])
         self._visit_all([node.orelse] if known is None else [])
 
-    def _known(self, test: ast.expr) -> bool | None:
-        """Outcome of a test on the module's own settings (``self.config.x``, ``self.norm is not None``), if certain."""
-        value = self._evaluate(test) if self._bound else UNKNOWN
-        if isinstance(value, bool):
-            return value
-        if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
-            inner = self._known(test.operand)
-            return None if inner is None else not inner
-        if isinstance(test, ast.Compare) and isinstance(test.comparators[0], ast.Constant):
-            if test.comparators[0].value is not None or not isinstance(test.ops[0], ast.Is | ast.IsNot):
-                return None
-            value = self._value(test.left)
-            return None if value is UNKNOWN else (value is None) == isinstance(test.ops[0], ast.Is)
-        value = self._value(test)
-        return value if isinstance(value, bool) else None
-
-    def _turns(self, node: ast.For) -> list[Any] | None:
-        """What the target of a loop stands for in each turn; ``None`` if unknown, or if there is no need to know."""
-        turns = items_of(self._evaluate(node.iter))
-        if turns is None or len(turns) > _LONGEST:
-            return None
-        lists = {e.path.rpartition(".")[0] for turn in turns for e in _elements(turn)}
-        chains = [chain for part in node.body for sub in ast.walk(part) if (chain := self._chain(sub))]
-        more = len(lists) > 1 or any(chain[0] in self._names for chain in chains) or looks_inside(node)
-        nested = any(isinstance(sub, ast.For) for part in node.body for sub in ast.walk(part)) and self._bound
-        ordered = [e.path for turn in turns for e in _elements(turn)]
-        plain = not (more or nested) and ordered == self._all_of(lists)
-        return None if plain or not (lists or more) else list(turns)
-
-    def _all_of(self, lists: set[str]) -> list[str]:
-        """Paths of all elements of a list, in registration order."""
-        path = next(iter(lists), "")
-        if "." in path or path not in self._module._modules:
-            return []
-        return [f"{path}.{key}" for key in self._module._modules[path]._modules]  # type: ignore[union-attr]
-
-    def _changes_only(self, node: ast.For) -> bool:
-        """Whether a loop only changes weights in place: its target is never called and never passed on."""
-        names = {s.id for s in ast.walk(node.target) if isinstance(s, ast.Name)}
-        inside = [s for part in node.body for s in ast.walk(part)]
-        bases = [s.value for s in inside if isinstance(s, ast.Attribute)]
-        uses = [s for s in inside if isinstance(s, ast.Name) and s.id in names]
-        held = {s.id for s in bases if isinstance(s, ast.Name)} & names
-        changes = (s.func for s in inside if isinstance(s, ast.Call) and isinstance(s.func, ast.Attribute))
-        return any(f.attr.endswith("_") and of_weight(f.value) for f in changes) and all(
-            use in bases for use in uses if use.id in held
-        )
-
-    def _only_looks(self, loop: ast.For | ast.comprehension, body: Sequence[ast.AST]) -> bool:
-        """Whether a loop looks at modules and runs nothing, neither these nor others."""
-        chains = [chain for part in body for sub in ast.walk(part) if (chain := self._chain(sub)) is not None]
-        others = (chain for chain in chains if chain and not chain[0].startswith(("log", "print")))
-        return only_looks(loop.target, loop.iter, body) and not any(others)
-
-    def _bind(self, target: ast.expr, value: Any) -> None:
-        if isinstance(target, ast.Name):
-            self._bound[target.id] = value
-        elif isinstance(target, ast.Tuple | ast.List):
-            known = isinstance(value, list | tuple) and len(value) == len(target.elts)
-            for position, part in enumerate(target.elts):
-                self._bind(part, value[position] if known else UNKNOWN)
-
-    def _evaluate(self, node: ast.AST) -> Any:
-        """The value of an expression in a loop, as far as it follows from settings, indices and module lists."""
-        try:
-            return Evaluation(self._chain, self._module, self._bound).value(node)
-        except Exception:
-            return UNKNOWN
-
-    def _value(self, node: ast.AST) -> Any:
-        chain = self._chain(node)
-        if not chain or "training" in chain:
-            return UNKNOWN
-        value: Any = self._module
-        for name in chain:
-            known = {**getattr(value, "_modules", {}), **getattr(value, "_parameters", {})}
-            value = known[name] if name in known else getattr(value, "__dict__", {}).get(name, UNKNOWN)
-        return value
-
     def visit_ListComp(self, node: ast.ListComp) -> None:
         body = [node.elt, *(test for part in node.generators for test in part.ifs)]
-        if not (len(node.generators) == 1 and self._only_looks(node.generators[0], body)):
+        if not (len(node.generators) == 1 and runs_nothing(node.generators[0], body, self._scope)):
             self._visit_all([*node.generators, node.elt])
 
     visit_GeneratorExp = visit_ListComp  # type: ignore[assignment]
@@ -342,35 +244,41 @@ class _Reader(ast.NodeVisitor):
         A loop that uses more than the elements of one list is unrolled, so that everything stands where it is used
         first. Where that is not possible, what it uses besides the blocks is taken to be needed from the first on.
         """
-        if self._changes_only(node) or self._only_looks(node, node.body):
+        if changes_only(node) or runs_nothing(node, node.body, self._scope):
             return
-        turns = self._turns(node)
+        turns = turns_of(node, self._scope)
         if turns is not None:
-            looped = {e.path.split(".")[0] for turn in turns for e in _elements(turn)}
+            looped = {e.path.split(".")[0] for turn in turns for e in elements_in(turn)}
             plain = set(self.order) - looped
             self._visit_all(running(node.iter) if not looped else [])
-            kept = dict(self._bound)
-            numbers = [e.path.rpartition(".")[2] for turn in turns for e in _elements(turn)]
+            kept = dict(self._scope.bound)
+            numbers = [e.path.rpartition(".")[2] for turn in turns for e in elements_in(turn)]
             if len(numbers) > 1 and numbers[0].isdecimal() and numbers[-1].isdecimal():
                 self.both_ways |= looped & set(self.order) if int(numbers[0]) > int(numbers[-1]) else set()
             self._looped.append(looped)
             outer = self._fresh
             for turn in turns:
                 self._fresh = outer | {name for name in self.order if name not in plain}
-                self._bind(node.target, turn)
+                self._scope.bind(node.target, turn)
                 self._visit_all(node.body)
             looped = self._looped.pop()
             self._fresh = outer
-            self._bound = kept
+            self._scope.bound = kept
             self._visit_all(node.orelse)
             inside = [name for name in self.order if name not in plain]
             self._note_passes(node, looped, inside)
             return
         start = len(self.order)
-        looped = {chain[0] for part in ast.walk(node.iter) if (chain := self._chain(part)) and chain[0] in self._names}
+        looped = {
+            chain[0]
+            for part in ast.walk(node.iter)
+            if (chain := self._scope.chain(part)) and chain[0] in self._scope.names
+        }
         self._looped.append(looped)
         self._visit_all([node.iter, *node.body, *node.orelse])
         self._looped.pop()
+        if len(looped) > 1:
+            self.unfollowed.add(tuple(sorted(looped)))
         inside = self.order[start:]
         self.order[start:] = [n for n in inside if n not in looped] + [n for n in inside if n in looped]
         self._reorder(inside, looped)
@@ -384,25 +292,7 @@ class _Reader(ast.NodeVisitor):
         self.steps.update(dict.fromkeys(late))
 
     def _note_passes(self, node: ast.For, looped: set[str], inside: list[str]) -> None:
-        count = self._count(node.iter)
+        count = count_of(node.iter, self._scope)
         if count is not None:
             self.passes.update(dict.fromkeys(looped, count))
             self.repeated.update({name: count for name in inside if name not in looped})
-
-    def _count(self, node: ast.expr) -> int | None:
-        """Evaluate ``range(self.a.b)``."""
-        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "range"):
-            return None
-        if len(node.args) != 1:
-            return None
-        value: Any = self._module
-        for name in self._chain(node.args[0]) or [""]:
-            # A config may translate names (``num_hidden_layers``), so it is asked, unlike in `_value`.
-            value = getattr(value, name, None)
-        return value if isinstance(value, int) else None
-
-
-def _elements(value: Any) -> list[Element]:
-    if isinstance(value, Element):
-        return [value]
-    return [element for part in value for element in _elements(part)] if isinstance(value, list | tuple) else []

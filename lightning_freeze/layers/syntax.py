@@ -36,6 +36,12 @@ def running(test: ast.expr) -> list[ast.expr]:
     return [test] if any(isinstance(part, ast.Call) for part in ast.walk(test)) else []
 
 
+def leaves(body: Sequence[ast.stmt]) -> bool:
+    """Whether statements end in a ``return``."""
+    last = body[-1] if body else None
+    return leaves(last.body) if isinstance(last, ast.With) else isinstance(last, ast.Return)
+
+
 def is_fact(key: str) -> bool:
     """Whether an attribute says or sets something about a child, rather than running it."""
     return key in _FACTS or key.startswith(("set_", "reset_", "enable_", "disable_"))

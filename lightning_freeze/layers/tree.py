@@ -13,6 +13,9 @@ from torch.nn.parameter import is_lazy
 #: Path components that a wrapper adds and that say nothing about the model.
 WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 
+#: Packages of modules whose quantised weights are no parameters, and that pass no gradient on.
+QUANTISED = ("torch.ao.nn.quantized.", "torch.ao.nn.intrinsic.quantized.")
+
 _EMBEDDING_WORDS = frozenset({"embed", "embeds", "embedding", "embeddings", "wte", "wpe", "stem", "patch", "embedder"})
 _HEAD_WORDS = frozenset({"head", "heads", "classifier", "cls", "pooler", "score", "logits", "criterion", "loss"})
 _HEAD_NAMES = frozenset({"fc", "logit_scale", "logit_bias", "fc_out", "qa_outputs"})
@@ -30,8 +33,9 @@ class Node:
         children: Nodes below, in registration order.
         own: Names of the parameters that the module holds directly, in registration order.
         shared: Attribute names of modules that are registered elsewhere before, to where they stand.
-        weights: Number of tensors with two or more dimensions in the module and below.
-        parameters: Number of parameters of any shape in the module and below.
+        weights: Number of tensors with two or more dimensions in the module and below; a quantised module that keeps
+            its weight in packed form or in a buffer counts as one.
+        parameters: Number of parameters of any shape in the module and below, packed weights included.
         normalizes: Whether the module or one below it is a normalisation layer.
     """
 
@@ -95,7 +99,8 @@ def _build(module: nn.Module, name: str, key: str, parent: Node | None, seen: di
         if parameter is not None:
             node.own.append(own)
             node.weights += _is_weight(parameter)
-    node.parameters = len(node.own)
+    node.parameters = len(node.own) + _is_packed(module)
+    node.weights += _is_packed(module)
     node.normalizes = "norm" in node.class_name.lower()
     for child_key, child in module._modules.items():
         if child is not None and id(child) in seen:
@@ -111,6 +116,14 @@ def _build(module: nn.Module, name: str, key: str, parent: Node | None, seen: di
 
 def _is_weight(parameter: torch.Tensor) -> bool:
     return is_lazy(parameter) or parameter.dim() >= 2
+
+
+def _is_packed(module: nn.Module) -> bool:
+    """Whether a quantised module holds a weight that is no parameter: it is a weight for the structure all the same."""
+    if type(module).__module__.startswith(QUANTISED) and callable(getattr(type(module), "weight", None)):
+        return True
+    buffers = module._buffers.items()
+    return any("weight" in n and b is not None and b.dim() >= 2 and not b.is_floating_point() for n, b in buffers)
 
 
 def clean_name(name: str) -> str:

@@ -15,6 +15,8 @@ from lightning_freeze.cache.towers import CachedTower
 
 _PAST = ("past_key_values", "past_key_value", "layer_past", "cache_params")
 _REQUESTS = ("output_hidden_states", "output_attentions")
+# They ask for hooks before they take their fast path.
+_HOOKS_MATTER = (nn.MultiheadAttention, nn.TransformerEncoder, nn.TransformerEncoderLayer)
 
 
 class Obstacles:
@@ -25,8 +27,8 @@ class Obstacles:
 
     Attributes:
         modules: The modules that would be skipped.
-        is_watched: Whether this package itself watches the running pass, in which the layers must really run. (Some of
-            torch's compute by other kernels as long as a hook is there.)
+        is_watched: Whether this package itself watches the running pass with hooks on layers that compute by other
+            kernels as long as a hook is there: what they compute now is not what they will compute later.
     """
 
     def __init__(self, tower: CachedTower) -> None:
@@ -62,26 +64,29 @@ class Obstacles:
         if self._boundary != boundary:
             self._boundary, self.modules = boundary, self._tower.prefix_modules(boundary)
         trains = []
-        self.is_watched = False
+        watched = False
         for number, module in enumerate(self.modules):
             if module._forward_hooks or module._forward_pre_hooks:
-                self._look_at_hooks(module)
+                watched = self._has_hooks_of_ours(module) or watched
             if module.training:
                 trains.append(number)
                 if isinstance(module, _BatchNorm):
                     raise Unsupported("a BatchNorm in its frozen layers is in training mode and averages over batches")
+        self.is_watched = watched and any(isinstance(module, _HOOKS_MATTER) for module in self.modules)
         return f"training {trains}" if trains else "eval"
 
-    def _look_at_hooks(self, module: nn.Module) -> None:
+    def _has_hooks_of_ours(self, module: nn.Module) -> bool:
+        ours = False
         for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
             owner = str(getattr(hook, "__module__", ""))
             if owner.startswith("lightning_freeze."):
-                self.is_watched = True
+                ours = True
             # Those of transformers do nothing until hidden states or attentions are asked for, which is noticed above.
             elif not owner.startswith("transformers.utils.output_capturing"):
                 names = (name for name, m in self._tower.entry.named_modules() if m is module)
                 name = next(names, type(module).__name__)
                 raise Unsupported(f"something has placed a forward hook on {name}, which would be skipped")
+        return ours
 
 
 def can_prove() -> bool:

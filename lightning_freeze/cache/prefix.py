@@ -18,6 +18,7 @@ from lightning_freeze.cache.prefix_entries import PrefixEntries, synchronize
 from lightning_freeze.cache.rehearsal import Rehearsal, check_randomness, compare
 from lightning_freeze.cache.skip import BlockForm, Detour, Watch, run_prefix
 from lightning_freeze.cache.towers import CachedTower
+from lightning_freeze.layers.backward_watch import mark_probe
 
 
 class FrozenPrefix:
@@ -184,6 +185,7 @@ class FrozenPrefix:
             return None
         self.proving = True
         leaf = hidden.detach().requires_grad_()
+        mark_probe(leaf)
         leaf.register_hook(this.learn_from)
         return leaf
 

@@ -16,6 +16,14 @@ if TYPE_CHECKING:
     from lightning_freeze.layers.stack import Layer, LayerStack
 
 
+_PROBE = "_lightning_freeze_probe"
+
+
+def mark_probe(tensor: torch.Tensor) -> None:
+    """Say that a tensor requires grad only to look at its gradient: it is no reason for a backward pass."""
+    setattr(tensor, _PROBE, True)
+
+
 class BackwardWatch:
     """Watches a forward pass for frozen layers whose outputs require grad; costs nothing once it is closed.
 
@@ -81,13 +89,11 @@ class BackwardWatch:
 
     def _look(self, layer: Layer) -> Callable[..., None]:
         def look(module: nn.Module, inputs: Any, output: Any) -> None:
-            needing = [tensor for tensor in _tensors(output) if tensor.requires_grad]
-            if not needing:
+            causes = {i for tensor in _tensors(output) if tensor.requires_grad for i in self._trace(tensor)}
+            if not causes:
                 return
             is_new = layer.name not in self._seen
-            found = self._seen.setdefault(layer.name, set())
-            for tensor in needing:
-                found |= self._trace(tensor)
+            self._seen.setdefault(layer.name, set()).update(causes)
             if is_new and self._on_seen is not None:
                 self._on_seen(layer.name)
 
@@ -96,8 +102,7 @@ class BackwardWatch:
     def _trace(self, tensor: torch.Tensor) -> set[int]:
         """Follow autograd from an output down to the leaves; what lower outputs came from is not walked twice."""
         if tensor.grad_fn is None:
-            self._leaves[id(tensor)] = tensor
-            return {id(tensor)}
+            return self._leaf(tensor)
         open_, found, visited = [tensor.grad_fn], set[int](), set[Node]()
         while open_:
             node = open_.pop()
@@ -107,11 +112,16 @@ class BackwardWatch:
             if node in self._known:
                 found |= self._known[node]
             elif isinstance(leaf := getattr(node, "variable", None), torch.Tensor):
-                self._leaves[id(leaf)] = leaf
-                found.add(id(leaf))
+                found |= self._leaf(leaf)
             open_ += [below for below, _ in node.next_functions if below is not None and node not in self._known]
         self._known[tensor.grad_fn] = found
         return found
+
+    def _leaf(self, tensor: torch.Tensor) -> set[int]:
+        if hasattr(tensor, _PROBE):
+            return set()
+        self._leaves[id(tensor)] = tensor
+        return {id(tensor)}
 
 
 def _tensors(output: Any) -> Iterator[torch.Tensor]:

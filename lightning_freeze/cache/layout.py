@@ -21,7 +21,11 @@ def pack(hidden: Tensor, spans: Spans | None, dtype: torch.dtype | None = None) 
     Returns:
         One CPU tensor for each sample.
     """
-    hidden = hidden.detach().to("cpu", dtype or hidden.dtype)
+    return cut(hidden.detach().to("cpu", dtype or hidden.dtype), spans)
+
+
+def cut(hidden: Tensor, spans: Spans | None) -> list[Tensor]:
+    """Return views of the samples of a batch, without padding where ``spans`` say what that is."""
     if spans is None:
         return list(hidden.unbind(0))
     return [row[start:stop] for row, (start, stop) in zip(hidden.unbind(0), spans, strict=True)]
@@ -61,7 +65,7 @@ def lay_out(
     """Put samples into one batch; the positions of padding are zero.
 
     Args:
-        rows: What :func:`pack` gave for each sample.
+        rows: What :func:`pack` gave for each sample, on the CPU or the device.
         spans: Where each of them goes, ``None`` if they fill all positions.
         length: Number of positions in the batch.
         dtype: What the batch is computed in.
@@ -71,15 +75,17 @@ def lay_out(
     Returns:
         ``(batch, length, ...)`` with spans, ``(batch, ...)`` without.
     """
-    pinned = device.type == "cuda"
+    there = all(row.device == device for row in rows)
+    pinned = device.type == "cuda" and not there
     full = spans is None or all(stop - start == length for start, stop in spans)
     shape = (len(rows), *rows[0].shape) if full else (len(rows), length, *rows[0].shape[1:])
     make = torch.empty if full else torch.zeros
     if order:
         inverse = [list(order).index(d) for d in range(len(shape))]
-        batch = make([shape[d] for d in order], dtype=dtype, pin_memory=pinned).permute(inverse)
-    else:
-        batch = make(shape, dtype=dtype, pin_memory=pinned)
+        shape = tuple(shape[d] for d in order)
+    batch = make(shape, dtype=dtype, pin_memory=pinned, device=device if there else "cpu")
+    if order:
+        batch = batch.permute(inverse)
     for number, row in enumerate(rows):
         if full or spans is None:
             batch[number].copy_(row)

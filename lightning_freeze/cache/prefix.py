@@ -220,14 +220,16 @@ class FrozenPrefix:
                 this.rows[number] = row
         self.tally.samples += this.call.size
         self.tally.hits += this.call.size - len(missing)
-        self._detour(this, this.known, [row for row in this.rows if row is not None])
+        self._detour(this, this.known, [row for row in this.rows if row is not None], keeps=True)
         reading = 0.0 if missing else time.perf_counter() - this.began
         self.tally.saved += (this.call.size - len(missing)) * this.known.seconds - reading
 
-    def _detour(self, this: Pass, known: Known, rows: Sequence[Tensor]) -> None:
+    def _detour(self, this: Pass, known: Known, rows: Sequence[Tensor], keeps: bool = False) -> None:
         assert self._forms is not None
         device = this.device
         hidden = layout.lay_out(rows, this.spans, this.call.length, known.dtype, device, known.order)
+        if keeps:
+            self.entries.keep(this, hidden)
         this.detour = Detour(self.tower, self._forms, known.boundary, hidden, known.stems)
 
     # -------------------------------------------------------------------------------------------- after the pass

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_freeze.cache import layout
+from lightning_freeze.cache.accelerator import AcceleratorTier, has_own_memory
 from lightning_freeze.cache.fingerprint import Fingerprint, surroundings
 from lightning_freeze.cache.gain import bytes_in
 from lightning_freeze.cache.keys import Call
@@ -26,6 +27,7 @@ class PrefixEntries:
         tower: The tower.
         store: Where hidden states are kept.
         dtype: What to store them in, ``None`` for what was computed.
+        accelerator: Where those that were used stay on their device, if anywhere.
 
     Attributes:
         known: What is known about each prefix.
@@ -35,7 +37,9 @@ class PrefixEntries:
         expected: Samples that there will be.
     """
 
-    def __init__(self, tower: CachedTower, store: Store, dtype: torch.dtype | None) -> None:
+    def __init__(
+        self, tower: CachedTower, store: Store, dtype: torch.dtype | None, accelerator: AcceleratorTier | None = None
+    ) -> None:
         self.dtype = dtype
         self.known: dict[bytes, Known] = {}
         self.filled: set[int] = set()
@@ -44,6 +48,7 @@ class PrefixEntries:
         self.expected = 0
         self._tower = tower
         self._store = store
+        self._accelerator = accelerator
         self._fingerprint = Fingerprint(tower)
         self._look: bool | None = True
 
@@ -84,7 +89,7 @@ class PrefixEntries:
 
     def read(self, this: Pass, namespace: bytes, known: Known) -> list[Tensor | None]:
         """What is stored for the samples of a pass; what does not fit the batch counts as missing."""
-        rows = self._store.get(namespace, this.keys)
+        rows = self._get(namespace, this)
         if not known.checked:
             return rows
         dtype = self.dtype or known.dtype
@@ -98,6 +103,29 @@ class PrefixEntries:
         if this.spans is None and first is not None:
             found = [row if row is not None and row.shape == first.shape else None for row in found]
         return found
+
+    def _get(self, namespace: bytes, this: Pass) -> list[Tensor | None]:
+        if self._accelerator is None or not has_own_memory(this.device):
+            return self._store.get(namespace, this.keys)
+        rows = self._accelerator.get(namespace, this.keys)
+        rows = [row if row is not None and row.device == this.device else None for row in rows]
+        missing = [number for number, row in enumerate(rows) if row is None]
+        below = self._store.get(namespace, [this.keys[number] for number in missing]) if missing else []
+        for number, row in zip(missing, below, strict=True):
+            rows[number] = row
+        return rows
+
+    def keep(self, this: Pass, hidden: Tensor) -> None:
+        """Let hidden states that were laid out for a pass stay on their device.
+
+        Args:
+            this: The pass.
+            hidden: The batch.
+        """
+        if self._accelerator is None or not has_own_memory(hidden.device):
+            return
+        rows = layout.cut(hidden, this.spans)
+        self._accelerator.put(this.namespace, this.keys, rows, self.dtype or this.known.dtype)
 
     def put(self, this: Pass, computed: dict[int, Tensor], rows: Sequence[int], whole: bool, is_eval: bool) -> None:
         """Store samples, at the boundary and at those ahead.

@@ -36,7 +36,7 @@ def compare(this: Pass, hidden: Tensor, dtype: torch.dtype) -> None:
         compared = True
         if row.dtype != dtype or row.shape != computed[number].shape:
             this.rows[number] = None
-        elif selfcheck.difference(row, computed[number]) > limit:
+        elif selfcheck.difference(row.cpu(), computed[number]) > limit:
             raise Unsupported("what was stored differs from what its frozen layers compute")
     this.known.verified += compared
 

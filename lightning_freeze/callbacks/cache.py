@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from lightning_freeze.cache.accelerator import AcceleratorTier
 from lightning_freeze.cache.gain import OutsideWork, is_compiled, is_sharded
 from lightning_freeze.cache.keys import new_hash
 from lightning_freeze.cache.prefix import FrozenPrefix
@@ -50,6 +51,8 @@ class FrozenPrefixCache(Callback):
         verbose: Whether to say at the start what is gained and at the end what was.
         groups: An explicit, ordered map from layer name to module-name prefixes, instead of the layers that are found
             automatically; see :class:`~lightning_freeze.LayerStack`.
+        max_accelerator_memory: The most memory of the accelerator to use for hidden states that were used once, beside
+            RAM, so that they need not be copied there again. None by default: only you know what the training leaves.
 
     Raises:
         ConfigurationError: If a value is out of range, or a library that is needed is not installed.
@@ -68,6 +71,7 @@ class FrozenPrefixCache(Callback):
         verify: int = 1,
         verbose: bool = True,
         groups: Groups | None = None,
+        max_accelerator_memory: str | int | None = None,
     ) -> None:
         if dtype not in (None, *_DTYPES):
             raise ConfigurationError(
@@ -87,6 +91,9 @@ class FrozenPrefixCache(Callback):
         self.groups = groups
         parse_size(max_disk, "FrozenPrefixCache(max_disk=...)")
         parse_size(max_memory, "FrozenPrefixCache(max_memory=...)")
+        self.max_accelerator_memory = max_accelerator_memory
+        parse_size(max_accelerator_memory, "FrozenPrefixCache(max_accelerator_memory=...)")
+        self._accelerator: AcceleratorTier | None = None
         self._store: Any = None
         self._towers: list[FrozenPrefix] = []
         self._module: LightningModule | None = None
@@ -210,6 +217,8 @@ class FrozenPrefixCache(Callback):
             return
         if self._store is None:
             self._store = _open_store(self.cache_dir, self.max_memory, self.max_disk)
+        if budget := parse_size(self.max_accelerator_memory):
+            self._accelerator = AcceleratorTier(budget)
         found, problems = find_towers(LayerStack(module, groups=self.groups))
         for tower in found:
             if is_compiled(module, tower.entry):
@@ -224,7 +233,7 @@ class FrozenPrefixCache(Callback):
 
     def _add(self, tower: CachedTower) -> None:
         dtype = _DTYPES.get(self.dtype or "")
-        entries = PrefixEntries(tower, self._store, dtype)
+        entries = PrefixEntries(tower, self._store, dtype, self._accelerator)
         disk = parse_size(self.max_disk)
         if self.cache_dir is None or disk is not None:
             memory = parse_size(self.max_memory)
@@ -240,6 +249,7 @@ class FrozenPrefixCache(Callback):
         if self._outside is not None:
             self._outside.close()
             self._outside = None
+        self._accelerator = None
         if self._store is not None:
             self._store.flush()
 
@@ -274,7 +284,8 @@ class FrozenPrefixCache(Callback):
 
     def _bytes(self) -> int:
         stats = getattr(self._store, "stats", None)
-        return int(getattr(stats, "memory_bytes", 0)) + int(getattr(stats, "disk_bytes", 0))
+        held = int(getattr(stats, "memory_bytes", 0)) + int(getattr(stats, "disk_bytes", 0))
+        return held + (self._accelerator.bytes if self._accelerator is not None else 0)
 
     def _say_gain(self, module: LightningModule) -> None:
         """One line on what the cache is worth, once the first batch has been checked."""
@@ -291,7 +302,7 @@ class FrozenPrefixCache(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy or a pickle of a callback is its configuration, never the run that it takes part in.
-        run: dict[str, Any] = {"_store": None, "_towers": [], "_module": None, "_outside": None}
+        run: dict[str, Any] = {"_store": None, "_towers": [], "_module": None, "_outside": None, "_accelerator": None}
         return {k: v for k, v in vars(self).items() if k != "log"} | run
 
 

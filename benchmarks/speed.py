@@ -4,6 +4,7 @@
     python benchmarks/speed.py --quick                    small models, under a minute
     python benchmarks/speed.py bert-75 gpt2-lm --rounds 3 models at true size
     python benchmarks/speed.py gradual                    gradual unfreezing of BERT-base, 12 epochs
+    python benchmarks/speed.py bert-75 --memory           what training keeps in memory, instead of its time
 
 Every contender runs end to end through ``Trainer.fit``: data loading, callbacks, validation and optimizer included.
 The ideal is a model cut by hand to what trains, in a plain loop, on activations that lie in RAM. Contenders take turns
@@ -18,93 +19,129 @@ import multiprocessing
 import sys
 import tempfile
 import warnings
+from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
+import finetuning_scheduler  # noqa: F401  sets the levels of its loggers, so before they are made quiet
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks.speedtest import limits, measure
-from benchmarks.speedtest.contenders import GRADUAL, STATIC
-from benchmarks.speedtest.subjects import FULL, QUICK, Subject, bert
+from benchmarks.speedtest import limits, measure, memory
+from benchmarks.speedtest.contenders import GRADUAL, STATIC, Contender
+from benchmarks.speedtest.subjects import FULL, QUICK, Subject
 
 BASE = "full fine-tuning"
-GRADUAL_SUBJECTS = {
-    True: lambda: bert(3, blocks=4, width=256, length=64, batch_size=8, batches=2, epochs=12),
-    False: lambda: bert(9, batch_size=8, batches=2, epochs=12),
-}
+#: What else is compared: times faster than, or, for the ideal, as long as.
+PAIRS = (
+    ("LayerFreezing", "requires_grad by hand", "LayerFreezing is {} times as fast as the loop by hand"),
+    ("LayerFreezing + cache, cold", "BackboneFinetuning", "cold is {} times as fast as BackboneFinetuning"),
+    ("LayerFreezing + cache, cold", "finetuning-scheduler", "cold is {} times as fast as finetuning-scheduler"),
+    ("ideal, cut by hand", "LayerFreezing + cache, warm", "warm takes {} times as long as the ideal"),
+    ("GradualUnfreezing + cache, cold", "GradualUnfreezing", "cold is {} times as fast as GradualUnfreezing"),
+)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("subjects", nargs="*", help=f"{', '.join(FULL)}, gradual; all by default")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("subjects", nargs="*", help=f"{', '.join(FULL)}; all by default")
     parser.add_argument("--quick", action="store_true", help="small models")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, help="3 by default, 1 with --quick")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--memory", action="store_true", help="measure peak memory too, each in a process of its own")
+    parser.add_argument("--without", nargs="*", default=[], metavar="CONTENDER", help="leave some out")
+    parser.add_argument("--memory", action="store_true", help="measure memory, each in a process of its own")
     parser.add_argument("--markdown", type=Path, help="file to append the tables to, beside printing them")
     options = parser.parse_args()
-    quiet()
-    torch.set_num_threads(options.threads)
-    known = {**(QUICK if options.quick else FULL), "gradual": GRADUAL_SUBJECTS[options.quick]}
+    options.rounds = options.rounds or (1 if options.quick else 3)
+    quiet(options.threads)
+    known = QUICK if options.quick else FULL
     for name in options.subjects or known:
         if name not in known:
             parser.error(f"{name!r} is none of {', '.join(known)}")
-        text = compare(name, known[name](), options)
+        text = memory_table(name, options) if options.memory else times(known[name](), options)
         print(text, flush=True)
         if options.markdown:
             with options.markdown.open("a") as file:
                 file.write(f"{text}\n")
 
 
-def compare(name: str, subject: Subject, options: argparse.Namespace) -> str:
-    """One table."""
-    contenders = GRADUAL if name == "gradual" else STATIC
+def contenders_of(subject: Subject, without: Sequence[str] = ()) -> dict[str, Contender]:
+    """All that can train a subject, but for some."""
+    every = STATIC if subject.freeze else GRADUAL
+    return {name: contender for name, contender in every.items() if name not in without}
+
+
+def times(subject: Subject, options: argparse.Namespace) -> str:
+    """The table of ratios of one subject."""
+    contenders = contenders_of(subject, options.without)
     work = limits.count(subject)
-    peaks = {}
-    if options.memory:
-        peaks = {contender: peak_of(name, contender, options) for contender in contenders}
     with tempfile.TemporaryDirectory() as folder:
         found = measure.rounds(subject, contenders, options.rounds, Path(folder), say)
-    rows = [["", "seconds", f"times faster than {BASE}", "limit", "reached", *(["peak memory"] if peaks else [])]]
-    rows.append(["---"] * len(rows[0]))
+    rows = [["", "seconds", f"times faster than {BASE}", "limit", "reached"]]
     for contender in contenders:
-        ratio = measure.ratios(found, contender, BASE)
+        ratio, limit = measure.ratios(found, contender, BASE), work.limit(contender)
         seconds = sorted(seconds[contender] for seconds in found)[len(found) // 2]
-        limit = work.limit(contender, subject.epochs, subject.batches) if name != "gradual" else None
-        cells = [f"{limit:.2f}", f"{ratio.median / limit:.0%}"] if limit else ["", ""]
-        memory = [f"{peaks[contender] / 2**30:.2f} GiB"] if peaks else []
-        rows.append([contender, f"{seconds:.1f}", str(ratio), *cells, *memory])
+        rows.append([contender, f"{seconds:.1f}", str(ratio), f"{limit:.2f}", f"{ratio.median / limit:.0%}"])
+    frozen = "" if not subject.freeze else f"{work.frozen[0]:.0%} of the forward pass is frozen. "
     head = (
         f"### {subject.title}\n\nBatches of {subject.batch_size}, {subject.batches} in an epoch and one of validation, "
-        f"{subject.epochs} epochs, {options.rounds} rounds, {options.threads} threads; "
-        f"{work.frozen:.0%} of the forward pass is frozen. torch {version('torch')}, "
-        f"transformers {version('transformers')}.\n"
+        f"{subject.epochs} epochs, {options.rounds} rounds, {options.threads} threads. {frozen}torch "
+        f"{version('torch')}, transformers {version('transformers')}, lightning {version('lightning')}.\n"
     )
-    return "\n".join([head, *(f"| {' | '.join(row)} |" for row in rows), ""])
+    pairs = [
+        "- " + words.format(measure.ratios(found, one, other))
+        for one, other, words in PAIRS
+        if one in contenders and other in contenders
+    ]
+    return "\n".join([head, table(rows), *(["", *pairs] if pairs else []), ""])
 
 
-def peak_of(name: str, contender: str, options: argparse.Namespace) -> int:
-    """Peak memory of one contender beyond what the imports take, in a process of its own."""
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as pool:
-        return int(pool.apply(_peak, (name, contender, options.quick, options.threads)))
+def memory_table(name: str, options: argparse.Namespace) -> str:
+    """What training keeps, predicted and measured, and the peak of a whole process."""
+    known = QUICK if options.quick else FULL
+    subject = known[name]()
+    rows = [["", "weights", "gradients", "optimizer", "activations", "peak of the process"]]
+    for contender in memory.CONTENDERS:
+        predicted, measured, peak = in_a_process(name, contender, options.quick, options.threads)
+        cells = [f"{p / 2**20:,.1f} / {m / 2**20:,.1f}" for p, m in zip(predicted, measured, strict=True)]
+        rows.append([contender, *cells, f"{peak / 2**20:,.0f}"])
+        say(f"{contender}: {rows[-1]}")
+    head = f"### Memory: {subject.title}\n\nMiB, predicted / measured; batches of {subject.batch_size}.\n"
+    return "\n".join([head, table(rows), ""])
 
 
-def _peak(name: str, contender: str, quick: bool, threads: int) -> int:
-    quiet()
-    torch.set_num_threads(threads)
-    known = {**(QUICK if quick else FULL), "gradual": GRADUAL_SUBJECTS[quick]}
+def in_a_process(*arguments: object) -> tuple[Sequence[int], Sequence[int], int]:
+    """Memory of one contender in a process of its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        found: tuple[Sequence[int], Sequence[int], int] = pool.apply(_memory_of, arguments)
+        return found
+
+
+def _memory_of(name: str, contender: str, quick: bool, threads: int) -> tuple[Sequence[int], Sequence[int], int]:
+    quiet(threads)
+    # In the second epoch the cache is filled.
+    subject = replace((QUICK if quick else FULL)[name](), batches=2, epochs=2)
     before = measure.peak_memory()
     with tempfile.TemporaryDirectory() as folder:
-        (GRADUAL if name == "gradual" else STATIC)[contender](known[name](), Path(folder))()
-    return measure.peak_memory() - before
+        measured = memory.measured(subject, contender, Path(folder))
+    peak = measure.peak_memory() - before
+    return memory.predicted(subject, contender), measured, peak
 
 
-def quiet() -> None:
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Markdown."""
+    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def quiet(threads: int) -> None:
     """No word but the tables and the progress."""
+    torch.set_num_threads(threads)
     warnings.simplefilter("ignore")
-    for logger in ("lightning.pytorch", "lightning.fabric", "finetuning_scheduler", "transformers"):
+    # finetuning-scheduler imports the other Lightning package, whose loggers then speak for both.
+    names = ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "finetuning_scheduler", "transformers")
+    for logger in names:
         logging.getLogger(logger).setLevel(logging.ERROR)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -56,7 +57,8 @@ def loaders(subject: Subject) -> tuple[DataLoader[Batch], DataLoader[Batch]]:
     train = Samples({name: tensor[:-size] for name, tensor in data.items()})
     validation = Samples({name: tensor[-size:] for name, tensor in data.items()})
     generator = torch.Generator().manual_seed(0)
-    return DataLoader(train, size, shuffle=True, generator=generator), DataLoader(validation, size)
+    options: dict[str, Any] = {"batch_size": size, "collate_fn": subject.collate}
+    return DataLoader(train, shuffle=True, generator=generator, **options), DataLoader(validation, **options)
 
 
 def trained(subject: Subject, folder: Path, module: LightningModule, *callbacks: Callback) -> Callable[[], object]:

@@ -1,4 +1,4 @@
-"""Interleaved timing, peak memory, and what autograd keeps."""
+"""Interleaved timing, and peak memory."""
 
 from __future__ import annotations
 
@@ -9,9 +9,6 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
-
-import torch
-from torch import Tensor, nn
 
 from benchmarks.speedtest.contenders import Contender
 from benchmarks.speedtest.subjects import Subject
@@ -57,21 +54,3 @@ def ratios(found: list[dict[str, float]], name: str, to: str) -> Ratio:
 def peak_memory() -> int:
     """The most memory that this process has ever held, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def saved_for_backward(model: nn.Module, loss: Callable[[], Tensor]) -> int:
-    """Bytes of the activations that autograd keeps for the backward pass of a loss."""
-    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    seen: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            seen[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        kept = loss()
-        total = sum(seen.values())
-    del kept
-    return total

@@ -1,14 +1,17 @@
-"""The models at their true size, built from configuration, with what is frozen in each and random inputs."""
+"""The models at their true size, and what is frozen in each; random weights and inputs but for the pre-trained one."""
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from torch import Tensor, nn
+from torch.utils.data import default_collate
 
 from benchmarks.speedtest import cuts
 
@@ -23,11 +26,12 @@ class Subject:
         title: Model and share of its blocks that is frozen.
         build: Makes the model, with random weights.
         inputs: From a number of samples to the model's arguments, labels included.
-        freeze: Selector of the frozen layers.
+        freeze: Selector of the frozen layers; empty for gradual unfreezing.
         cut: Makes the hand-cut model of what trains; see :mod:`benchmarks.speedtest.cuts`.
         batch_size: Samples in a batch.
         batches: Batches in a training epoch.
         epochs: Epochs of a run.
+        collate: Makes a batch of samples.
     """
 
     title: str
@@ -38,6 +42,12 @@ class Subject:
     batch_size: int
     batches: int
     epochs: int
+    collate: Callable[[list[Batch]], Batch] = default_collate
+
+    def batch(self) -> Batch:
+        """A first batch."""
+        samples = self.inputs(self.batch_size)
+        return self.collate([{k: v[i] for k, v in samples.items()} for i in range(self.batch_size)])
 
 
 def text(length: int, vocabulary: int, classes: int | None) -> Callable[[int], Batch]:
@@ -156,13 +166,57 @@ def vit(frozen: int, blocks: int = 12, width: int = 768, size: int = 224, **run:
     )
 
 
+def minilm(frozen: int, **run: Any) -> Subject:
+    """The pre-trained encoder on the sentences of customer reviews, padded to the longest of each batch."""
+    folder = str(REVIEWS / "minilm")
+
+    def build() -> nn.Module:
+        torch.manual_seed(0)
+        model: nn.Module = transformers.AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2)
+        return model
+
+    def inputs(samples: int) -> Batch:
+        with (REVIEWS / "reviews.csv").open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))[:samples]
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        found = tokenizer([row["text"] for row in rows], padding=True, truncation=True, return_tensors="pt")
+        return {**found, "labels": torch.tensor([int(row["label"] == "positive") for row in rows])}
+
+    return Subject(
+        title=f"all-MiniLM-L6-v2, pre-trained, on reviews, {frozen} of 6 blocks frozen",
+        build=build,
+        inputs=inputs,
+        freeze=f"embeddings,:{frozen}",
+        cut=lambda model: cuts.bert(model, frozen),
+        collate=_padded,
+        **run,
+    )
+
+
+def _padded(samples: list[Batch]) -> Batch:
+    batch: Batch = default_collate(samples)
+    length = int(batch["attention_mask"].sum(1).max())
+    return {name: tensor[:, :length] if tensor.dim() > 1 else tensor for name, tensor in batch.items()}
+
+
+def gradually(subject: Subject) -> Subject:
+    """The same model, unfrozen from the head down, one layer more in each epoch."""
+    return replace(subject, title=f"{subject.title.split(',')[0]}, gradual unfreezing", freeze="")
+
+
+#: Made by experiments/reviews/prepare.py.
+REVIEWS = Path(__file__).resolve().parents[2] / "experiments" / "reviews" / "data"
+
 FULL: dict[str, Callable[[], Subject]] = {
-    "bert-75": lambda: bert(9, batch_size=8, batches=4, epochs=4),
-    "bert-8": lambda: bert(8, batch_size=8, batches=4, epochs=4),
-    "gpt2-lm": lambda: gpt2("language model", 12, batch_size=4, batches=4, epochs=4),
-    "gpt2-classifier": lambda: gpt2("classifier", 12, batch_size=4, batches=4, epochs=4),
-    "t5-80": lambda: t5(38, batch_size=4, batches=3, epochs=4),
-    "vit-75": lambda: vit(9, batch_size=8, batches=3, epochs=4),
+    "bert-75": lambda: bert(9, batch_size=8, batches=16, epochs=4),
+    "bert-75-10-epochs": lambda: bert(9, batch_size=8, batches=6, epochs=10),
+    "bert-8": lambda: bert(8, batch_size=8, batches=8, epochs=4),
+    "gpt2-lm": lambda: gpt2("language model", 12, batch_size=4, batches=8, epochs=4),
+    "gpt2-classifier": lambda: gpt2("classifier", 12, batch_size=4, batches=8, epochs=4),
+    "t5-80": lambda: t5(38, batch_size=4, batches=4, epochs=4),
+    "vit-75": lambda: vit(9, batch_size=8, batches=8, epochs=4),
+    "minilm": lambda: minilm(4, batch_size=32, batches=60, epochs=4),
+    "gradual": lambda: gradually(bert(0, batch_size=8, batches=6, epochs=12)),
 }
 _SMALL: dict[str, Any] = {"batch_size": 8, "batches": 8, "epochs": 4}
 QUICK: dict[str, Callable[[], Subject]] = {
@@ -170,4 +224,5 @@ QUICK: dict[str, Callable[[], Subject]] = {
     "gpt2-classifier": lambda: gpt2("classifier", 2, blocks=4, width=256, words=4000, **_SMALL),
     "t5-80": lambda: t5(6, blocks=4, width=256, words=4000, length=32, **_SMALL),
     "vit-75": lambda: vit(3, blocks=4, width=256, size=64, **_SMALL),
+    "gradual": lambda: gradually(bert(0, blocks=4, width=256, length=64, batch_size=8, batches=8, epochs=6)),
 }

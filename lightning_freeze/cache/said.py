@@ -1,12 +1,76 @@
-"""What the cache says about itself in one line."""
+"""What the cache says about itself: one line at the start, values on the way, one line at the end."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+from lightning.pytorch import LightningModule, Trainer
 
 from lightning_freeze.cache.gain import Work
 from lightning_freeze.cache.prefix import FrozenPrefix
 from lightning_freeze.cache.sizes import show_size
+
+_PREFIX = "frozen_prefix_cache"
+
+
+class Progress:
+    """Logs what the cache does in an epoch: the share of samples read back, seconds saved, bytes stored.
+
+    Logging costs more than looking samples up. So it is done where a value may reach a logger, and when the share has
+    changed, for the progress bar.
+    """
+
+    def __init__(self) -> None:
+        self._before = (0, 0)
+        self._rate: float | None = None
+
+    def begin(self, prefixes: Sequence[FrozenPrefix]) -> None:
+        """An epoch begins."""
+        self._before, self._rate = _count(prefixes), None
+
+    def log(
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        prefixes: Sequence[FrozenPrefix],
+        stored: Callable[[], int],
+        shows: bool,
+    ) -> None:
+        """Log at the end of a training batch.
+
+        Args:
+            trainer: The running trainer.
+            module: Its module.
+            prefixes: The towers.
+            stored: Gives the bytes that are stored.
+            shows: Whether the progress bar shows the share.
+        """
+        hits, samples = (now - before for now, before in zip(_count(prefixes), self._before, strict=True))
+        rate = round(hits / samples, 2) if samples else None
+        if rate is None or (rate == self._rate and not _reaches_loggers(trainer)):
+            return
+        self._rate = rate
+        module.log_dict(
+            {
+                f"{_PREFIX}/seconds_saved": sum(prefix.tally.saved for prefix in prefixes),
+                f"{_PREFIX}/bytes": float(stored()),
+            },
+            on_step=True,
+            on_epoch=False,
+            batch_size=1,
+        )
+        module.log(f"{_PREFIX}/hit_rate", hits / samples, prog_bar=shows, on_step=True, on_epoch=False, batch_size=1)
+
+
+def _reaches_loggers(trainer: Trainer) -> bool:
+    if len(trainer.optimizers) != 1 or trainer.accumulate_grad_batches != 1:
+        return True  # Lightning counts batches that have stepped, and that number is not public
+    every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+    return bool(every) and trainer.global_step % every == 0
+
+
+def _count(prefixes: Sequence[FrozenPrefix]) -> tuple[int, int]:
+    return sum(p.tally.hits for p in prefixes), sum(p.tally.samples for p in prefixes)
 
 
 def gain_line(prefixes: Sequence[FrozenPrefix], outside: int) -> str:

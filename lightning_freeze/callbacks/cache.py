@@ -15,7 +15,7 @@ from lightning_freeze.cache.gain import OutsideWork, is_compiled, is_sharded
 from lightning_freeze.cache.keys import new_hash
 from lightning_freeze.cache.prefix import FrozenPrefix
 from lightning_freeze.cache.prefix_entries import PrefixEntries
-from lightning_freeze.cache.said import gain_line, summary_line
+from lightning_freeze.cache.said import Progress, gain_line, summary_line
 from lightning_freeze.cache.sizes import default_memory, parse_size
 from lightning_freeze.cache.towers import CachedTower, boundaries_ahead, find_towers
 from lightning_freeze.callbacks.base import Groups
@@ -25,7 +25,6 @@ from lightning_freeze.layers import LayerStack
 from lightning_freeze.suggest import suggest
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-_PREFIX = "frozen_prefix_cache"
 
 
 class FrozenPrefixCache(Callback):
@@ -101,7 +100,7 @@ class FrozenPrefixCache(Callback):
         self._outside: OutsideWork | None = None
         self._said: set[str] = set()
         self._phases: list[int] | None = None
-        self._counted = (0, 0)
+        self._progress = Progress()
 
     @property
     def hit_rate(self) -> float:
@@ -131,7 +130,7 @@ class FrozenPrefixCache(Callback):
         self._begin_loop(trainer, pl_module, thorough=True)
         for tower in self._towers:
             tower.entries.expected = _samples(trainer)
-        self._counted = self._count()
+        self._progress.begin(self._towers)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         self._begin_loop(trainer, pl_module)
@@ -171,16 +170,7 @@ class FrozenPrefixCache(Callback):
             self._outside.close()
             self._say_gain(pl_module)
             self._outside = None
-        hits, samples = (now - before for now, before in zip(self._count(), self._counted, strict=True))
-        if samples:
-            values = {
-                f"{_PREFIX}/hit_rate": hits / samples,
-                f"{_PREFIX}/seconds_saved": sum(tower.tally.saved for tower in self._towers),
-                f"{_PREFIX}/bytes": float(self._bytes()),
-            }
-            for name, value in values.items():
-                shows = self.verbose and name.endswith("hit_rate")
-                pl_module.log(name, value, prog_bar=shows, on_step=True, on_epoch=False, batch_size=1)
+        self._progress.log(trainer, pl_module, self._towers, self._bytes, shows=self.verbose)
 
     def on_validation_batch_start(self, *args: Any, **kwargs: Any) -> None:  # noqa: D102
         self._end_step()
@@ -192,7 +182,7 @@ class FrozenPrefixCache(Callback):
         self._end_step()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
-        if self.verbose and self._count()[1]:
+        if self.verbose and any(tower.tally.samples for tower in self._towers):
             pl_module.print(summary_line(self._towers, self._bytes()))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: D102
@@ -278,9 +268,6 @@ class FrozenPrefixCache(Callback):
             self._add(inner)
             self._towers[number] = self._towers.pop()
             self._towers[number].entries.expected = prefix.entries.expected
-
-    def _count(self) -> tuple[int, int]:
-        return sum(t.tally.hits for t in self._towers), sum(t.tally.samples for t in self._towers)
 
     def _bytes(self) -> int:
         stats = getattr(self._store, "stats", None)

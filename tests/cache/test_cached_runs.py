@@ -26,6 +26,7 @@ from cached_fits import (
 )
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -493,3 +494,33 @@ def test_validation_before_training_does_not_prove_anything() -> None:
     assert_same(plain, cached)
     assert any(known.unread and known.padded for known in cache._towers[0].entries.known.values())
     assert cache.hit_rate > 0.5
+
+
+class Logged(Logger):
+    """Keeps what reaches it."""
+
+    name = version = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: dict[int, dict[str, float]] = {}
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self.steps.setdefault(step or 0, {}).update(metrics)
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None: ...
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_what_it_does_reaches_logger_and_progress_bar(every: int) -> None:
+    logger, cache = Logged(), make_cache(verbose=True)
+    trainer = make_trainer(frozen(), cache, epochs=4, logger=logger, log_every_n_steps=every)
+    trainer.fit(Plain(bert()), loader())
+    rates = {step: values["frozen_prefix_cache/hit_rate"] for step, values in logger.steps.items()}
+    # Three batches in an epoch: the first epoch fills, the next one begins with a comparison, then all are read back.
+    expected = [0, 0, 0, 0, 1 / 2, 2 / 3, 1, 1, 1, 1, 1, 1]
+    assert rates == pytest.approx({step: expected[step] for step in range(every - 1, 12, every)})
+    last = logger.steps[11]
+    assert last["frozen_prefix_cache/bytes"] > 12 * 3 * 32 * 4
+    assert last["frozen_prefix_cache/seconds_saved"] == pytest.approx(cache._towers[0].tally.saved)
+    assert trainer.progress_bar_metrics["frozen_prefix_cache/hit_rate"] == 1.0

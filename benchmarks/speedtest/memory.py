@@ -1,0 +1,148 @@
+"""What training keeps in memory, by what it is for: predicted from what trains, and measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+
+from benchmarks.speedtest.contenders import Finetuned, loaders
+from benchmarks.speedtest.subjects import Batch, Subject
+from lightning_freeze import FrozenPrefixCache, LayerFreezing, LayerStack
+
+#: AdamW keeps two moments of each parameter.
+MOMENTS = 2
+
+
+class Kept(NamedTuple):
+    """Bytes of one training step."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+
+
+#: Who is compared, with the callbacks of each.
+CONTENDERS: dict[str, Callable[[str], list[Callback]]] = {
+    "full fine-tuning": lambda freeze: [],
+    "LayerFreezing": lambda freeze: [LayerFreezing(freeze, verbose=False)],
+    "LayerFreezing + cache": lambda freeze: [LayerFreezing(freeze, verbose=False), FrozenPrefixCache(verbose=False)],
+}
+
+
+def predicted(subject: Subject, contender: str) -> Kept:
+    """From the sizes of what trains, and from what each layer keeps in full fine-tuning."""
+    module = Finetuned(subject.build())
+    stack = LayerStack(module)
+    frozen = set() if contender == "full fine-tuning" else {layer.name for layer in stack.select(subject.freeze).layers}
+    trains = _bytes(p for layer in stack if layer.name not in frozen for p in layer.parameters())
+    above = sum(kept for layer, kept in saved_by_layer(module, subject).items() if layer not in frozen)
+    return Kept(_bytes(module.parameters()), trains, MOMENTS * trains, above)
+
+
+def measured(subject: Subject, contender: str, folder: Path) -> Kept:
+    """In the last step of a run of ``Trainer.fit``."""
+    module, meter = Finetuned(subject.build()), Meter()
+    train, _ = loaders(subject)
+    Trainer(
+        accelerator="cpu",
+        max_epochs=subject.epochs,
+        default_root_dir=folder,
+        callbacks=[*CONTENDERS[contender](subject.freeze), meter],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    ).fit(module, train)
+    return meter.kept(module)
+
+
+class Meter(Callback):
+    """Sees what the last step of a run keeps."""
+
+    def __init__(self) -> None:
+        self._gradients = self._optimizer = 0
+        self._saved = Saved(())
+
+    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Batch, batch_idx: int) -> None:
+        self._saved = Saved(module.parameters())
+        self._saved.__enter__()
+
+    def on_before_backward(self, trainer: Trainer, module: LightningModule, loss: Tensor) -> None:
+        self._saved.__exit__()
+
+    def on_before_optimizer_step(self, trainer: Trainer, module: LightningModule, optimizer: object) -> None:
+        self._gradients = _bytes(p.grad for p in module.parameters() if p.grad is not None)
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        states = [state for optimizer in trainer.optimizers for state in optimizer.state.values()]
+        self._optimizer = _bytes(v for s in states for v in s.values() if isinstance(v, Tensor) and v.dim())
+
+    def kept(self, module: LightningModule) -> Kept:
+        """What has been seen."""
+        return Kept(_bytes(module.parameters()), self._gradients, self._optimizer, self._saved.bytes)
+
+
+class Saved:
+    """Counts what autograd keeps for the backward pass while it is open, each storage once, weights left out."""
+
+    def __init__(self, parameters: Iterable[Tensor]) -> None:
+        self._weights = {p.untyped_storage().data_ptr() for p in parameters}
+        self._seen: dict[int, tuple[int, Tensor]] = {}
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
+        self.bytes = 0
+
+    def _pack(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self._weights and storage.data_ptr() not in self._seen:
+            # Held until the end, so that no other tensor is given the same address.
+            self._seen[storage.data_ptr()] = storage.nbytes(), tensor
+            self.bytes += storage.nbytes()
+        return tensor
+
+    def __enter__(self) -> Saved:
+        self._hooks.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._hooks.__exit__()
+        self._seen.clear()
+
+
+def saved_by_layer(module: nn.Module, subject: Subject) -> dict[str, int]:
+    """Bytes that autograd keeps for the backward pass of full fine-tuning, by the layer whose forward pass keeps them.
+
+    What no layer's module keeps itself, the loss for instance, goes to the layer that ran before.
+    """
+    stack = LayerStack(module)
+    modules = dict(module.named_modules())
+    first = next(iter(stack)).name
+    found: dict[str, int] = {layer.name: 0 for layer in stack}
+    state = {"layer": first, "bytes": 0}
+
+    def enter(name: str, saved: Saved) -> None:
+        found[str(state["layer"])] += saved.bytes - int(state["bytes"])
+        state["layer"], state["bytes"] = name, saved.bytes
+
+    handles = []
+    with Saved(module.parameters()) as saved:
+        for layer in stack:
+            for prefix in layer.prefixes:
+                if prefix in modules:
+                    hook = lambda *_, name=layer.name: enter(name, saved)  # noqa: E731
+                    handles.append(modules[prefix].register_forward_pre_hook(hook))
+        loss = module.train().model(**subject.batch()).loss
+        enter(first, saved)
+    for handle in handles:
+        handle.remove()
+    del loss
+    return found
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -120,7 +120,7 @@ def main() -> None:
     rows = read(options.results)
     print(f"{time.perf_counter() - start:.0f} s")
     found = [rows[job] for job in jobs if job in rows]
-    for outcome in ("pass", "coarser", "not run", "not built", "fail"):
+    for outcome in ("pass", "coarser", "said", "not run", "not built", "fail"):
         print(f"{outcome:10} {sum(r['outcome'] == outcome for r in found)}")
     if not options.no_page and not options.only:
         from sweep.page import page

@@ -94,21 +94,43 @@ def executed(stack: LayerStack, inputs: Any) -> tuple[list[str], list[int]]:
     return order, uses.order
 
 
-def order(stack: LayerStack, ran: list[str]) -> str:
-    """(b) Layers run in the order of the stack."""
-    expected = [name for name in stack.names if name in ran]
+def order(stack: LayerStack, ran: list[str], names: Sequence[str] = ()) -> str:
+    """(b) Layers run in the order of the stack, or in that of ``names``."""
+    expected = [name for name in names or stack.names if name in ran]
     if ran == expected:
         return ""
     first = next(i for i, (a, b) in enumerate(zip(ran, expected, strict=True)) if a != b)
     return f"{ran[first]} runs where {expected[first]} should (ran {_short(ran)})"
 
 
-def placement(stack: LayerStack, used: list[int]) -> str:
+_BOTH_WAYS = ": run in both directions, numbered as registered"
+
+
+def turned(stack: LayerStack, ran: list[str]) -> tuple[list[str], str]:
+    """The order of the stack less what it says itself of single lists: that one pass runs them forwards, one backwards.
+
+    Returns:
+        All names, those lists turned round that ran backwards as a whole, and the sentence; nothing if none did.
+    """
+    names = list(stack.names)
+    sentence = next((line for line in stack.assumptions if line.endswith(_BOTH_WAYS)), "")
+    found = False
+    for path in sentence.removesuffix(_BOTH_WAYS).split(", ") if sentence else ():
+        places = [i for i, name in enumerate(names) if all(p.startswith(f"{path}.") for p in stack[name].prefixes)]
+        inside = [names[i] for i in places]
+        if len(inside) > 1 and [name for name in ran if name in inside] == inside[::-1]:
+            found = True
+            for place, name in zip(places, inside[::-1], strict=True):
+                names[place] = name
+    return (names, sentence) if found else ([], "")
+
+
+def placement(stack: LayerStack, used: list[int], names: Sequence[str] = ()) -> str:
     """(b) No parameter is used after the next block has begun, or before the block before it has."""
     step = {key: i for i, key in enumerate(used)}
     tied = {tie.name for tie in stack.ties}
     towers = len(stack.towers) > 1
-    layers = [layer for layer in stack]
+    layers = [stack[name] for name in names or stack.names]
     uses = {layer.name: [step[id(p)] for p in layer.parameters() if id(p) in step] for layer in layers}
     blocks = [(i, layer) for i, layer in enumerate(layers) if layer.is_block and uses[layer.name]]
     # A block begins with the first parameter of its first module.
@@ -165,13 +187,15 @@ def cuts(count: int) -> list[int]:
     return sorted({1, count // 2, count - 1})
 
 
-def gradient(stack: LayerStack, inputs: Any, given: Mapping[int, bool]) -> tuple[str, str]:
+def gradient(
+    stack: LayerStack, inputs: Any, given: Mapping[int, bool], names_in_order: Sequence[str] = ()
+) -> tuple[str, str]:
     """(d) Frozen layers get no gradient, all others do, and backward stops; the second answer names a leak's cause."""
     module = stack.module
     reachable = gradients(module, inputs)
     if not reachable:
         raise RuntimeError("no output carries a gradient")
-    layers = list(stack)
+    layers = [stack[name] for name in names_in_order or stack.names]
     names = {id(p): name for name, p in module.named_parameters()}
     leak = ""
     for count in cuts(len(layers)):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from sweep.known.counts import COUNTS
 from torch import nn
 from transformers import PreTrainedConfig
 
-_STAGED = ("depths", "num_block_repeats", "stage_num_blocks", "blocks_per_stage", "layers_per_stage")
+# A configuration with stage_num_blocks may keep depths that nothing reads.
+_STAGED = ("stage_num_blocks", "depths", "num_block_repeats", "blocks_per_stage", "layers_per_stage")
 _ENCODERS = ("encoder_layers", "num_encoder_layers", "encoder_num_hidden_layers", "n_encoder_layers", "encoder_depth")
 _DECODERS = ("decoder_layers", "num_decoder_layers", "decoder_num_hidden_layers", "n_decoder_layers", "decoder_depth")
 _PLAIN = ("num_hidden_layers", "num_layers", "n_layers", "n_layer", "depth")
@@ -59,10 +61,10 @@ def marked(module: nn.Module) -> int:
     return count
 
 
-def expected(module: Any, known: int = 0) -> dict[str, Any]:
-    """Both answers, those that there are, or the one that is known from elsewhere."""
-    if known:
-        return {"its code": known} if known > 0 else {}
+def expected(module: Any, name: str = "") -> dict[str, Any]:
+    """The answers that there are: what is known of the class, or else both of the generic ones."""
+    if name in COUNTS:
+        return {"its code": COUNTS[name].blocks(module.config)} if COUNTS[name].blocks else {}
     answers = {"config": sorted(configured(module.config)), "marked": marked(module)}
     return {k: v for k, v in answers.items() if v}
 

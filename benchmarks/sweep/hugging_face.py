@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import traceback
 from collections.abc import Iterator
 from typing import Any
@@ -9,11 +10,11 @@ from typing import Any
 import torch
 import transformers
 from sweep.counts import expected
-from sweep.fixes import BLOCKS, CONFIGS, FACTORS, INPUTS, REASONS
+from sweep.fixes import CONFIGS, FACTORS, INPUTS, REASONS
 from sweep.inputs import Maker, configs
 from sweep.rows import LARGEST, Row, judge, short
 from sweep.shrink import Shrink
-from transformers import CONFIG_MAPPING
+from transformers import CONFIG_MAPPING, PreTrainedConfig
 from transformers.models.auto import modeling_auto
 
 _TABLES = sorted(n for n in dir(modeling_auto) if n.startswith("MODEL_") and n.endswith("MAPPING_NAMES"))
@@ -51,10 +52,6 @@ def _names(value: Any) -> list[str]:
 
 def examine(kind: str, name: str) -> Row:
     """Build, run and judge one class."""
-    row = Row("transformers", kind, name)
-    if REASONS.get(name) or REASONS.get(kind):
-        row.outcome, row.reason = "not built", REASONS.get(name) or REASONS[kind]
-        return row
     best: Row | None = None
     tried = 0
     for factor in FACTORS.get(kind) or _factors(kind):
@@ -63,11 +60,13 @@ def examine(kind: str, name: str) -> Row:
         if best is None or _rank(row) > _rank(best):
             best = row
         tried += row.outcome == "not run"
-        if row.outcome in {"pass", "coarser", "fail"} or tried == 4:
+        if row.outcome in {"pass", "coarser", "said", "fail"} or tried == 4:
             break
     assert best is not None
     if best.outcome in {"not built", "not run"}:
         _at_full_size(best, kind, name)
+    if best.outcome in {"not built", "not run"}:
+        best.reason = REASONS.get(name) or REASONS.get(kind) or best.reason
     return best
 
 
@@ -83,13 +82,26 @@ def _factors(kind: str) -> tuple[int, ...]:
 
 
 def _rank(row: Row) -> int:
-    return ["not built", "not run", "coarser", "fail", "pass"].index(row.outcome)
+    return ["not built", "not run", "coarser", "fail", "said", "pass"].index(row.outcome)
+
+
+def _class(kind: str, name: str) -> Any:
+    """The class of that name; not all that the Auto tables name are exported."""
+    module = CONFIG_MAPPING[kind].__module__.replace(".configuration_", ".modeling_")
+    return getattr(transformers, name, None) or getattr(importlib.import_module(module), name)
+
+
+def _part(cls: Any, config: PreTrainedConfig) -> PreTrainedConfig:
+    """The configuration in it that the class is made for: a decoder is built from the one of the decoder."""
+    wanted = getattr(cls, "config_class", None)
+    return config if not wanted else next((c for c in configs(config) if type(c) is wanted), config)
 
 
 def _attempt(row: Row, kind: str, name: str, factor: int) -> None:
     try:
-        cls = getattr(transformers, name)
+        cls = _class(kind, name)
         config = Shrink(factor, {**CONFIGS.get(kind, {}), **CONFIGS.get(name, {})})(CONFIG_MAPPING[kind]())
+        config = _part(cls, config)
         with torch.device("meta"):
             size = sum(p.numel() for p in cls(config).parameters())
         if size > LARGEST:
@@ -103,7 +115,7 @@ def _attempt(row: Row, kind: str, name: str, factor: int) -> None:
     torch.manual_seed(1)
     try:
         runs = Maker(module, {**INPUTS.get(kind, {}), **INPUTS.get(name, {})}).attempts()
-        judge(row, module, runs, expected(module, BLOCKS.get(name, 0)))
+        judge(row, module, runs, expected(module, name))
     except Exception as error:
         row.outcome, row.reason = "fail", f"{short(error)} at {traceback.format_exc().splitlines()[-3].strip()}"
 
@@ -112,14 +124,14 @@ def _at_full_size(row: Row, kind: str, name: str) -> None:
     """Structural checks on the meta device, in the size that the default configuration gives."""
     reason = row.reason
     try:
-        cls = getattr(transformers, name)
+        cls = _class(kind, name)
         with torch.device("meta"):
-            module = cls(CONFIG_MAPPING[kind]())
+            module = cls(_part(cls, CONFIG_MAPPING[kind]()))
     except Exception as error:
         if row.outcome == "not built":
             row.reason = f"{reason} (default configuration: {short(error)})" if reason != short(error) else reason
         return
-    judge(row, module, (), {} if name in BLOCKS else expected(module))
+    judge(row, module, (), expected(module, name))
     if row.outcome == "not run":
         row.reason = reason
     if row.reason.startswith("(c)"):

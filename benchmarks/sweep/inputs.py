@@ -64,15 +64,25 @@ class Maker:
             p.name for p in signature if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
         } - {"self"}
         self.batch = 2
+        #: Sounds: spectra with the mel bins first and waves with a channel, and masks of what is given.
+        self.mel_first = self.masks = False
 
     def attempts(self) -> Iterator[tuple[str, Inputs]]:
         """Sets of inputs to try, those that reach most of the model first."""
         if self.fixed.get("all"):
             yield "given", self.fixed["all"](self)
             return
+        layouts = ((False, False), (True, True), (True, False), (False, True))
+        for layout in layouts if _SOUND & set(self.names) else layouts[:1]:
+            self.mel_first, self.masks = layout
+            yield from self._attempts()
+
+    def _attempts(self) -> Iterator[tuple[str, Inputs]]:
         for builder in (
             self.everything,
             self.text_and_media,
+            self.text_and_images,
+            self.text_and_plain_images,
             self.required_only,
             self.text_only,
             self.tokens_only,
@@ -94,32 +104,56 @@ class Maker:
         main = {n: self.make(n) for n in self.names if n in MAKERS and n in _MAIN | self.required}
         if "input_ids" in main and self._media(main):
             return {}
-        return {k: v for k, v in main.items() if v is not None}
+        return self._masked({k: v for k, v in main.items() if v is not None})
 
     def text_and_media(self) -> Inputs:
+        return self._with_media(_MAIN | {"image_sizes"})
+
+    def text_and_images(self) -> Inputs:
+        """Without videos, which mostly go through the same tower."""
+        return self._with_media((_MAIN | {"image_sizes"}) - {"pixel_values_videos", "video_grid_thw"})
+
+    def text_and_plain_images(self) -> Inputs:
+        """Without their sizes too, which not every tower can be told."""
+        return self._with_media(_MAIN - {"pixel_values_videos", "video_grid_thw"})
+
+    def _with_media(self, wanted: set[str]) -> Inputs:
         if "input_ids" not in self.names:
             return {}
-        names = [n for n in self.names if n in MAKERS and n in _MAIN | self.required]
+        names = [n for n in self.names if n in MAKERS and n in wanted | self.required]
         found = {n: self.make(n) for n in names if n not in {"input_ids"} and "decoder" not in n}
-        found = {k: v for k, v in found.items() if v is not None}
+        found = self._masked({k: v for k, v in found.items() if v is not None})
+        found.update({k: v(self) for k, v in self.fixed.items() if k != "input_ids"})
         if not self._media(found):
             return {}
         ids = self.ids(12)
-        pieces = []
-        if "pixel_values" in found:
-            pieces.append((self._features("image", found), setting(self.config, "image_token_id", "image_token_index")))
-        if "input_features" in found or "input_values" in found:
-            pieces.append((self._features("audio", found), setting(self.config, "audio_token_id", "audio_token_index")))
-        for count, token in pieces:
-            if count and token is not None:
-                each = count // self.batch
-                ids = torch.cat([ids[:, :3], torch.full((self.batch, each), token), ids[:, 3:]], 1)
+        kinds = torch.zeros_like(ids)
+        for number, (kind, sources) in enumerate(_PLACES.items(), 1):
+            token = setting(self.config, f"{kind}_token_id", f"{kind}_token_index")
+            try:
+                each = self._features(kind, found) // self.batch if any(n in found for n in sources) else 0
+            except Exception:
+                # Some models name a kind that the configuration gives them no tower for.
+                found = {k: v for k, v in found.items() if k not in sources}
+                if not self._media(found):
+                    raise
+                continue
+            if each and token is not None:
+                ids = torch.where(ids == token, token + 1, ids)
+                row = torch.full((self.batch, each), token)
+                around = [self._mark(kind, *ends) for ends in (("start", "bos"), ("end", "eos"))]
+                before, after = [row.new_full((self.batch, len(mark)), *mark or [0]) for mark in around]
+                ids = torch.cat([ids[:, :3], before, row, after, ids[:, 3:]], 1)
+                marks = [torch.zeros_like(before), torch.full_like(row, number), torch.zeros_like(after)]
+                kinds = torch.cat([kinds[:, :3], *marks, kinds[:, 3:]], 1)
         found["input_ids"] = ids
-        if "mm_token_type_ids" in self.names:
-            found["mm_token_type_ids"] = (ids == setting(self.config, "image_token_id", default=-1)).int()
         for name in ("bbox", "token_type_ids", "attention_mask"):
             if name in found:
                 found[name] = MAKERS[name](self, ids.shape[1])
+        if "mm_token_type_ids" in self.names:
+            found["mm_token_type_ids"] = kinds.int()
+        if "token_type_ids" in self.names and kinds.any():
+            found["token_type_ids"] = kinds
         if "decoder_input_ids" in self.names:
             found["decoder_input_ids"] = self.ids(6)
         return found
@@ -143,6 +177,18 @@ class Maker:
             if n in MAKERS and n in {"pixel_values", "input_features", "input_values", "pixel_values_videos"}
         }
 
+    def _masked(self, found: Inputs) -> Inputs:
+        """With masks of ones over the times of a sound, where those are wanted."""
+        if not self.masks:
+            return found
+        for source, masks in _MASKS.items():
+            if source in found:
+                times = found[source].shape[-1 if self.mel_first or found[source].dim() == 2 else -2]
+                ones = torch.ones(self.batch, times, dtype=torch.long)
+                text = {"attention_mask"} if "input_ids" in self.names else set()
+                found = {**found, **{name: ones for name in masks if name in self.names and name not in text}}
+        return found
+
     def make(self, name: str) -> Any:
         return MAKERS[name](self, None)
 
@@ -151,16 +197,25 @@ class Maker:
 
     def _features(self, kind: str, found: Inputs) -> int:
         """How many vectors the model makes of an image or a sound: so many place-holders the text needs."""
-        owners = [self.model, getattr(self.model, "model", None), getattr(self.model, "thinker", None)]
-        method = next((getattr(o, f"get_{kind}_features") for o in owners if hasattr(o, f"get_{kind}_features")), None)
-        if method is None:
+        name = f"get_{kind}_features"
+        methods = [getattr(m, name) for m in self.model.modules() if hasattr(m, name)]
+        # A model around another one may only hand on what it is given, and not name it.
+        takes = [(m, found.keys() & inspect.signature(m).parameters.keys()) for m in methods]
+        method, accepted = max(takes, key=lambda pair: len(pair[1]), default=(None, set()))
+        if not method or not accepted:
             return 0
-        accepted = inspect.signature(method).parameters
         with torch.no_grad():
-            answer = method(**{k: v for k, v in found.items() if k in accepted})
-        answer = getattr(answer, "pooler_output", None) if hasattr(answer, "pooler_output") else answer
+            answer = method(**{k: found[k] for k in accepted})
+        named = [getattr(answer, name, None) for name in ("pooler_output", "last_hidden_state")]
+        answer = next((part for part in named if part is not None), answer)
         parts = list(answer) if isinstance(answer, list | tuple) else [answer]
         return sum(int(p.numel() // p.shape[-1]) for p in parts if isinstance(p, torch.Tensor))
+
+    def _mark(self, kind: str, *ends: str) -> list[int]:
+        """The token before or after the place-holders of an image or a sound, where a model has such a one."""
+        names = [f"{part}_{end}_token_id" for end in ends for part in (kind, "vision" if kind != "audio" else kind)]
+        token = setting(self.config, *names)
+        return [token] if type(token) is int else []
 
     # Single inputs
 
@@ -176,6 +231,14 @@ class Maker:
         size = _integer(setting(self.config, "image_size", "input_size", role="vision", default=0), 0)
         return size if 16 <= size <= 448 else 64
 
+    def image_shape(self) -> tuple[int, int]:
+        """Height and width: a square, save where the configuration gives both."""
+        given = setting(self.config, "image_size", role="vision")
+        sides = tuple(given) if isinstance(given, list | tuple) else ()
+        if len(sides) == 2 and all(type(side) is int and 16 <= side <= 448 for side in sides):
+            return sides
+        return self.image_size(), self.image_size()
+
     def channels(self) -> int:
         return _integer(setting(self.config, "num_channels", "in_channels", "in_chans", role="vision", default=3), 3)
 
@@ -187,12 +250,12 @@ class Maker:
         if "image_grid_thw" in self.names or "grid_thw" in self.names or "image_grid_hw" in self.names:
             temporal = _integer(setting(self.config, "temporal_patch_size", role="vision", default=1), 1)
             return torch.rand(self.batch * 16, channels * temporal * self.patch_size() ** 2)
-        size = self.image_size()
+        size = self.image_shape()
         name = type(self.model).__name__.lower()
         frames = _integer(setting(self.config, "num_frames", default=0), 0)
         if frames and any(w in name for w in ("video", "timesformer", "vivit", "xclip", "vjepa")):
-            return torch.rand(self.batch, frames, channels, size, size)
-        return torch.rand(self.batch, channels, size, size)
+            return torch.rand(self.batch, frames, channels, *size)
+        return torch.rand(self.batch, channels, *size)
 
     def sound(self, _: Any = None) -> torch.Tensor:
         mels = setting(self.config, "num_mel_bins", "feature_size", role="audio")
@@ -201,8 +264,10 @@ class Maker:
             or mels is None
         ):
             channels = _integer(setting(self.config, "audio_channels", default=0), 0)
-            shape = (self.batch, channels, 3200) if channels else (self.batch, 3200)
-            return torch.randn(*shape)
+            wave = [self.batch, channels, 3840] if channels else [self.batch, 3840]
+            if self.mel_first:
+                wave = [self.batch, 3840] if channels else [self.batch, 1, 3840]
+            return torch.randn(*wave)
         return torch.rand(
             self.batch, _integer(setting(self.config, "max_length", default=128), 128), _integer(mels, 80)
         )
@@ -224,8 +289,9 @@ class Maker:
             80,
         )
         frames = setting(self.config, "max_source_positions", role="audio")
-        if "whisper" in self.config.model_type or (frames and "mel_first" in self.fixed):
-            return torch.rand(self.batch, mels, 2 * int(frames or 64))
+        if "whisper" in self.config.model_type or self.mel_first:
+            window = setting(self.config, "n_window", role="audio")
+            return torch.rand(self.batch, mels, int(4 * window if window else 2 * (frames or 64)))
         return torch.rand(self.batch, 64, mels)
 
     def past(self) -> int:
@@ -251,7 +317,7 @@ MAKERS: dict[str, Callable[[Maker, Any], Any]] = {
     "pixel_values": lambda m, n: m.pixels(),
     "pixel_values_videos": lambda m, n: (
         m.pixels()
-        if "grid_thw" in m.names
+        if {"grid_thw", "video_grid_thw"} & set(m.names)
         else torch.rand(
             m.batch,
             _integer(setting(m.config, "num_frames", "frames_per_clip", default=4), 4),
@@ -263,6 +329,8 @@ MAKERS: dict[str, Callable[[Maker, Any], Any]] = {
     "input_values": lambda m, n: m.sound(),
     "input_features": lambda m, n: m.spectrum(),
     "image_grid_thw": lambda m, n: m.grid(),
+    "video_grid_thw": lambda m, n: m.grid(),
+    "image_sizes": lambda m, n: torch.tensor([[m.image_size(), m.image_size()]] * m.batch),
     "grid_thw": lambda m, n: m.grid(),
     "past_values": lambda m, n: torch.rand(
         m.batch,
@@ -310,11 +378,23 @@ MAKERS: dict[str, Callable[[Maker, Any], Any]] = {
     "static_categorical_features": lambda m, n: None,
     "input_points": lambda m, n: torch.rand(m.batch, 1, 1, 2),
 }
+_SOUND = {"input_features", "input_values", "audio_mel", "hidden_states"}
+_MASKS = {
+    "input_features": ("input_features_mask", "feature_attention_mask", "attention_mask"),
+    "input_values": ("padding_mask", "attention_mask"),
+}
+#: Kinds of media in the order of transformers' `mm_token_type_ids`, and the arguments that hold them.
+_PLACES = {
+    "image": ("pixel_values",),
+    "video": ("pixel_values_videos",),
+    "audio": ("input_features", "input_values"),
+}
 _MAIN = {
     "input_ids",
     "decoder_input_ids",
     "pixel_values",
     "pixel_values_videos",
+    "video_grid_thw",
     "input_values",
     "input_features",
     "image_grid_thw",

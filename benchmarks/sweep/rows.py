@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from sweep import checks
 from sweep.counts import compare
+from sweep.known.counts import COARSER
 from torch import nn
 
 from lightning_freeze.layers import LayerStack
@@ -26,7 +27,7 @@ class Row:
         library: Where the class comes from.
         kind: Model type or family.
         name: Name of the class.
-        outcome: ``"pass"``, ``"coarser"``, ``"not run"``, ``"not built"`` or ``"fail"``.
+        outcome: ``"pass"``, ``"coarser"``, ``"said"``, ``"not run"``, ``"not built"`` or ``"fail"``.
         reason: Why it is not a pass, in one line.
         notes: What is true of the model and worth saying, though nothing fails.
         blocks: Number of blocks, repeats counted.
@@ -88,11 +89,13 @@ def judge(row: Row, module: nn.Module, runs: Iterable[tuple[str, Any]], expected
     if inputs is None:
         row.outcome, row.reason = ("fail", counted) if counted.startswith("(c)") else ("not run", reason)
         return
-    problem = _dynamic(row, stack, inputs, *uses)
+    problem, said = _dynamic(row, stack, inputs, *uses)
     if problem:
         row.outcome, row.reason = "fail", problem
     elif counted.startswith("(c)"):
         row.outcome, row.reason = "fail", counted
+    elif said:
+        row.outcome, row.reason = "said", "; ".join(filter(None, (said, counted)))
     elif counted:
         row.outcome, row.reason = "coarser", counted
     else:
@@ -109,6 +112,8 @@ def _count(row: Row, stack: LayerStack) -> str:
         # Their tables group parameters for learning rates: a finer answer in the right order is as good.
         row.notes.append(text)
         return ""
+    if verdict == "coarser" and row.name in COARSER:
+        text += f": {COARSER[row.name]}"
     return f"(c) {text}" if verdict == "finer" else text if verdict else ""
 
 
@@ -125,34 +130,42 @@ def choose(stack: LayerStack, runs: Iterable[tuple[str, Any]], row: Row) -> tupl
         except Exception as error:
             reason = reason if "Error" in reason else f"{label}: {short(error)}"
             continue
-        if len(ran) > most:
-            best, most, uses = inputs, len(ran), (ran, used)
-            row.ran = f"{len(ran)}/{wanted}"
+        # A parameter of the model itself is used by no module of its layer.
+        seen = {layer.name for layer in stack if not set(used).isdisjoint(map(id, layer.parameters()))}
+        if len(seen.union(ran)) > most:
+            best, most, uses = inputs, len(seen.union(ran)), (ran, used)
+            row.ran = f"{most}/{wanted}"
         if most == wanted:
             break
     return best, reason, uses
 
 
-def _dynamic(row: Row, stack: LayerStack, inputs: Any, ran: list[str], used: list[int]) -> str:
+def _dynamic(row: Row, stack: LayerStack, inputs: Any, ran: list[str], used: list[int]) -> tuple[str, str]:
+    """What fails in a run of the model, and what the stack itself says of an order that does not hold in every pass."""
+    names: list[str] = []
+    said = ""
     problem = checks.order(stack, ran)
     if problem:
-        return f"(b) {problem}"
-    problem = checks.placement(stack, used)
-    if problem:
-        return f"(b) {problem}"
+        names, said = checks.turned(stack, ran)
+        problem = checks.order(stack, ran, names) if said else problem
+    problem = problem or checks.placement(stack, used, names)
+    return (f"(b) {problem}" if problem else _backward(row, stack, inputs, names)), said
+
+
+def _backward(row: Row, stack: LayerStack, inputs: Any, names: Sequence[str]) -> str:
     given = {id(p): p.requires_grad for p in stack.module.parameters()}
     stack.module.train()
     try:
-        problem, leak = checks.gradient(stack, inputs, given)
+        problem, leak = checks.gradient(stack, inputs, given, names)
     except Exception as error:
         stack.module.eval()
         try:
             for p in stack.module.parameters():
                 p.requires_grad_(given[id(p)])
-            problem, leak = checks.gradient(stack, inputs, given)
+            problem, leak = checks.gradient(stack, inputs, given, names)
             row.notes.append(f"backward pass in eval mode, in train mode: {short(error)}")
         except Exception as other:
-            row.notes.append(f"no backward pass: {short(other)}")
+            row.notes.append(f"no backward pass: {short(other)}; in train mode: {short(error)}")
             return ""
     if problem:
         return f"(d) {problem}"

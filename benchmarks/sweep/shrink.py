@@ -88,6 +88,7 @@ _CAPPED = {
 }
 _SPECIAL = {"pad": 0, "bos": 1, "eos": 2, "sep": 3, "cls": 4, "unk": 3, "mask": 4, "decoder_start": 2}
 VOCABULARY = 160
+_TAPS = ("_out_indices", "_out_features")
 _QUIET = re.compile(r"dropout|drop_path|layerdrop|drop_rate|stochastic_depth|attention_probs|_drop$|pdrop$")
 
 
@@ -112,13 +113,14 @@ class Shrink:
     def _settings(self, config: PreTrainedConfig, fixes: Mapping[str, Any], role: str) -> dict[str, Any]:
         fields = [f for f in getattr(type(config), "__dataclass_fields__", {}) if f in config.__dict__ or f in fixes]
         reverse = {new: old for old, new in (config.attribute_map or {}).items()}
-        settings: dict[str, Any] = {}
+        # Some models read what their configuration has no field for.
+        settings: dict[str, Any] = {k: v for k, v in fixes.items() if k not in config.__dict__ and k not in fields}
         changed: dict[int, int] = {}
         for name in fields:
             if name in {"transformers_version", "architectures", "id2label", "label2id", "dtype", "torch_dtype"}:
                 continue
             value = config.__dict__.get(name)
-            if name in fixes and not isinstance(fixes[name], Mapping):
+            if name in fixes and not (isinstance(fixes[name], Mapping) and isinstance(value, PreTrainedConfig)):
                 settings[name] = fixes[name]
             elif isinstance(value, PreTrainedConfig):
                 sub = fixes.get(name, {})
@@ -136,10 +138,22 @@ class Shrink:
         for name, value in settings.items():
             if name not in fixes:
                 settings[name] = _along(name, value, changed)
+        taps = config.__dict__.get("_out_indices")
+        if taps is not None:
+            # The private names are set anew from the public ones, which name stages by depth.
+            settings = {name: value for name, value in settings.items() if name not in _TAPS}
+            settings["out_indices"] = _taps(taps, changed)
+        settings |= {name: value for name, value in fixes.items() if name not in fields}
         size, patch = settings.get("image_size"), settings.get("patch_size")
         plain = type(size) is int and type(patch) is int and not {"image_size"} & set(fixes)
         if plain and "window_size" not in settings and size % patch == 0 and size > 8 * patch:
             settings["image_size"] = 8 * patch
+        _rotary(type(config), settings, fixes)
+        text, vision = settings.get("text_config"), settings.get("vision_config")
+        out = "out_hidden_size" if hasattr(vision, "out_hidden_size") else "hidden_size"
+        if getattr(text, "hidden_size", None) and (out != "hidden_size" or getattr(vision, "embed_dim", None)):
+            # In some default configurations the tower does not end in the width of the text.
+            setattr(vision, out, fixes.get("vision_config", {}).get(out, text.hidden_size))
         return settings
 
     def _missing(self, name: str, config: PreTrainedConfig) -> Any:
@@ -182,6 +196,8 @@ class Shrink:
     def _narrow(self, value: Any) -> Any:
         if isinstance(value, bool):
             return value
+        if isinstance(value, list | tuple) and len(value) > 2 and value[0] == 3:
+            return type(value)([3, *self._narrow(value[1:])])  # from the colours of an image on
         if isinstance(value, int):
             return value // self.factor if value % self.factor == 0 and value >= 2 * self.factor else value
         if isinstance(value, list | tuple) and value and all(isinstance(v, int | list | tuple) for v in value):
@@ -215,6 +231,32 @@ class Shrink:
         return self._special[key]
 
 
+def _rotary(kind: type[PreTrainedConfig], settings: dict[str, Any], fixes: Mapping[str, Any]) -> None:
+    """Heads that two axes can share, and rotary sections that add up to half of the part of a head that is rotated."""
+    heads = next((n for n in ("num_attention_heads", "num_heads") if type(settings.get(n)) is int), "")
+    width = settings.get("embed_dim") or settings.get("hidden_size")
+    if not heads or type(width) is not int:
+        return
+    count = settings[heads]
+    if getattr(kind, "default_rope_type", "") == "axial" and not settings.get("head_dim") and heads not in fixes:
+        count = next((n for n in range(count, 1, -1) if width % (4 * n) == 0), count)
+        settings[heads] = count
+        groups = settings.get("num_key_value_heads")
+        if type(groups) is int and count % groups:
+            settings["num_key_value_heads"] = count // 2 if count % 2 == 0 else count
+    rope = settings.get("rope_parameters")
+    wanted = "mrope_section" in (getattr(kind, "ignore_keys_at_rope_validation", None) or ())
+    if not wanted or not isinstance(rope, dict) or "rope_theta" not in rope or "rope_parameters" in fixes:
+        return
+    part = rope.get("partial_rotary_factor") or settings.get("partial_rotary_factor") or 1
+    half = int((settings.get("head_dim") or width // count) * part) // 2
+    axes = len(rope.get("mrope_section") or "thw")
+    # The first two stay alike: height and width take turns in some models.
+    if half >= axes:
+        sections = [half // axes] * (axes - 1)
+        settings["rope_parameters"] = {**rope, "mrope_section": [*sections, half - sum(sections)]}
+
+
 def _along(name: str, value: Any, changed: Mapping[int, int]) -> Any:
     """Shorten what has one entry for each block, and scale what names blocks by index."""
     for old, new in changed.items():
@@ -235,6 +277,15 @@ def _along(name: str, value: Any, changed: Mapping[int, int]) -> Any:
         if indices and re.search("vision_feature_layer", name):
             return type(value)([max(v, -new) for v in value])
     return copy.copy(value)
+
+
+def _taps(indices: Any, changed: Mapping[int, int]) -> list[int]:
+    """As many outputs of a shallower backbone, evenly spread, or else the last ones."""
+    for old, new in changed.items():
+        if max(indices, default=0) > new:
+            spread = sorted({-(-v * new // old) for v in indices})
+            return spread if len(spread) == len(indices) else list(range(new + 1))[-len(indices) :]
+    return list(indices)
 
 
 def _each_kind(values: list[Any], count: int) -> list[Any]:

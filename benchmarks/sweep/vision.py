@@ -12,6 +12,16 @@ from torch import nn
 
 #: timm module to the model taken from it, where the smallest by name does not do.
 _MODELS: dict[str, str] = {}
+#: timm model to settings that make it small enough, where even the smallest of its module is large.
+_SETTINGS: dict[str, dict[str, Any]] = {
+    "deepseek_vit_412m": {"depth": 6, "embed_dim": 128, "num_heads": 4},
+    "gemma4_vit_167m": {"depth": 6, "embed_dim": 192, "num_heads": 3, "intermediate_size": 384},
+    "mobilenetv5_300m": {"channel_multiplier": 0.25},
+    # A map of 64 x 64 places, as at full size, does not fit into memory with its gradients.
+    "samvit_base_patch16": {"img_size": 256, "embed_dim": 192, "num_heads": 6},
+    # The width of its first linear layer; all convolutions stay.
+    "vgg11": {"mlp_ratio": 0.25},
+}
 _SMALL = (
     "atto",
     "femto",
@@ -91,16 +101,18 @@ class Timm:
 
         row = Row("timm", kind, name)
         try:
-            size = parameters_of(lambda: timm.create_model(name))
+            settings = _SETTINGS.get(name, {})
+            size = parameters_of(lambda: timm.create_model(name, **settings))
             if size > LARGEST:
                 row.outcome, row.reason = "not built", f"too large to be given weights: {size:,} parameters"
                 return row
             torch.manual_seed(0)
-            module = timm.create_model(name)
+            module = timm.create_model(name, **settings)
         except Exception as error:
             row.outcome, row.reason = "not built", short(error)
             return row
         channels, *shape = module.default_cfg.get("input_size", (3, 224, 224))
+        shape = [settings["img_size"]] * 2 if "img_size" in settings else shape
         sizes = [shape] if module.default_cfg.get("fixed_input_size") else [[64, 64], [96, 96], [128, 128], shape]
         judge(row, module, _images(sizes, channels), _groups(module))
         return row

@@ -1,0 +1,1 @@
+"""What single classes need, by field; `sweep.fixes` joins these tables."""

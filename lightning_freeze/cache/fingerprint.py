@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import time
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
@@ -19,6 +20,8 @@ from lightning_freeze.cache.towers import CachedTower
 #: Counts up when entries of an older version of this package must not be read any more.
 FORMAT = 1
 _SAMPLES = 256
+#: Reading all weights again may take this share of the time, but for the first few hundredths of a second.
+_SHARE, _FREE = 0.01, 0.05
 #: Settings that concern the head; some models write them in their first forward pass.
 _HEAD_SETTINGS = (
     "_name",
@@ -45,6 +48,8 @@ class Fingerprint:
         self._weights: list[list[Tensor]] = []
         self._watched: tuple[Any, ...] = ()
         self._sampled: bytes = b""
+        self._seconds = 0.0
+        self._read = 0.0
 
     def of(self, boundary: int, extra: str) -> bytes:
         """The 16-byte identity of the prefix that ends with block ``boundary - 1``.
@@ -57,8 +62,12 @@ class Fingerprint:
         if watched != self._watched[: len(watched)]:
             self.forget()
             self._watched = watched
-        while len(self._digests) <= boundary:
-            self._digests.append(self._step(len(self._digests)))
+        if len(self._digests) <= boundary:
+            began = time.perf_counter()
+            while len(self._digests) <= boundary:
+                self._digests.append(self._step(len(self._digests)))
+            self._read = time.perf_counter()
+            self._seconds = self._read - began
         entry = new_hash()
         entry.update(self._digests[boundary])
         entry.update(extra.encode())
@@ -68,11 +77,13 @@ class Fingerprint:
         """Notice weights that were changed behind the back of their version counters.
 
         Args:
-            thorough: Whether to read all of them again, or some elements of each.
+            thorough: Whether to read all of them again, or some elements of each. Where that was done a short while
+                ago and takes long, some elements have to do.
             boundary: Number of blocks that count.
         """
         sampled = self._sample(boundary)
-        if thorough or sampled != self._sampled:
+        is_due = _SHARE * (time.perf_counter() - self._read) >= self._seconds - _FREE
+        if (thorough and is_due) or sampled != self._sampled:
             self.forget()
         self._sampled = sampled
 

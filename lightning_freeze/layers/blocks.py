@@ -112,6 +112,8 @@ class _Finder:
 
     def _listed(self, node: Node) -> Stack | None:
         blocks = [child for child in node.children if _is_block(child)]
+        kinds = {block.class_name for block in blocks if _checkpoints(block)}  # the small ones among them too
+        blocks = [c for c in node.children if c in blocks or (c.weights and c.class_name in kinds)]
         if not blocks or 2 * sum(b.weights for b in blocks) < node.weights or any(map(self._is_tower, blocks)):
             return None
         if not (_alike(blocks) or node.key in _LIST_NAMES or any(map(_checkpoints, blocks))):
@@ -219,7 +221,18 @@ def _zipped(node: Node) -> list[Stack]:
     if count < 2 or not length or 2 * sum(child.weights for child in same) < node.weights:
         return []
     columns = zip(*(child.children for child in same), strict=True)
+    if _one_by_one(node, [child.key for child in same]):
+        return [Stack(child, tuple(Block((part,)) for part in child.children)) for child in same]
     return [Stack(node, tuple(Block(tuple(column)) for column in columns), zipped=True)]
+
+
+def _one_by_one(node: Node, lists: Sequence[str]) -> bool:
+    """Whether the code of a module goes through each of its lists to the end before it takes up the next one."""
+    source = use_order(node.module)
+    used = [name for name in (step.split(".")[0] for step in source.steps) if name in lists]
+    together = any(len(set(group) & set(lists)) > 1 for group in source.unfollowed)
+    runs = sum(name != before for name, before in zip(used, ["", *used], strict=False))
+    return set(used) == set(lists) and runs == len(lists) and not together
 
 
 def _drop_side_lists(stacks: list[Stack]) -> list[Stack]:
@@ -262,7 +275,9 @@ def _drop_small(stacks: list[Stack]) -> list[Stack]:
         marked = any(_checkpoints(part) for block in stack.blocks for part in block.parts)
         return marked or 10 * stack.weights >= largest.weights or 2 * len(stack.blocks) >= len(largest.blocks)
 
-    return [stack for stack in stacks if keeps(stack)]
+    # A short stack of the same blocks as a long one (the stem of a convolutional encoder) is one too.
+    kinds = {_kind(stack) for stack in stacks if keeps(stack)} - {*vars(nn)}
+    return [stack for stack in stacks if keeps(stack) or _kind(stack) in kinds]
 
 
 def _empty_stack(root: Node) -> Stack | None:

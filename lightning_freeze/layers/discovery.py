@@ -159,6 +159,9 @@ class _Placement:
             return "head"
         if last is None:
             assert following is not None
+            if self._parallel and item.again and _projects(item):
+                self._common.append(item.name)
+                return "head"  # it makes tokens into vectors first, and what a tower found later
             return self._before(item, following.stack)
         if following is None:
             return self._after(item, last.stack)
@@ -181,7 +184,7 @@ class _Placement:
     def _between(self, item: Item, a: int, b: int) -> str:
         if _inside(item, self._towers[b]):
             return self._before(item, b)
-        if self._towers[b].fresh and item.again:
+        if self._towers[b].fresh and item.again and not _inside(item, self._towers[a]):
             self._common.append(item.name)
             return "head"  # used for both towers
         finishes = item.node is not None and "norm" in item.node.class_name.lower()
@@ -246,6 +249,12 @@ def _same_number(item: Item, last: Item, following: Item) -> bool:
 
 def _inside(item: Item, tower: Tower) -> bool:
     return item.parent.below(tower.root) or item.node is tower.root
+
+
+def _projects(item: Item) -> bool:
+    """Whether a unit turns tokens into vectors, and has weights for something else as well."""
+    tables = [n.weights for n in item.node.walk() if isinstance(n.module, nn.Embedding)] if item.node else []
+    return bool(item.node and tables and item.node.weights > sum(tables))
 
 
 def _is_loss(item: Item) -> bool:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Set
 
-from lightning_freeze.layers.source import UseOrder
 from lightning_freeze.layers.tree import Node
+from lightning_freeze.layers.uses import UseOrder
 
 
 class Doubts:
@@ -18,6 +18,7 @@ class Doubts:
         self._either: list[str] = []
         self._unfollowed: list[str] = []
         self._unmentioned: list[str] = []
+        self._carried: list[str] = []
 
     def note(self, node: Node, source: UseOrder, opened: Set[int], blocks: Mapping[int, tuple[int, int]]) -> None:
         """Note what the code of one container leaves open.
@@ -39,6 +40,8 @@ class Doubts:
         # Columns of one stack (a convolution and a norm for each turn) are no question.
         open_lists = (group for group in sorted(source.unfollowed) if len({stack.get(k) for k in group} - {None}) > 1)
         self._unfollowed += [_names(node, group) for group in open_lists]
+        held = {child.key for child in holding} | set(node.own)
+        self._carried += [_full(node, key) for key in sorted(source.carried & held)]
         self._unmentioned += [_full(node, key) for key in sorted(weighty - _keys(source.steps))]
 
     def sentences(self) -> list[str]:
@@ -48,6 +51,7 @@ class Doubts:
             (self._both_ways, "{}: run in both directions, numbered as registered"),
             (self._either, "{}: the inputs choose which one runs, they stand one behind the other"),
             (self._unfollowed, "{}: one loop runs them in a way that its code does not tell, their order is a guess"),
+            (self._carried, "{}: from the second turn of a loop on, what runs behind it has run in the turn before"),
             (self._unmentioned, "{}: no code that runs it was found, it stands where it is registered"),
         ]
         return [sentence.format(", ".join(dict.fromkeys(names))) for names, sentence in found if names]

@@ -166,11 +166,13 @@ class Evaluation:
         if name == "range" and values and all(type(value) is int for value in values):
             return range(*values)
         lists = [items_of(value) for value in values]
-        if not lists or any(items is None for items in lists):
-            return UNKNOWN
         found: list[Any] = [list(items) for items in lists if items is not None]
+        if not found or (len(found) < len(lists) and name != "zip"):
+            return UNKNOWN
         if name == "zip":
-            return [list(row) for row in zip(*found, strict=False)]
+            # What is not known beside the modules (the features that they work on) is taken to be as long as they are.
+            unknown = [UNKNOWN] * min(map(len, found))
+            return [list(row) for row in zip(*(unknown if i is None else i for i in lists), strict=False)]
         first = found[0]
         answers: dict[str, Any] = {
             "len": len(first),

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
 from torch import nn
 
 from lightning_freeze.layers.blocks import Block, Stack
 from lightning_freeze.layers.doubts import Doubts
-from lightning_freeze.layers.source import use_order
+from lightning_freeze.layers.source import LENT, use_order
 from lightning_freeze.layers.tree import Node, names_embedding, names_head
+from lightning_freeze.layers.uses import UseOrder
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,7 @@ class _Flow:
         self._tied = _tied(stacks)
         self._aliases: list[Node] = []
         self._begun = False
+        self._handed: dict[int, dict[str, Node]] = {}
         # Modules that a container registers and lends to blocks: the first block that holds one runs it.
         parts = (part for stack in stacks for block in stack.blocks for part in block.parts)
         self._lent = {id(other) for part in parts for node in part.walk() for other in node.shared.values()}
@@ -153,14 +155,18 @@ class _Flow:
             return [Item(node.name, parent, node, self._empty[id(node)])]
         if id(node) not in self._open:
             return [Item(node.name, parent, node)]
-        source = None if node.is_list else use_order(node.module)
+        handed = self._handed.get(id(node), {})
+        source = None if node.is_list else use_order(node.module, {name: one.module for name, one in handed.items()})
         children = {**node.shared, **{child.key: child for child in node.children}}
+        if source:
+            self._hand(source, children)
+        children |= {LENT + name: one for name, one in handed.items()}
         found: list[Item] = []
         known = {step.split(".")[0] for step in source.steps} if source else set()
         aliases = {c.key for c in node.children if c.key not in known and self._is_alias(c)} if known else set()
         if source:
             self.doubts.note(node, source, self._open, self._block)
-        for step in _ordered(node, source.steps if source else []):
+        for step in _ordered(node, source.steps if source else [], {LENT + name for name in handed}):
             key, _, rest = step.partition(".")
             if key in aliases:
                 self._aliases.append(children[key])
@@ -185,6 +191,13 @@ class _Flow:
             shared = source is not None and key in source.again and len(inner) == 1
             found += [replace(inner[0], again=True)] if shared else inner
         return found
+
+    def _hand(self, source: UseOrder, children: Mapping[str, Node]) -> None:
+        """Remember the lists that a container hands to its children: these run their elements."""
+        for key, lent in source.lent.items():
+            if key in children and id(children[key]) in self._open:
+                found = {name: children[name_here] for name, name_here in lent.items() if name_here in children}
+                self._handed.setdefault(id(children[key]), {}).update(found)
 
     def held_only(self, items: Sequence[Item]) -> list[Item]:
         """Steps for modules that only hold weights of others, where these others are no steps either."""
@@ -240,12 +253,12 @@ def _parameters(node: Node) -> list[int]:
     return [id(p) for below in node.walk() for p in below.module._parameters.values() if p is not None]
 
 
-def _ordered(node: Node, used: Sequence[str]) -> list[str]:
+def _ordered(node: Node, used: Sequence[str], handed: Set[str] = frozenset()) -> list[str]:
     """Steps of a container: those of its code, and what that does not mention where it is registered."""
     registered = [*node.own, *(child.key for child in node.children)]
     if node.is_list:
         return registered
-    known = {*registered, *node.shared}
+    known = {*registered, *node.shared, *handed}
     order = [step for step in used if step.split(".")[0] in known]
     for position, key in enumerate(registered):
         places = [i for i, step in enumerate(order) if step.split(".")[0] == key]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -18,6 +20,7 @@ class Scope:
         module: The module that ``self`` is.
         me: What the method calls ``self``.
         owner: The class that defines the method; that of the module if left out.
+        around: The global names that the method sees.
 
     Attributes:
         module: The module that ``self`` is.
@@ -27,13 +30,16 @@ class Scope:
         bound: Local names that are known: numbers, texts, elements of lists, or lists of them.
     """
 
-    def __init__(self, module: nn.Module, me: str = "self", owner: type | None = None) -> None:
+    def __init__(
+        self, module: nn.Module, me: str = "self", owner: type | None = None, around: Mapping[str, Any] | None = None
+    ) -> None:
         """Know the module, and no local name yet."""
         self.module = module
         self.names = set(module._modules) | set(module._parameters)
         self.me = me
         self.owner = owner or type(module)
         self.bound: dict[str, Any] = {}
+        self._around = around or {}
 
     def chain(self, node: ast.AST) -> list[str] | None:
         """``["a", "b"]`` for ``self.a.b``, ``[]`` for ``self``, else ``None``."""
@@ -99,6 +105,34 @@ class Scope:
             known = isinstance(value, list | tuple) and len(value) == len(target.elts)
             for position, part in enumerate(target.elts):
                 self.bind(part, value[position] if known else UNKNOWN)
+
+    def child(self, chain: Sequence[str]) -> nn.Module | None:
+        """The module ``self.a.b``, ``None`` if it is none or ``self``."""
+        module: nn.Module | None = self.module if chain else None
+        for key in chain:
+            module = module._modules.get(key) if module is not None else None
+        return module
+
+    def lists(self, node: ast.expr) -> nn.ModuleList | None:
+        """The list ``self.a``, ``None`` if an expression is anything else."""
+        chain = self.chain(node)
+        child = self.module._modules.get(chain[0]) if chain and len(chain) == 1 else None
+        return child if isinstance(child, nn.ModuleList) else None
+
+    def function(self, node: ast.expr) -> Callable[..., Any] | None:
+        """The function of a model's own code that a name stands for."""
+        found = self._around.get(node.id) if isinstance(node, ast.Name) and node.id not in self.bound else None
+        outside = ("torch.", "lightning", "pytorch_lightning")
+        return found if inspect.isfunction(found) and not (found.__module__ or "").startswith(outside) else None
+
+    def numbers(self, names: Iterable[str]) -> dict[str, int]:
+        """Those of the names that stand for a number."""
+        return {name: self.bound[name] for name in names if type(self.bound.get(name)) is int}
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Take the numbers that names stand for as unknown: a branch or a loop may have changed them."""
+        for name in self.numbers(names):
+            del self.bound[name]
 
     def evaluate(self, node: ast.AST) -> Any:
         """The value of an expression in a loop, as far as it follows from settings, indices and module lists."""

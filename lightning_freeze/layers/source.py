@@ -9,18 +9,33 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Iterable, Sequence
-from copy import copy
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 from torch import nn
 
+from lightning_freeze.layers.branches import Branches
+from lightning_freeze.layers.calls import handed, numbers_handed
 from lightning_freeze.layers.evaluate import Either, Element
 from lightning_freeze.layers.loops import changes_only, count_of, runs_nothing, turns_of
 from lightning_freeze.layers.scope import Scope, elements_in
-from lightning_freeze.layers.syntax import entries, is_fact, is_getattr, is_super, leaves, names_of, parse, running
+from lightning_freeze.layers.syntax import (
+    assigned,
+    entries,
+    from_second_turn,
+    is_fact,
+    is_getattr,
+    is_super,
+    names_around,
+    names_of,
+    parse,
+    running,
+)
+from lightning_freeze.layers.uses import UseOrder
 
+#: What the name of a list begins with that is handed to the code which picks from it.
+LENT = "@"
 _QUESTIONS = frozenset({"len", "isinstance", "hasattr", "id", "type"})
 _FRAMEWORK = (
     "torch.nn.modules.module",
@@ -32,79 +47,40 @@ _FRAMEWORK = (
 )
 
 
-@dataclass
-class UseOrder:
-    """How a module's code uses what it holds.
-
-    Attributes:
-        order: Attribute names, first used first. Empty where the source cannot be read.
-        steps: The same in more detail: where a loop uses more than the elements of one list, each element stands on
-            its own (``"blocks.0"``, ``"norms.0"``, ``"blocks.1"``).
-        passes: Attribute name to the number of times a counted loop runs it, for loops like
-            ``for i in range(self.config.num_hidden_layers)`` (weights shared between depths).
-        repeated: The same for names that the loop runs without an index: one module for every depth.
-        again: Names that are used once more after something else was used.
-        both_ways: Lists that one loop runs forwards and another one backwards.
-        either: Groups of children of which the inputs choose one.
-        unfollowed: Groups of lists that one loop runs in a way that the code does not tell.
-    """
-
-    order: list[str] = field(default_factory=list)
-    steps: list[str] = field(default_factory=list)
-    passes: dict[str, int] = field(default_factory=dict)
-    repeated: dict[str, int] = field(default_factory=dict)
-    again: set[str] = field(default_factory=set)
-    both_ways: set[str] = field(default_factory=set)
-    either: set[tuple[str, ...]] = field(default_factory=set)
-    unfollowed: set[tuple[str, ...]] = field(default_factory=set)
-
-
-def use_order(module: nn.Module) -> UseOrder:
+def use_order(module: nn.Module, lent: Mapping[str, nn.Module] | None = None) -> UseOrder:
     """Read the code of ``module`` for the order in which it uses its children and its own parameters.
 
     Args:
         module: The module; its code is parsed, not run.
+        lent: Lists of modules that its ``forward`` is handed, by the names of the parameters. What it uses of them
+            is named with a leading ``LENT``.
 
     Returns:
         What the code says, starting with a LightningModule's ``training_step``, else with ``forward``.
     """
-    found = vars(_Reader(module))
+    found = vars(_Reader(module, lent=lent))
     return UseOrder(**{part.name: found[part.name] for part in fields(UseOrder)} | {"steps": list(found["steps"])})
 
 
-class _Reader(ast.NodeVisitor):
+class _Reader(Branches):
     """Visits code in the order in which it is evaluated."""
 
-    def __init__(self, module: nn.Module) -> None:
-        self.order: list[str] = []
-        self.steps: dict[str, None] = {}
-        self.passes: dict[str, int] = {}
-        self.repeated: dict[str, int] = {}
-        self.again: set[str] = set()
-        self.both_ways: set[str] = set()
-        self.either: set[tuple[str, ...]] = set()
-        self.unfollowed: set[tuple[str, ...]] = set()
-        self._latest = ""
+    def __init__(
+        self,
+        module: nn.Module,
+        methods: Sequence[str] = (),
+        opened: set[Any] | None = None,
+        lent: Mapping[str, nn.Module] | None = None,
+    ) -> None:
+        super().__init__()
+        self._held = {name: Element(LENT + name, lists) for name, lists in (lent or {}).items()}
         self._module = module
         self._scope = Scope(module)
-        self._looped: list[set[str]] = []
-        self._fresh: set[str] = set()
-        self._open: set[Any] = set()
-        for entry in entries(type(module)):
+        self._open: set[Any] = set() if opened is None else opened
+        for entry in methods or entries(type(module)):
             self._follow(entry, type(module))
 
-    def _use(self, name: str, path: str = "") -> None:
-        """Note the use of an attribute, or of one element (``path``) of the list that it is."""
-        if name not in self._scope.names:
-            return
-        self.steps.setdefault(path or name)
-        if name not in self.order:
-            self.order.append(name)
-        elif name != self._latest and name not in self._fresh:
-            self.again.add(name)
-        self._latest = name
-
-    def _follow(self, name: str, start: type, skip: bool = False) -> None:
+    def _follow(self, name: str, start: type, call: ast.Call | None = None, skip: bool = False) -> None:
         """Read method ``name`` as found from class ``start`` on (behind it with ``skip``)."""
         mro = type(self._module).__mro__
         classes = mro[mro.index(start) + 1 :] if skip else mro
@@ -116,42 +92,17 @@ class _Reader(ast.NodeVisitor):
         if tree is None or function in self._open or len(self._open) > 12:
             return
         before = self._scope
-        self._scope = Scope(self._module, tree.args.args[0].arg if tree.args.args else "", owner)
+        self._scope = Scope(
+            self._module, tree.args.args[0].arg if tree.args.args else "", owner, names_around(function)
+        )
+        self._scope.bound = numbers_handed(tree, call, before)
+        if self._held and name == "forward":
+            self._scope.bound.update(self._held)
+            self._scope.names |= {element.path for element in self._held.values()}
         self._open.add(function)
         self._visit_all(self._without_short_cut(tree.body))
         self._open.discard(function)
         self._scope = before
-
-    def _without_short_cut(self, body: list[ast.stmt]) -> list[ast.stmt]:
-        """The statements of a method, less a first branch that leaves it early and leaves out steps.
-
-        ``if plain: return self.model(x)``, and behind it ``x = self.prompt(x)`` before the same model: only the long
-        way tells where the prompt runs.
-        """
-        for position, node in enumerate(body):
-            if not (isinstance(node, ast.If) and not node.orelse and leaves(node.body)):
-                continue
-            chains = [chain for part in node.body for sub in ast.walk(part) if (chain := self._scope.chain(sub))]
-            used = {chain[0] for chain in chains} & self._scope.names
-            if len(used) == 1 and not used & set(self.order) and self._scope.known(node.test) is None:
-                first = self._first_of(body[position + 1 :], used)
-                return body if first else [*body[:position], *body[position + 1 :]]
-        return body
-
-    def _first_of(self, rest: Sequence[ast.stmt], used: set[str]) -> bool:
-        """Whether the rest of a method does not use these names, or uses them before any other."""
-        trial = copy(self)
-        trial.order, trial.steps, trial.again, trial.both_ways = [], {}, set(), set()
-        trial.passes, trial.repeated, trial.either, trial.unfollowed = {}, {}, set(), set()
-        trial._scope = copy(self._scope)
-        trial._scope.bound = dict(self._scope.bound)
-        trial._visit_all(rest)
-        return not used & set(trial.order) or trial.order[0] in used
-
-    def _visit_all(self, nodes: Iterable[ast.AST | None]) -> None:
-        for node in nodes:
-            if node is not None:
-                self.visit(node)
 
     def visit_Name(self, node: ast.Name) -> None:
         element = self._scope.bound.get(node.id)
@@ -175,19 +126,67 @@ class _Reader(ast.NodeVisitor):
     def visit_Call(self, node: ast.Call) -> None:
         if isinstance(node.func, ast.Name) and node.func.id in _QUESTIONS:
             return
-        self._visit_all([*node.args, *(keyword.value for keyword in node.keywords)])
+        if self._follow_function(node):
+            return
         chain = self._scope.chain(node.func)
+        lent = self._lend(chain[0], node) if chain and len(chain) == 1 else []
+        self._visit_all(value for value in [*node.args, *(k.value for k in node.keywords)] if value not in lent)
         if chain == []:
-            self._follow("forward", type(self._module))
+            self._follow("forward", type(self._module), node)
         elif chain and len(chain) == 1 and chain[0] not in self._scope.names:
-            self._follow(chain[0], type(self._module))
+            self._follow(chain[0], type(self._module), node)
         elif is_super(node.func):
             assert isinstance(node.func, ast.Attribute)
-            self._follow(node.func.attr, self._scope.owner, skip=True)
+            self._follow(node.func.attr, self._scope.owner, node, skip=True)
         elif is_getattr(node) and self._scope.chain(node.args[0]) == []:
             self._use(str(self._scope.evaluate(node.args[1])))
-        else:
+        elif not self._enter(chain or []):
             self.visit(node.func)
+
+    def _follow_function(self, node: ast.Call) -> bool:
+        """Read a function that is handed modules: it need not run them in the order in which it takes them."""
+        function = self._scope.function(node.func)
+        tree = None if function is None or function in self._open else parse(function)
+        if tree is None or function is None:
+            return False
+        values = {name: self._scope.evaluate(value) for name, value in handed(tree, node, bound=False).items()}
+        modules = {name: value for name, value in values.items() if isinstance(value, Element)}
+        if len(modules) < 2:
+            return False
+        others = [value for name, value in handed(tree, node, bound=False).items() if name not in modules]
+        self._visit_all([*others, *(part for part in node.args if isinstance(part, ast.Starred))])
+        before = self._scope
+        self._scope = Scope(self._module, "", type(self._module), names_around(function))
+        self._scope.bound = dict(modules)
+        self._open.add(function)
+        self._visit_all(tree.body)
+        self._open.discard(function)
+        self._scope = before
+        return True
+
+    def _lend(self, key: str, node: ast.Call) -> list[ast.expr]:
+        """Note which lists a child is handed to pick from: their elements run inside of it."""
+        child = self._module._modules.get(key)
+        values = [*node.args, *(part.value for part in node.keywords)]
+        if child is None or not any(self._scope.lists(value) for value in values):
+            return []
+        tree = parse(forward) if inspect.isfunction(forward := getattr(type(child), "forward", None)) else None
+        given = handed(tree, node, bound=True) if tree is not None else {}
+        found = {name: part for name, value in given.items() if (part := self._scope.lists(value))}
+        picked = {step.split(".")[0] for step in _Reader(child, lent=found).steps if "." in step}
+        lent = [name for name in found if LENT + name in picked]
+        self.lent.setdefault(key, {}).update({name: (self._scope.chain(given[name]) or [""])[0] for name in lent})
+        return [given[name] for name in lent]
+
+    def _enter(self, chain: list[str]) -> bool:
+        """Read a method of a child (``self.child.embed(x)``): it may run a part of the child only."""
+        child = self._scope.child(chain[:-1])
+        if child is None or chain[-1] in child._modules or chain[-1] == "forward" or is_fact(chain[-1]):
+            return False
+        steps = _Reader(child, chain[-1:], self._open).steps
+        for step in steps:
+            self._use(chain[0], ".".join([*chain[:-1], step]))
+        return bool(steps)
 
     def visit_Subscript(self, node: ast.Subscript) -> None:
         element = self._scope.evaluate(node)
@@ -198,7 +197,7 @@ class _Reader(ast.NodeVisitor):
                 self._looped[-1].add(name)
             return
         chain = self._scope.chain(node.value)
-        if chain and self._looped and chain[0] in self._scope.names:
+        if chain and self._looped and chain[0] in self._scope.names and self._scope.held_weight(node.value) is None:
             self._looped[-1].add(chain[0])
         self._visit_all([node.slice, node.value])
 
@@ -219,22 +218,16 @@ class _Reader(ast.NodeVisitor):
         for name in names:
             self._scope.bound.pop(name, None)
         self._visit_all([node.value, *node.targets])
-
-    def visit_If(self, node: ast.If) -> None:
-        known = self._scope.known(node.test)
-        self._visit_all(running(node.test))
-        self._visit_all(node.body if known is not False else [])
-        self._visit_all(node.orelse if known is not True else [])
-
-    def visit_IfExp(self, node: ast.IfExp) -> None:
-        known = self._scope.known(node.test)
-        self._visit_all([*running(node.test), node.body if known is not False else node.orelse])
-        self._visit_all([node.orelse] if known is None else [])
+        if type(value) is int and isinstance(node.targets[0], ast.Name):
+            self._scope.bound[node.targets[0].id] = value
 
     def visit_ListComp(self, node: ast.ListComp) -> None:
         body = [node.elt, *(test for part in node.generators for test in part.ifs)]
         if not (len(node.generators) == 1 and runs_nothing(node.generators[0], body, self._scope)):
+            hidden = self._scope.numbers(assigned(node.generators))
+            self._scope.forget(hidden)
             self._visit_all([*node.generators, node.elt])
+            self._scope.bound.update(hidden)
 
     visit_GeneratorExp = visit_ListComp  # type: ignore[assignment]
 
@@ -264,18 +257,23 @@ class _Reader(ast.NodeVisitor):
             looped = self._looped.pop()
             self._fresh = outer
             self._scope.bound = kept
+            self._scope.forget(assigned([node]))
             self._visit_all(node.orelse)
             inside = [name for name in self.order if name not in plain]
             self._note_passes(node, looped, inside)
             return
         start = len(self.order)
+        for later, at_first in [] if self._trying else from_second_turn(node):
+            self.carried |= set(self._tried(later).order) - set(self._tried(at_first).order) - set(self.order)
         looped = {
             chain[0]
             for part in ast.walk(node.iter)
             if (chain := self._scope.chain(part)) and chain[0] in self._scope.names
         }
         self._looped.append(looped)
+        self._scope.forget(assigned([node]))
         self._visit_all([node.iter, *node.body, *node.orelse])
+        self._scope.forget(assigned([node]))
         self._looped.pop()
         if len(looped) > 1:
             self.unfollowed.add(tuple(sorted(looped)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -23,6 +23,53 @@ def names_of(target: ast.expr) -> list[str]:
     """The names that an assignment binds."""
     parts = target.elts if isinstance(target, ast.Tuple | ast.List) else [target]
     return [part.id for part in parts if isinstance(part, ast.Name)]
+
+
+def assigned(nodes: Iterable[ast.AST]) -> set[str]:
+    """The names that statements or loop targets give a value."""
+    return {name for node in nodes for name in _assigned_in(node)}
+
+
+@lru_cache(maxsize=4096)
+def _assigned_in(node: ast.AST) -> frozenset[str]:
+    inside = (part for part in ast.walk(node) if isinstance(part, ast.Name))
+    return frozenset(part.id for part in inside if isinstance(part.ctx, ast.Store))
+
+
+def from_second_turn(loop: ast.For) -> list[tuple[list[ast.stmt], list[ast.stmt]]]:
+    """Branches that a loop takes from its second turn on, with what the turn before has left, and in its first one."""
+    found = []
+    for place, node in enumerate(loop.body):
+        test = node.test if isinstance(node, ast.If) else None
+        if not (isinstance(node, ast.If) and isinstance(test, ast.Compare) and isinstance(test.left, ast.Name)):
+            continue
+        against, kind = test.comparators[0], test.ops[0]
+        is_none = isinstance(against, ast.Constant) and against.value is None and isinstance(kind, ast.Is | ast.IsNot)
+        if is_none and test.left.id in assigned(loop.body[place + 1 :]):
+            branches = (node.orelse, node.body)
+            found.append(branches if isinstance(kind, ast.Is) else branches[::-1])
+    return found
+
+
+def woven(first: Sequence[str], second: Sequence[str]) -> list[str]:
+    """Two orders as one: that of the first, with what only the second has before what follows it there."""
+    merged = list(first)
+    last: list[str] = []
+    following = ""
+    for step in reversed(second):
+        if step not in merged and not following:
+            last.insert(0, step)
+        elif step not in merged:
+            merged.insert(merged.index(following), step)
+            following = step
+        elif not following or merged.index(step) < merged.index(following):
+            following = step
+    return merged + last
+
+
+def names_around(function: Callable[..., Any]) -> Mapping[str, Any]:
+    """The global names that a function sees, those of what it decorates if that is all that it does."""
+    return getattr(inspect.unwrap(function), "__globals__", {})
 
 
 def entries(cls: type) -> list[str]:

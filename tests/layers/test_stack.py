@@ -196,3 +196,47 @@ def test_a_wrapper_passes_the_question_for_the_layers_on() -> None:
                 return getattr(self.base, name)
 
     assert LayerStack(Wrapper()).names == ["second", "first"]
+
+
+class GradientCheckpointingLayer(nn.Module):
+    """Known by its name, as transformers marks its blocks."""
+
+
+class Bridge(GradientCheckpointingLayer):
+    def __init__(self, convolutions: int) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv1d(4, 4, 1) for _ in range(convolutions))
+
+
+def test_the_small_ones_among_marked_blocks_are_blocks_too() -> None:
+    module = nn.Module()
+    module.bridge = nn.ModuleList([Bridge(1), Bridge(1), Bridge(3), Bridge(3)])
+    assert [layer.prefixes for layer in LayerStack(module).blocks] == [(f"bridge.{i}",) for i in range(4)]
+
+
+class Step(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(4), nn.Linear(4, 8), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.down(self.up(self.norm(x)))
+
+
+class StemAndLayers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.ModuleList(Step() for _ in range(2))
+        self.layers = nn.ModuleList(Step() for _ in range(24))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.stem:
+            x = layer(x)
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def test_a_short_stack_of_the_blocks_of_a_long_one_is_a_stack_too() -> None:
+    towers = LayerStack(StemAndLayers()).towers
+    assert {name: len(blocks) for name, blocks in towers.items()} == {"stem": 2, "layers": 24}

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
 from lightning_freeze.callbacks.company_checks import Company
+from lightning_freeze.callbacks.gradient_checks import GradientCheck
 from lightning_freeze.callbacks.saving_checks import SavingCheck
 from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.layers import LayerStack
@@ -34,6 +35,7 @@ class LayerCallback(Callback):
 
     def __init__(self, groups: Groups | None = None, verbose: bool = True) -> None:
         self._saving: SavingCheck | None = None
+        self._gradients: GradientCheck | None = None
         self.groups = groups
         self.verbose = verbose
         self._session: Session | None = None
@@ -142,7 +144,8 @@ class LayerCallback(Callback):
     def __getstate__(self) -> dict[str, Any]:
         # A copy or a pickle of a callback is its configuration and progress, never the run that it takes part in.
         # (`log` is the module's own method, which Lightning attaches.)
-        return {k: v for k, v in vars(self).items() if k != "log"} | {"_session": None, "_stack": None, "_saving": None}
+        run = dict.fromkeys(("_session", "_stack", "_saving", "_gradients"))
+        return {k: v for k, v in vars(self).items() if k != "log"} | run
 
 
 class FreezingCallback(LayerCallback):
@@ -181,6 +184,7 @@ class FreezingCallback(LayerCallback):
         if self._session is not None and self._session.is_running:
             self._saving = SavingCheck(self, self._session)
             self._saving.look_ahead()
+            self._gradients = GradientCheck(self, self._session)
             if self.verbose and self._session.first("noise"):
                 for line in noise_lines(self.stack, unrest(self.stack)):
                     pl_module.print(f"{line[:1].upper()}{line[1:]}.")
@@ -196,8 +200,20 @@ class FreezingCallback(LayerCallback):
         if self._saving is not None:
             self._saving.end_forward()
 
+    def on_before_optimizer_step(  # noqa: D102
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        super().on_before_optimizer_step(trainer, pl_module, optimizer)
+        if self._gradients is not None:
+            self._gradients.before_step(optimizer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        super().on_train_end(trainer, pl_module)
+        if self._gradients is not None:
+            self._gradients.end_phase()
+
     def _leave(self) -> None:
-        self._saving = None
+        self._saving = self._gradients = None
         super()._leave()
 
 

@@ -5,13 +5,14 @@ from lightning_freeze.distributed.changes import before_change, resynchronise
 from lightning_freeze.distributed.optimizer_state import restore_where_saved
 from lightning_freeze.distributed.replaced import Snapshot
 from lightning_freeze.distributed.sharding import gathered, reshard, write
-from lightning_freeze.distributed.support import check_strategy, check_wrapped
+from lightning_freeze.distributed.support import check_strategy, check_wrapped, foreign_wrapper
 
 __all__ = [
     "Snapshot",
     "before_change",
     "check_strategy",
     "check_wrapped",
+    "foreign_wrapper",
     "gathered",
     "mean_over_ranks",
     "reshard",

@@ -61,9 +61,7 @@ def check_wrapped(owners: Sequence[str], trainer: Trainer, module: LightningModu
     if not owners:
         return
     strategy = trainer.strategy
-    wrapper = strategy.model
-    replicated = isinstance(strategy, DDPStrategy) and isinstance(wrapper, DistributedDataParallel)
-    foreign = wrapper if wrapper is not module and not replicated else _flattened(module)
+    foreign = foreign_wrapper(trainer, module)
     if foreign is not None:
         raise ConfigurationError(
             f"{_and(owners)} cannot run under {type(strategy).__name__}: it wraps the model in "
@@ -78,6 +76,18 @@ def check_wrapped(owners: Sequence[str], trainer: Trainer, module: LightningModu
                     f"fully_shard(self) last."
                 )
     _check_optimizers(owners, trainer.optimizers)
+
+
+def foreign_wrapper(trainer: Trainer, module: LightningModule) -> object | None:
+    """What the model is wrapped in, if parameters and their gradients are not where the module has them.
+
+    Args:
+        trainer: The running trainer, once the strategy has wrapped the model.
+        module: The module that is being fitted.
+    """
+    wrapper = trainer.strategy.model
+    replicated = isinstance(trainer.strategy, DDPStrategy) and isinstance(wrapper, DistributedDataParallel)
+    return wrapper if wrapper is not module and not replicated else _flattened(module)
 
 
 def _check_optimizers(owners: Sequence[str], optimizers: Iterable[Optimizer]) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import threading
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,12 +16,14 @@ from torch import Tensor
 
 from lightning_freeze.cache import folder
 from lightning_freeze.cache.entry import VERSION, seal
-from lightning_freeze.cache.environment import Damaged, Environment, Failed, acquire, release
+from lightning_freeze.cache.environment import Damaged, Environment, Failed, acquire, release, retain
 from lightning_freeze.cache.sizes import show_size
 
 _Result = TypeVar("_Result")
 _NAMESPACE_BYTES = 16
 _LOOK_AGAIN = 5.0
+# Each takes three file descriptors, and a prefix that changes with each step makes one namespace a step.
+_MOST_OPEN = 8
 _MOST_RESERVE = 1024**3
 _RESERVE_SHARE = 0.05
 _AGAIN = "What is not stored is computed again."
@@ -55,13 +58,17 @@ class DiskTier:
         self._info: dict[bytes, dict[str, str | int]] = {}
         self._damaged: set[bytes] = set()
         self._broken: set[bytes] = set()
+        # The last one is the one that was used last. Whoever uses one holds it once more meanwhile (`_borrowed`), so
+        # that it may be let go of here at any time.
         self._environments: dict[bytes, Environment] = {}
-        self._all: list[Environment] = []
         self._looked: dict[bytes, float] = {}
+        self._walked: dict[bytes, tuple[int, int]] = {}
+        self._counts: dict[bytes, int] = {}
         self._lock = threading.Lock()
         self._said: set[str] = set()
         self._to_say: list[str] = []
         self._writes = self._prepare()
+        self._device = folder.device(root)
 
     def _prepare(self) -> bool:
         if (self.root / folder.MARKER).exists():
@@ -115,13 +122,12 @@ class DiskTier:
                 )
             return result
 
-        environment = self._environment(namespace, create=False)
-        if environment is None:
-            return [None] * len(keys)
-        try:
-            return environment.read(keys, counted)
-        except Failed as error:
-            self._give_up(namespace, error)
+        with self._borrowed(namespace, create=False) as environment:
+            try:
+                if environment is not None:
+                    return environment.read(keys, counted)
+            except (Failed, OSError) as error:
+                self._give_up(namespace, error)
             return [None] * len(keys)
 
     def write(self, entries: dict[bytes, Tensor]) -> None:
@@ -134,37 +140,55 @@ class DiskTier:
         for name in entries:
             by_namespace.setdefault(name[:_NAMESPACE_BYTES], []).append(name)
         for namespace, names in by_namespace.items():
-            if not self._writes or not self._has_room(namespace, sum(len(entries[name]) for name in names)):
-                self.dropped += len(names)
-                continue
-            rows = []
-            for name in names:
-                data = entries[name].numpy()
-                seal(name, data)
-                rows.append((name[_NAMESPACE_BYTES:], data.data, name in self._damaged))
             try:
-                environment = self._environment(namespace, create=True)
-                if environment is None:
-                    self.dropped += len(names)
-                    continue
-                environment.write(rows)
-                self._damaged.difference_update(names)
-            except (Failed, OSError) as error:
-                self._writes = False
-                self.dropped += len(names)
-                self._say("write", f"{self.root} cannot be written ({error}): nothing more is added to it. {_AGAIN}")
+                is_written = self._writes and self._write(namespace, {name: entries[name] for name in names})
+            except (Failed, Damaged, OSError) as error:
+                self.fail(error, len(names))
+            else:
+                self.dropped += 0 if is_written else len(names)
+
+    def _write(self, namespace: bytes, entries: dict[bytes, Tensor]) -> bool:
+        if not self._has_room(namespace, sum(map(len, entries.values()))):
+            return False
+        rows = []
+        for name, entry in entries.items():
+            data = entry.numpy()
+            seal(name, data)
+            rows.append((name[_NAMESPACE_BYTES:], data.data, name in self._damaged))
+        with self._borrowed(namespace, create=True) as environment:
+            if environment is None:
+                return False
+            environment.write(rows)
+        self._damaged.difference_update(entries)
+        return True
+
+    def fail(self, error: BaseException, count: int) -> None:
+        """Write nothing any more.
+
+        Args:
+            error: Why.
+            count: How many entries were not written for it.
+        """
+        self._writes = False
+        self.dropped += count
+        reason = str(error) if isinstance(error, Failed | Damaged | OSError) else repr(error)
+        self._say("write", f"{self.root} cannot be written ({reason}): nothing more is added to it. {_AGAIN}")
 
     @property
     def entries(self) -> int:
         """Entries in the namespaces used."""
         with self._lock:
-            environments = list(self._environments.values())
-        return sum(len(environment) for environment in environments)
+            for namespace in self._environments:
+                self._count(namespace)
+            counts = list(self._counts.items())
+        return sum(count for namespace, count in counts if os.path.exists(self._path(namespace) / folder.DATA))
 
     @property
     def held_bytes(self) -> int:
         """Bytes on disk of the namespaces used."""
-        return sum(folder.bytes_on_disk(self._path(namespace)) for namespace in list(self._environments))
+        with self._lock:
+            used = list(self._counts)
+        return sum(folder.bytes_on_disk(self._path(namespace)) for namespace in used)
 
     def say(self) -> None:
         """Give the warnings that have come up since the last call; the thread that writes cannot do so itself."""
@@ -174,52 +198,92 @@ class DiskTier:
     def close(self) -> None:
         """Close everything; what is used again is opened again."""
         with self._lock:
-            for environment in self._all:
-                release(environment)
-            self._environments, self._all = {}, []
+            for namespace in list(self._environments):
+                self._let_go(namespace)
+            self._counts = {}
 
     def after_fork(self) -> None:
         """Forget the handles of the parent process."""
         self._lock = threading.Lock()
-        self._environments, self._all = {}, []
+        self._environments, self._counts = {}, {}
 
     def _path(self, namespace: bytes) -> Path:
         return self.root / namespace.hex()
 
-    def _environment(self, namespace: bytes, create: bool) -> Environment | None:
-        """The open environment of a namespace. One that was removed meanwhile is opened, or made, anew."""
+    @contextlib.contextmanager
+    def _borrowed(self, namespace: bytes, create: bool) -> Iterator[Environment | None]:
+        """The environment of a namespace, which stays open at least until it is given back."""
         with self._lock:
-            if namespace in self._broken:
-                return None
-            path, now = self._path(namespace), time.monotonic()
-            found = self._environments.get(namespace)
-            if found is not None and (create or now - self._looked[namespace] > _LOOK_AGAIN):
-                self._looked[namespace] = now
-                if self._writes:
-                    folder.touch(path)
-                if not found.is_current:
-                    # Still in `_all`: the other thread may be reading from it.
-                    del self._environments[namespace]
-                    found = None
-            if found is not None or not (create or (path / folder.DATA).exists()):
-                return found
-            try:
-                if create:
-                    self._make(namespace)
-                found = acquire(path, readonly=not self._writes)
-                if found.users == 1 and found.is_quick_to_walk and (problem := found.problem()):
-                    release(found)
-                    raise Damaged(problem)
-            except (Failed, Damaged, OSError) as error:
-                if create and not (path / folder.DATA).exists():
-                    raise
-                self._give_up(namespace, error)
-                return None
-            self._environments[namespace], self._looked[namespace] = found, now
-            self._all.append(found)
+            environment = self._environment(namespace, create)
+            if environment is not None:
+                retain(environment)
+        try:
+            yield environment
+        finally:
+            if environment is not None:
+                release(environment)
+
+    def _environment(self, namespace: bytes, create: bool) -> Environment | None:
+        """The environment of a namespace, opened if need be. One that was removed is opened, or made, anew."""
+        if namespace in self._broken:
+            return None
+        path, now = self._path(namespace), time.monotonic()
+        found = self._environments.get(namespace)
+        if found is not None and (create or now - self._looked[namespace] > _LOOK_AGAIN):
+            self._looked[namespace] = now
+            if self._writes:
+                folder.touch(path)
+            if not found.is_current:
+                self._let_go(namespace)
+                found = None
+        if found is not None:
+            self._environments[namespace] = self._environments.pop(namespace)
             return found
+        if not create and not os.path.exists(path / folder.DATA):
+            return None
+        try:
+            if create:
+                self._make(namespace)
+            found = self._open(namespace)
+        except (Failed, Damaged, OSError) as error:
+            if create and not os.path.exists(path / folder.DATA):
+                raise
+            self._give_up(namespace, error)
+            return None
+        self._environments[namespace], self._looked[namespace] = found, now
+        self._count(namespace)
+        while len(self._environments) > _MOST_OPEN:
+            self._let_go(next(iter(self._environments)))
+        return found
+
+    def _open(self, namespace: bytes) -> Environment:
+        environment = acquire(self._path(namespace), readonly=not self._writes)
+        try:
+            # Once a file: it is opened again whenever others have been in use for a while.
+            if environment.users == 1 and self._walked.get(namespace) != environment.file:
+                if environment.is_quick_to_walk and (problem := environment.problem()):
+                    raise Damaged(problem)
+                self._walked[namespace] = environment.file
+        except BaseException:
+            release(environment)
+            raise
+        return environment
+
+    def _let_go(self, namespace: bytes) -> None:
+        """Close an environment, as soon as nobody uses it any more."""
+        self._count(namespace)
+        del self._looked[namespace]
+        release(self._environments.pop(namespace))
+
+    def _count(self, namespace: bytes) -> None:
+        with contextlib.suppress(Failed):
+            self._counts[namespace] = len(self._environments[namespace])
 
     def _make(self, namespace: bytes) -> None:
+        # Where a disk was mounted an empty folder may be left, and what is written to it would fill another disk.
+        if folder.device(self.root) != self._device:
+            raise FileNotFoundError("it has been removed or unmounted")
+        folder.mark(self.root)
         path = self._path(namespace)
         path.mkdir(exist_ok=True)
         if not (path / folder.INFO).exists():
@@ -251,11 +315,10 @@ class DiskTier:
 
     def _give_up(self, namespace: bytes, error: Exception) -> None:
         self._broken.add(namespace)
-        self._say(
-            "broken",
-            f"{self._path(namespace)} cannot be read ({error}). What it holds is computed again. `lightning-freeze "
-            f"cache prune {self.root} --namespace {namespace.hex()[:8]}` removes it.",
-        )
+        message = f"{self._path(namespace)} cannot be read ({error}). What it holds is computed again."
+        if not isinstance(error, OSError):
+            message += f" `lightning-freeze cache prune {self.root} --namespace {namespace.hex()[:8]}` removes it."
+        self._say("broken", message)
 
     def _say(self, kind: str, message: str) -> None:
         if kind not in self._said:

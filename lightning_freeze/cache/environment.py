@@ -50,6 +50,10 @@ class Environment:
     Raises:
         lmdb.Error: If it cannot be opened.
         Damaged: If the file is shorter than its header says, as after a copy that was cut short.
+        OSError: If the folder is gone.
+
+    Attributes:
+        file: Device and inode of the file that is open.
     """
 
     def __init__(self, path: Path, readonly: bool, map_size: int | None = None) -> None:
@@ -59,13 +63,11 @@ class Environment:
         self._reading = threading.Lock()
         self._writing = threading.Lock()
         self._env = self._open(map_size or min(_LARGEST_MAP, max(_LEAST_MAP, shutil.disk_usage(path).total)))
-        file = (path / DATA).stat()
-        self._file = file.st_dev, file.st_ino
-        if not readonly:
-            self._env.reader_check()
-        if file.st_size < (self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"]:
+        try:
+            self.file = self._check()
+        except BaseException:
             self._env.close()
-            raise Damaged("the file is shorter than its header says")
+            raise
 
     @property
     def is_current(self) -> bool:
@@ -74,7 +76,7 @@ class Environment:
             file = (self.path / DATA).stat()
         except OSError:
             return False
-        return (file.st_dev, file.st_ino) == self._file
+        return (file.st_dev, file.st_ino) == self.file
 
     def read(self, keys: Sequence[bytes], use: Callable[[bytes, Any], _Result]) -> list[_Result | None]:
         """Look entries up.
@@ -166,6 +168,15 @@ class Environment:
     def __exit__(self, *_: Any) -> None:
         self.close()
 
+    def _check(self) -> tuple[int, int]:
+        """Which file it is, once it is known to be whole."""
+        file = (self.path / DATA).stat()
+        if not self.readonly:
+            self._env.reader_check()
+        if file.st_size < (self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"]:
+            raise Damaged("the file is shorter than its header says")
+        return file.st_dev, file.st_ino
+
     def _begin(self, write: bool) -> lmdb.Transaction:
         try:
             return self._env.begin(write=write, buffers=True)
@@ -218,6 +229,12 @@ def acquire(path: Path, readonly: bool) -> Environment:
             _living.add(found)
         found.users += 1
         return found
+
+
+def retain(environment: Environment) -> None:
+    """Hold a handle that is held already once more; give it back to :func:`release`, too."""
+    with _registry:
+        environment.users += 1
 
 
 def release(environment: Environment) -> None:

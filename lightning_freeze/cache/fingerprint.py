@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 import time
@@ -142,10 +143,12 @@ class Fingerprint:
         return list(found.values())
 
     def _loose_buffers(self) -> Iterable[tuple[str, Tensor]]:
-        """Buffers of the entry outside of blocks and stems, such as rotary frequencies."""
+        """Buffers of the entry outside of blocks and stems, such as rotary frequencies; not those of a head."""
         inside = {id(m) for root in (*self._tower.stems, *self._tower.blocks) for m in root.modules()}
+        early = {id(p) for p in self._tower.steps[0]}
         for name, module in self._tower.entry.named_modules():
-            if id(module) not in inside and not any(p is not None for p in module._parameters.values()):
+            own = {id(p) for p in module._parameters.values() if p is not None}
+            if id(module) not in inside and (not own or own & early):
                 yield from ((f"{name}.{key}", b) for key, b in module._buffers.items() if b is not None)
 
     def _code(self, step: int) -> Sequence[str]:
@@ -165,7 +168,19 @@ def surroundings(device: torch.device) -> str:
     """
     kind = device.type
     autocast = str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else "off"
-    return f"{kind}, autocast {autocast}, matmul {torch.get_float32_matmul_precision()}"
+    return f"{kind}, autocast {autocast}, float32 {_float32_precision(kind)}"
+
+
+def _float32_precision(kind: str) -> str:
+    """How products of float32 are computed; where the newer settings are used, asking for the older ones fails."""
+    backends = torch.backends
+    owner = backends.cudnn if kind == "cuda" else backends.mkldnn
+    places: list[Any] = [backends, backends.cuda.matmul if kind == "cuda" else getattr(owner, "matmul", None)]
+    places += [getattr(owner, "conv", None), owner if kind == "cuda" else None]
+    found = [str(getattr(place, "fp32_precision", "")) for place in places]
+    with contextlib.suppress(RuntimeError):
+        found.append(torch.get_float32_matmul_precision())
+    return " ".join(filter(None, found))
 
 
 def _settings(module: nn.Module) -> str:

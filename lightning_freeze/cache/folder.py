@@ -68,6 +68,14 @@ def mark(root: Path) -> None:
         write_json(root / MARKER, {"format": "lightning-freeze cache", "version": VERSION})
 
 
+def device(root: Path) -> int | None:
+    """Return which disk a folder is on, ``None`` if it is gone."""
+    try:
+        return root.stat().st_dev
+    except OSError:
+        return None
+
+
 def namespaces(root: Path) -> list[Namespace]:
     """Return the namespaces in a cache folder, the least recently used first."""
     found = []

@@ -123,7 +123,7 @@ class Call:
             stop: Leave out the positions from here on; ``None`` keeps all.
 
         Returns:
-            Positional and named arguments, or ``None`` if positions cannot be left out of them.
+            Positional and named arguments, or ``None`` if samples or positions cannot be left out of them.
         """
         index = torch.as_tensor(rows)
 
@@ -131,8 +131,8 @@ class Call:
             if isinstance(value, Tensor):
                 if self.is_per_sample(value):
                     value = value.index_select(0, index.to(value.device))
-                elif stop is not None and self.length in value.shape:
-                    raise _NotDivisible
+                elif (stop is not None and self.length in value.shape) or value.shape[:1] == (self.size,):
+                    raise _NotDivisible  # it counts positions, or may as well count the samples
                 if stop is None or self.length not in value.shape[1:]:
                     return value
                 if name in TOKENWISE and value.shape[1] == self.length:
@@ -155,7 +155,7 @@ class Call:
 
 
 class _NotDivisible(Exception):
-    """An argument has positions that cannot be left out."""
+    """An argument has samples or positions that cannot be left out."""
 
 
 class CallReader:
@@ -170,16 +170,19 @@ class CallReader:
         kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
         self.names = [p.name for p in parameters if p.kind in kinds]
 
+    def named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """All arguments of a call by name; those without one by position."""
+        return {**{(self.names[i] if i < len(self.names) else str(i)): v for i, v in enumerate(args)}, **kwargs}
+
     def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         """See the arguments of one call sample by sample.
 
         Raises:
             Unsupported: If there is no tensor among them, or something that cannot be keyed by its content.
         """
-        named = {(self.names[i] if i < len(self.names) else str(i)): value for i, value in enumerate(args)}
         leaves: dict[str, Tensor] = {}
         plain: dict[str, Any] = {}
-        for path, value in _walk({**named, **kwargs}):
+        for path, value in _walk(self.named(args, kwargs)):
             if isinstance(value, Tensor):
                 leaves[path] = value
             elif path.rpartition(".")[2] not in _REPORTING:

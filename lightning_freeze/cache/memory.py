@@ -9,7 +9,8 @@ tier takes in nothing new until something in it has gone stale:
   has moved: its old boundary is not read any more);
 - a slab without a hit during eight times that many look-ups (its samples do not come again).
 
-What is stale is dropped whole, so that neither memory nor the index is ever fragmented.
+What is stale is dropped whole, so that neither memory nor the index is ever fragmented. The slabs of a namespace begin
+small and double: a run in which each step brings a new namespace must not take a large slab for each.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from lightning_freeze.cache.index import KeyIndex, as_array
 
 _ALIGNMENT = 64
 _SLABS = 64
+_FIRST_SLAB = 1024**2
 _LARGEST_SLAB = 64 * 1024**2
 _LEAST_LOOKUPS = 256
 _SLAB_PATIENCE = 8
@@ -80,6 +82,11 @@ class MemoryTier:
         return sum(len(space.index) for space in self._spaces.values())
 
     @property
+    def stored_bytes(self) -> int:
+        """Bytes that the entries take; the rest of :attr:`bytes` is still free."""
+        return sum(slab.used for space in self._spaces.values() for slab in space.slabs.values())
+
+    @property
     def index_bytes(self) -> int:
         """Bytes that the indexes take."""
         return sum(space.index.nbytes for space in self._spaces.values())
@@ -121,8 +128,9 @@ class MemoryTier:
             if self.bytes + length > self.budget:
                 return None
             space = self._spaces.setdefault(namespace, _Space(self._clock))
+            before = max((len(slab.data) for slab in space.slabs.values()), default=0)
             last, self._next = self._next, self._next + 1
-            room = max(length, min(self._slab_size, self.budget - self.bytes))
+            room = max(length, min(self._slab_size, max(_FIRST_SLAB, 2 * before), self.budget - self.bytes))
             space.slabs[last] = _Slab(torch.empty(room, dtype=torch.uint8), 0, self._clock)
             self.bytes += room
         space.looked, slab = self._clock, space.slabs[last]

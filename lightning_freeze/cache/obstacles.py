@@ -36,18 +36,19 @@ class Obstacles:
         self.is_watched = False
         self._tower = tower
         self._boundary = -1
+        self._around = [module for module in tower.around() if module is not tower.entry]
 
     @property
     def are_quiet(self) -> bool:
         """Whether all of the modules are in eval mode."""
         return not any(module.training for module in self.modules)
 
-    def look(self, boundary: int, kwargs: dict[str, Any]) -> str:
+    def look(self, boundary: int, named: dict[str, Any]) -> str:
         """Look for what forbids to skip.
 
         Args:
             boundary: Number of blocks to skip.
-            kwargs: Named arguments of the call.
+            named: All arguments of the call, by name.
 
         Returns:
             The modes of the modules, as text.
@@ -57,14 +58,16 @@ class Obstacles:
         """
         config = getattr(self._tower.entry, "config", None)
         for request in _REQUESTS:
-            if kwargs.get(request) or (request not in kwargs and getattr(config, request, False)):
+            given = named.get(request)
+            if given or (given is None and getattr(config, request, False)):
                 raise Unsupported(f"{request}=True asks for what its skipped layers compute on the way")
         if torch.compiler.is_compiling():
             raise Unsupported("it is compiled")
         if self._boundary != boundary:
             self._boundary, self.modules = boundary, self._tower.prefix_modules(boundary)
         trains = []
-        watched = False
+        watched = bool(hooked_everywhere())
+        self._look_around()
         for number, module in enumerate(self.modules):
             if module._forward_hooks or module._forward_pre_hooks:
                 watched = self._has_hooks_of_ours(module) or watched
@@ -72,21 +75,48 @@ class Obstacles:
                 trains.append(number)
                 if isinstance(module, _BatchNorm):
                     raise Unsupported("a BatchNorm in its frozen layers is in training mode and averages over batches")
-        self.is_watched = watched and any(isinstance(module, _HOOKS_MATTER) for module in self.modules)
+        matters = hooked_everywhere() or any(isinstance(module, _HOOKS_MATTER) for module in self.modules)
+        self.is_watched = watched and bool(matters)
         return f"training {trains}" if trains else "eval"
 
     def _has_hooks_of_ours(self, module: nn.Module) -> bool:
         ours = False
         for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
-            owner = str(getattr(hook, "__module__", ""))
-            if owner.startswith("lightning_freeze."):
-                ours = True
-            # Those of transformers do nothing until hidden states or attentions are asked for, which is noticed above.
-            elif not owner.startswith("transformers.utils.output_capturing"):
-                names = (name for name, m in self._tower.entry.named_modules() if m is module)
-                name = next(names, type(module).__name__)
-                raise Unsupported(f"something has placed a forward hook on {name}, which would be skipped")
+            ours = _is_ours(hook) or ours
+            if not _is_harmless(hook):
+                raise Unsupported(
+                    f"something has placed a forward hook on {self._name(module)}, which would be skipped"
+                )
         return ours
+
+    def _look_around(self) -> None:
+        """Look for hooks that change what comes to the blocks after the keys were made of it."""
+        hooks = [*self._tower.entry._forward_pre_hooks.values()]
+        mine = next((number for number, hook in enumerate(hooks) if isinstance(hook, Hook)), len(hooks))
+        late = [(self._tower.entry, hook) for hook in hooks[mine:]]
+        for module, hook in (*late, *((m, h) for m in self._around for h in m._forward_pre_hooks.values())):
+            if not _is_harmless(hook):
+                raise Unsupported(f"something has placed a forward hook on {self._name(module)}, before its layers")
+
+    def _name(self, module: nn.Module) -> str:
+        names = (name for name, m in self._tower.entry.named_modules() if m is module)
+        return next(names, "") or type(module).__name__
+
+
+def _is_ours(hook: Any) -> bool:
+    return str(getattr(hook, "__module__", "")).startswith("lightning_freeze.")
+
+
+def _is_harmless(hook: Any) -> bool:
+    # Those of transformers do nothing until hidden states or attentions are asked for, which is noticed elsewhere.
+    return _is_ours(hook) or str(getattr(hook, "__module__", "")).startswith("transformers.utils.output_capturing")
+
+
+def hooked_everywhere() -> bool:
+    """Whether hooks are placed on all modules that there are, as profilers do: they would see what is skipped."""
+    # There is no public way to ask.
+    found = (getattr(torch.nn.modules.module, f"_global_forward_{kind}", {}) for kind in ("hooks", "pre_hooks"))
+    return any(map(bool, found))
 
 
 def can_prove() -> bool:
@@ -143,12 +173,11 @@ class Generation:
 class Hook:
     """A forward hook that stays behind when the module is copied or pickled: it belongs to one run of one module."""
 
-    def __init__(self, call: Callable[..., None] | None = None) -> None:
+    def __init__(self, call: Callable[..., Any] | None = None) -> None:
         self._call = call
 
-    def __call__(self, *args: Any) -> None:  # noqa: D102
-        if self._call is not None:
-            self._call(*args)
+    def __call__(self, *args: Any) -> Any:  # noqa: D102
+        return self._call(*args) if self._call is not None else None
 
     def __reduce__(self) -> tuple[type[Hook], tuple[()]]:
         return Hook, ()

@@ -15,6 +15,9 @@ from lightning_freeze.cache.keys import Call
 from lightning_freeze.cache.selfcheck import Randomness
 from lightning_freeze.cache.skip import Detour, Watch
 
+#: Padded batches of an epoch in which it is seen anew whether padding is read: the first, and then one in so many.
+_PROOFS, _EVERY = 8, 16
+
 
 class Store(Protocol):
     """Where hidden states are kept, by the identity of the prefix and the key of the sample."""
@@ -54,13 +57,18 @@ class Known:
         draws: Whether code around the blocks draws random numbers, of which nothing comes.
         trimmed: Whether samples may be stored without padding.
         unread: Whether a backward pass has shown that nothing reads the positions of padding.
+        proofs: Padded training passes since the beginning of the epoch.
+        is_nan: Whether what the tower returns holds NaN of its own.
         positions: Whether the second dimension of the hidden states is that of the tokens.
         tail: Shape of the hidden states behind the batch, or behind the positions.
         dtype: What they are computed in.
         order: Their dimensions in memory.
         stems: Modules before the blocks that may be skipped too.
-        seconds: Time to compute the prefix for one sample.
+        seconds: Time to compute the prefix for one sample, the shortest that was seen.
+        first: The same in the first batch.
+        fits: Whether there was room for anything of the first batch.
         reading: Time to read one sample.
+        reads: What it took in the first batches that were read.
         size: Bytes that one sample takes.
         work: Floating point operations of one sample.
     """
@@ -73,15 +81,25 @@ class Known:
     verified: int = 0
     trimmed: bool = True
     unread: bool = False
+    proofs: int = 0
+    is_nan: bool = False
     positions: bool = False
     tail: tuple[int, ...] = ()
     dtype: torch.dtype = torch.float32
     order: tuple[int, ...] = ()
     stems: list[nn.Module] = field(default_factory=list)
     seconds: float = 0.0
+    first: float = 0.0
+    fits: bool = True
     reading: float = 0.0
+    reads: list[float] = field(default_factory=list)
     size: float = 0.0
     work: Work = field(default_factory=lambda: Work(0, 0))
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it should be seen again, in a pass that skips, if anything reads the positions of padding."""
+        return self.proofs <= _PROOFS or self.proofs % _EVERY == 0
 
 
 @dataclass
@@ -102,6 +120,7 @@ class Pass:
         start: The random numbers at its beginning.
         began: When it began.
         taken: Hidden states by boundary.
+        fed: Whether the hidden states require grad: something below the boundary trains.
         drew: Whether random numbers were drawn before the boundary.
         seconds: Time to the boundary.
     """
@@ -119,6 +138,7 @@ class Pass:
     start: Randomness | None = None
     began: float = 0.0
     taken: dict[int, Tensor] = field(default_factory=dict)
+    fed: bool = False
     drew: bool = False
     seconds: float = 0.0
 
@@ -142,7 +162,8 @@ class Pass:
         padding = torch.ones(gradient.shape[:2], dtype=torch.bool)
         for row, (start, stop) in enumerate(self.call.spans):
             padding[row, start:stop] = False
-        # An overflow of mixed precision says nothing.
-        if bool(torch.isfinite(gradient).all()):
-            self.known.unread = not bool(gradient[padding.to(gradient.device)].any())
-            self.known.trimmed = self.known.trimmed and self.known.unread
+        # An overflow of mixed precision says nothing, and nor does a gradient that is zero everywhere.
+        if not bool(torch.isfinite(gradient).all()) or not bool(gradient.any()):
+            return
+        self.known.unread = not bool(gradient[padding.to(gradient.device)].any())
+        self.known.trimmed = self.known.trimmed and self.known.unread

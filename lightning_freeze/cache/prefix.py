@@ -16,9 +16,12 @@ from lightning_freeze.cache.obstacles import Generation, Hook, Obstacles, can_pr
 from lightning_freeze.cache.passes import Known, Pass, Tally
 from lightning_freeze.cache.prefix_entries import PrefixEntries, synchronize
 from lightning_freeze.cache.rehearsal import Rehearsal, check_randomness, compare
-from lightning_freeze.cache.skip import BlockForm, Detour, Watch, run_prefix
-from lightning_freeze.cache.towers import CachedTower
+from lightning_freeze.cache.skip import BlockForm, Detour, Nothing, Watch, run_prefix
+from lightning_freeze.cache.towers import CachedTower, Structure
 from lightning_freeze.layers.backward_watch import mark_probe
+
+#: Passes in a row, each of a prefix that has not been seen before, until it is given up.
+_PATIENCE = 8
 
 
 class FrozenPrefix:
@@ -41,6 +44,7 @@ class FrozenPrefix:
         calls: Number of forward passes seen.
         batch: Number of samples in the latest pass.
         proving: Whether the running step shows whether padding is read; its gradients reach further down than usual.
+        is_outdated: Whether modules or parameters of the tower have been replaced, so that it has to be found anew.
     """
 
     def __init__(
@@ -59,6 +63,7 @@ class FrozenPrefix:
         self.calls = 0
         self.batch = 0
         self.proving = False
+        self.is_outdated = False
         self.boundary = 0
         self.floor = 0
         self._verify = verify
@@ -68,9 +73,12 @@ class FrozenPrefix:
         self._forms: list[BlockForm] | None = None
         self._pass: Pass | None = None
         self._busy = False
-        self._outputs: tuple[list[int], list[bytes], Any] | None = None
+        self._outputs: tuple[list[tuple[int, int]], list[bytes], Any] | None = None
+        self._strange = 0
+        self._nothing = Nothing()
         self._generation = Generation(tower.entry, self._reader.names)
         self._obstacles = Obstacles(tower)
+        self._structure = Structure(tower.entry)
         entry = tower.entry
         self._handles = [
             entry.register_forward_pre_hook(Hook(self._before), with_kwargs=True),
@@ -101,7 +109,7 @@ class FrozenPrefix:
 
     def origin(self, tensor: Tensor) -> Sequence[bytes] | None:
         """The keys of the samples that an output of this tower was computed from, if the tower is frozen as a whole."""
-        if self._outputs is None or id(tensor) not in self._outputs[0]:
+        if self._outputs is None or (id(tensor), _version(tensor)) not in self._outputs[0]:
             return None
         return self._outputs[1]
 
@@ -116,18 +124,19 @@ class FrozenPrefix:
         self._busy = True
         try:
             self._pass = self._plan(args, kwargs)
-        except Unsupported as reason:
+        except Exception as reason:
             self._end_pass()
-            self.switch_off(str(reason))
+            self.switch_off(_because(reason))
         finally:
             self._busy = False
 
     def _plan(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pass | None:
         began = time.perf_counter()
+        self.is_outdated = self.is_outdated or not self._structure.is_same()
         self.boundary = max(self.tower.boundary(), self.floor)
-        if not self.boundary or self._generation.goes_on(args, kwargs):
+        if self.is_outdated or not self.boundary or self._generation.goes_on(args, kwargs):
             return None
-        mode = self._obstacles.look(self.boundary, kwargs)
+        mode = self._obstacles.look(self.boundary, self._reader.named(args, kwargs))
         if self._obstacles.is_watched:
             return None
         call = self._reader.read(args, kwargs)
@@ -137,24 +146,30 @@ class FrozenPrefix:
             raise Unsupported("something that trains, or is made to require grad, feeds into its frozen layers")
         namespace, known = self.entries.identify(self.boundary, mode, call)
         self.current, self.batch = known, call.size
+        self._strange = 0 if known.checked else self._strange + 1
+        if self._strange > _PATIENCE:
+            raise Unsupported("its frozen layers change from one step to the next")
         padded = call.has_padding
-        proves = padded and known.trimmed and not known.unread and can_prove()
-        trimmed = known.trimmed and (not padded or known.unread or proves)
+        # Only where a backward pass will follow can be seen whether anything reads the positions of padding.
+        proves = padded and known.trimmed and can_prove() and not recomputes()
+        trimmed = known.trimmed and (not padded or proves)
         keys = call.keys(trimmed, self._origin_of)
         this = Pass(call, known, namespace, keys, [None] * call.size, trimmed, proves, began=began)
         this.rows = self.entries.read(this, namespace, known)
         this.rehearses = not known.checked or (known.alone and call.size > 1) or (proves and not known.padded)
         hits = call.size - len(this.missing)
+        known.proofs += proves
         if recomputes():
             # The backward pass of activation checkpointing repeats a forward pass, and must find the same again.
             if not known.checked or this.missing:
                 return None
             self._skip(this)
-        elif this.rehearses or proves or (hits and known.verified < self._verify):
+        elif this.rehearses or (hits and known.verified < self._verify) or (proves and not known.unread):
             self._run(this)
         elif not hits:
             self._skip_lower(this, mode)
         else:
+            this.proves = proves and known.is_due
             self._skip(this)
         return this
 
@@ -173,21 +188,26 @@ class FrozenPrefix:
         this.began = time.perf_counter()
 
     def _take(self, this: Pass, boundary: int, hidden: Tensor) -> Tensor | None:
-        this.taken[boundary] = hidden
+        # What comes above may change it in place.
+        this.taken[boundary] = hidden if hidden.is_nested else hidden.detach().clone()
         if boundary != this.known.boundary:
             return None
+        this.fed = hidden.requires_grad
         if not this.known.checked:
             synchronize(hidden.device)
         this.seconds = time.perf_counter() - this.began
         this.drew = this.start is not None and this.start.drawn_since()
         is_laid_out = hidden.dim() > 2 and hidden.shape[:2] == (this.call.size, this.call.length)
-        if not this.proves or not is_laid_out or hidden.requires_grad:
-            return None
+        return self._probe(this, hidden) if this.proves and is_laid_out and not hidden.requires_grad else None
+
+    def _probe(self, this: Pass, hidden: Tensor) -> Tensor:
+        """Hidden states that learn from the backward pass whether anything reads the positions of padding."""
         self.proving = True
         leaf = hidden.detach().requires_grad_()
         mark_probe(leaf)
         leaf.register_hook(this.learn_from)
-        return leaf
+        with torch.enable_grad():
+            return leaf.clone()  # no leaf, so that it may be changed in place
 
     def _skip_lower(self, this: Pass, mode: str) -> None:
         """Nothing is stored at the boundary: start at a lower one where an earlier phase has left everything."""
@@ -206,10 +226,12 @@ class FrozenPrefix:
     def _skip(self, this: Pass) -> None:
         """Skip the prefix, computing first what is missing."""
         missing = this.missing
+        this.start = selfcheck.Randomness(this.device)
         if missing:
-            assert self._forms is not None
             some = this.call.only(missing)
-            assert some is not None
+            if some is None or self._forms is None:
+                self._run(this)
+                return
             wanted = self.entries.boundaries(self.boundary)
             with selfcheck.undrawn(this.device) if this.known.draws else nullcontext():
                 computed = run_prefix(self.tower, self._forms, wanted, some)
@@ -223,6 +245,8 @@ class FrozenPrefix:
         self._detour(this, this.known, [row for row in this.rows if row is not None], keeps=True)
         reading = 0.0 if missing else time.perf_counter() - this.began
         self.tally.saved += (this.call.size - len(missing)) * this.known.seconds - reading
+        if not missing and (slow := self.entries.slowness(this.known, reading, this.call.size)) is not None:
+            self.switch_off(slow, is_fault=False)  # from the next pass on
 
     def _detour(self, this: Pass, known: Known, rows: Sequence[Tensor], keeps: bool = False) -> None:
         assert self._forms is not None
@@ -230,28 +254,33 @@ class FrozenPrefix:
         hidden = layout.lay_out(rows, this.spans, this.call.length, known.dtype, device, known.order)
         if keeps:
             self.entries.keep(this, hidden)
-        this.detour = Detour(self.tower, self._forms, known.boundary, hidden, known.stems)
+            if this.proves:
+                hidden = self._probe(this, hidden)
+        this.detour = Detour(self.tower, self._forms, known.boundary, hidden, known.stems, self._nothing)
 
     # -------------------------------------------------------------------------------------------- after the pass
 
-    def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         this = self._pass
         if this is None or self._busy:
-            return
+            return None
         self._end_pass()
         if output is None:
-            return
+            return None
         self._busy = True
         try:
+            if this.detour is not None and (not this.detour.reached or self._is_read(this, output)):
+                return self._run_again(this)
             if this.watch is not None:
                 self._finish_run(this, output)
             if this.detour is not None:
-                self._finish_skip(this, output)
+                self._generation.note(output, this.call.args, this.call.kwargs)
             self._remember_output(this, output)
-        except Unsupported as reason:
-            self.switch_off(str(reason))
+        except Exception as reason:
+            self.switch_off(_because(reason))
         finally:
             self._busy = False
+        return None
 
     def _end_pass(self) -> None:
         this, self._pass = self._pass, None
@@ -260,11 +289,22 @@ class FrozenPrefix:
                 if stack is not None:
                     stack.close()
 
-    def _finish_skip(self, this: Pass, output: Any) -> None:
-        assert this.detour is not None
+    def _is_read(self, this: Pass, output: Any) -> bool:
+        """Whether the NaN that skipped layers return has come to what the tower returns."""
+        return not this.known.is_nan and selfcheck.has_nan(output)
+
+    def _run_again(self, this: Pass) -> Any:
+        """Something was wrong with a pass that skipped: what it should have returned, as if it had not."""
+        assert this.start is not None and this.detour is not None
+        this.start.restore()
+        output = self.tower.entry.forward(*this.call.args, **this.call.kwargs)
         if not this.detour.reached:
-            raise Unsupported("its blocks were not run in the order in which they ran before")
-        self._generation.note(output, this.call.args, this.call.kwargs)
+            self.switch_off("its blocks were not run in the order in which they ran before")
+        elif selfcheck.has_nan(output):
+            this.known.is_nan = True
+        else:
+            self.switch_off("a layer above the frozen ones reads what they compute on the way")
+        return output
 
     def _finish_run(self, this: Pass, output: Any) -> None:
         call, known, watch = this.call, this.known, this.watch
@@ -276,7 +316,7 @@ class FrozenPrefix:
             raise Unsupported(watch.problem)
         if hidden is None or None in watch.forms:
             raise Unsupported(f"{self.tower.entry_name or 'the module'} does not run its blocks in every call")
-        if hidden.requires_grad:
+        if this.fed:
             raise Unsupported("something that trains, or is made to require grad, feeds into its frozen layers")
         if hidden.is_nested or hidden.dim() < 2 or hidden.shape[0] != call.size:
             raise Unsupported("its hidden states do not have the batch as their first dimension")
@@ -288,6 +328,7 @@ class FrozenPrefix:
         if call.length and not known.positions:
             known.trimmed = False
         self.tally.samples += call.size
+        known.is_nan = known.is_nan or selfcheck.has_nan(output)
         if this.drew and not known.draws:
             check_randomness(self.tower, self._forms, this, hidden, self._obstacles.modules)
         if this.detour is None:
@@ -298,6 +339,8 @@ class FrozenPrefix:
             this.trimmed = False
             this.keys = call.keys(False, self._origin_of)
             this.rows = [None] * call.size
+        if this.detour is None:
+            self.entries.end_pass(this)
         self.entries.measure(this, hidden)
         self.entries.put(this, this.taken, this.missing, whole=True, is_eval=self._obstacles.are_quiet)
         if not known.checked:
@@ -315,7 +358,18 @@ class FrozenPrefix:
             return
         tensors = list(selfcheck.tensors_in(output))
         name = this.namespace.hex().encode()
-        self._outputs = ([id(t) for t in tensors], [name + key for key in this.keys], tensors)
+        self._outputs = ([(id(t), _version(t)) for t in tensors], [name + key for key in this.keys], tensors)
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _because(reason: Exception) -> str:
+    """An error as the end of a sentence: nothing that goes wrong here may end the run."""
+    if isinstance(reason, Unsupported):
+        return str(reason)
+    return f"{type(reason).__name__} while its frozen layers were looked at: {' '.join(str(reason).split())[:300]}"
 
 
 def _drops_layers(module: nn.Module) -> bool:

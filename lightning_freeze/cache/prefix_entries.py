@@ -14,10 +14,15 @@ from lightning_freeze.cache.fingerprint import Fingerprint, surroundings
 from lightning_freeze.cache.gain import bytes_in
 from lightning_freeze.cache.keys import Call
 from lightning_freeze.cache.passes import Known, Pass, Store
+from lightning_freeze.cache.settings import Settings
 from lightning_freeze.cache.towers import CachedTower
 
 #: Reading may take this many times as long as computing before it is given up.
 SLOWER = 1.0
+#: Batches that are read before it is seen again whether that is worth while.
+READS = 8
+#: Seconds of reading a batch that are not worth a thought.
+LITTLE = 0.005
 
 
 class PrefixEntries:
@@ -51,10 +56,14 @@ class PrefixEntries:
         self._accelerator = accelerator
         self._fingerprint = Fingerprint(tower)
         self._look: bool | None = True
+        self._settings: dict[int, Settings] = {}
 
     def look_again(self, thorough: bool) -> None:
         """Notice at the next pass if the weights have changed in a way that left no trace."""
         self._look = thorough or bool(self._look)
+        if thorough:
+            for known in self.known.values():
+                known.proofs = 0
 
     def identify(self, boundary: int, mode: str, call: Call) -> tuple[bytes, Known]:
         """The identity of the prefix, and what is known about it.
@@ -69,7 +78,9 @@ class PrefixEntries:
             self._look = None
         device = next(iter(call.leaves.values())).device
         extra = f"{surroundings(device)}, {mode}, stored as {self.dtype or 'computed'}"
-        namespace = self._fingerprint.of(boundary, extra)
+        if boundary not in self._settings:
+            self._settings[boundary] = Settings(self._tower.prefix_modules(boundary) + self._tower.around())
+        namespace = self._fingerprint.of(boundary, f"{extra}, {self._settings[boundary].digest().hex()}")
         if namespace not in self.known:
             self.known[namespace] = Known(boundary)
             info: dict[str, str | int] = {
@@ -160,6 +171,26 @@ class PrefixEntries:
             return ahead
         return ahead[: max(0, int(self.budget / max(1.0, known.size * self.expected)) - 1)]
 
+    def end_pass(self, this: Pass) -> None:
+        """A pass has run for real from its beginning: what it changed itself is no setting, and its time is known."""
+        self._settings[this.known.boundary].end_pass()
+        if this.known.checked and this.device.type == "cpu":  # elsewhere only the first one is waited for
+            this.known.seconds = min(this.known.seconds, this.seconds / this.call.size)
+
+    def slowness(self, known: Known, seconds: float, size: int) -> str | None:
+        """Why reading is not worth while after all, once it has turned out so: the first one may come from memory.
+
+        Args:
+            known: The prefix.
+            seconds: What reading a batch has just taken.
+            size: Its number of samples.
+        """
+        known.reads.append(seconds / size)
+        if len(known.reads) != READS or min(known.reads) * size < LITTLE:
+            return None
+        known.reading = min(known.reads)
+        return _slower(known)
+
     def measure(self, this: Pass, hidden: Tensor) -> None:
         """Note how much room a sample takes."""
         known = this.known
@@ -182,20 +213,26 @@ class PrefixEntries:
             began = time.perf_counter()
             keys = this.call.keys(this.trimmed, origin)
             rows = [row for row in self._store.get(this.namespace, keys) if row is not None]
+            known.fits = bool(rows)
             if len(rows) < size:
                 break
             layout.lay_out(rows, this.spans, this.call.length, hidden.dtype, hidden.device)
             synchronize(hidden.device)
             times.append(time.perf_counter() - began)
         known.checked = True
-        known.seconds = this.seconds / size
+        known.seconds = known.first = this.seconds / size
         known.reading = min(times, default=0.0) / size
-        if known.reading <= SLOWER * known.seconds:
-            return None
-        return (
-            f"reading the hidden states of a sample takes {1e3 * known.reading:.2g} ms, computing them "
-            f"{1e3 * known.seconds:.2g} ms"
-        )
+        return _slower(known)
+
+
+def _slower(known: Known) -> str | None:
+    # By the first batch, which takes longest: with models so small that it matters, there is little to lose.
+    if known.reading <= SLOWER * known.first:
+        return None
+    return (
+        f"reading the hidden states of a sample takes {1e3 * known.reading:.2g} ms, computing them "
+        f"{1e3 * known.first:.2g} ms"
+    )
 
 
 def synchronize(device: torch.device) -> None:

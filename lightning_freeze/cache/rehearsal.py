@@ -33,10 +33,11 @@ def compare(this: Pass, hidden: Tensor, dtype: torch.dtype) -> None:
     for number, row in enumerate(this.rows):
         if row is None:
             continue
-        compared = True
         if row.dtype != dtype or row.shape != computed[number].shape:
             this.rows[number] = None
-        elif selfcheck.difference(row.cpu(), computed[number]) > limit:
+            continue
+        compared = True
+        if selfcheck.difference(row.cpu(), computed[number]) > limit:
             raise Unsupported("what was stored differs from what its frozen layers compute")
     this.known.verified += compared
 
@@ -145,6 +146,8 @@ class Rehearsal:
                 if not any(form.withholds for form in self._forms[: known.boundary]):
                     raise
                 raise Unsupported("a block returns more than its hidden states, and something reads it") from error
+            if selfcheck.keeps_nan(entry):
+                raise Unsupported("it keeps what its frozen layers compute on the way where others may read it")
         known.work.rest = count / call.size
         return detour.reached and not selfcheck.outputs_differ(found, output, spans, call.length, self._limit)
 
@@ -161,7 +164,8 @@ class Rehearsal:
                     return
             known.trimmed = False
         alone = call.only([row])
-        assert alone is not None
+        if alone is None:
+            raise Unsupported("its inputs cannot be told apart by sample")
         computed = self._compute(*alone)
         if computed.shape[0] != 1 or selfcheck.difference(computed[0], hidden[row]) > self._limit:
             raise Unsupported("what its frozen layers compute for one sample depends on the other samples of the batch")
@@ -170,6 +174,10 @@ class Rehearsal:
         """Compute the prefix of one sample, counting operations."""
         known = self._this.known
         run = lambda: run_prefix(self._tower, self._forms, [known.boundary], (args, kwargs))[known.boundary]  # noqa: E731
+        skipped = self._tower.prefix_modules(known.boundary)
+        before = selfcheck.collected(skipped)
         computed, count = flops(run)
+        if selfcheck.collected(skipped) != before:
+            raise Unsupported("its frozen layers collect tensors in a list, besides the hidden states that they return")
         known.work.prefix = count * scale
         return computed  # type: ignore[no-any-return]

@@ -89,6 +89,12 @@ def gain_line(prefixes: Sequence[FrozenPrefix], outside: int) -> str:
     size = max(prefix.batch for prefix, _ in used)
     work = Work(size * sum(k.work.prefix for _, k in used), size * sum(k.work.rest for _, k in used) + outside)
     computing, reading = (size * sum(times) for times in zip(*((k.seconds, k.reading) for _, k in used), strict=True))
+    if not any(known.fits for _, known in used):
+        need = show_size(size * sum(known.size for _, known in used))
+        return (
+            f"Frozen prefix cache: there is no room for the hidden states of a batch ({need}), so nothing is gained; "
+            f"raise max_memory or max_disk."
+        )
     names = ", ".join(f"{p.boundary} of {len(p.tower.blocks)} blocks{_of(p.tower.name)}" for p, _ in used)
     stored = size * sum(k.size for _, k in used)
     rate = work.prefix / computing if computing else 0.0

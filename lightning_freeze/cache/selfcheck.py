@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -16,6 +17,10 @@ from lightning_freeze.cache.skip import replaced
 
 #: Largest relative difference that another batch size, order or padding may make, by precision.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-4, torch.bfloat16: 3e-2, torch.float16: 5e-3}
+
+
+#: What every module has.
+_OWN = frozenset({*vars(nn.Module()), "forward"})
 
 
 class Randomness:
@@ -63,6 +68,7 @@ def rehearsal(module: nn.Module, start: Randomness, device: torch.device) -> Ite
         device: Where it runs.
     """
     now = Randomness(device)
+    attributes = [(owner, _attributes(owner)) for owner in module.modules()]
     kept = [
         (owner, name, buffer)
         for owner in module.modules()
@@ -81,6 +87,31 @@ def rehearsal(module: nn.Module, start: Randomness, device: torch.device) -> Ite
         now.restore()
         for owner, name, buffer in kept:
             owner._buffers[name] = buffer
+        for owner, before in attributes:
+            _put_back(owner, before)
+
+
+def _attributes(module: nn.Module) -> dict[str, tuple[Any, Any]]:
+    """A module's attributes, those that can change in place with a copy of their content."""
+    return {
+        name: (value, value.copy() if type(value) in _CONTAINERS else None)
+        for name, value in vars(module).items()
+        if name not in _OWN
+    }
+
+
+_CONTAINERS = (list, dict, set, deque, defaultdict, OrderedDict)
+
+
+def _put_back(module: nn.Module, before: Mapping[str, tuple[Any, Any]]) -> None:
+    own = vars(module)
+    for name in [name for name in own if name not in _OWN and name not in before]:
+        del own[name]
+    for name, (value, content) in before.items():
+        own[name] = value
+        if content is not None:
+            value.clear()
+            value.extend(content) if isinstance(value, (list, deque)) else value.update(content)
 
 
 @contextmanager
@@ -118,6 +149,25 @@ class Draws(ExitStack):
             return output
 
         return forward
+
+
+def has_nan(value: Any) -> bool:
+    """Whether there is NaN in any tensor of an output."""
+    tensors = (t.detach() for t in tensors_in(value) if t.is_floating_point())
+    # The sum first: it passes over the tensor once, and needs no memory.
+    return any(bool(torch.isnan(t.sum())) and bool(torch.isnan(t).any()) for t in tensors)
+
+
+def keeps_nan(module: nn.Module) -> bool:
+    """Whether a module, or one in it, has an attribute that is, or holds, a tensor with NaN."""
+    attributes = (v for m in module.modules() for name, v in vars(m).items() if name not in _OWN)
+    return any(has_nan(value) for value in attributes)
+
+
+def collected(modules: Iterable[nn.Module]) -> list[int]:
+    """How many tensors lie in the lists that modules have as attributes."""
+    lists = (v for m in modules for name, v in vars(m).items() if name not in _OWN and type(v) in (list, deque))
+    return [sum(isinstance(item, Tensor) for item in items) for items in lists]
 
 
 def difference(found: Tensor, expected: Tensor) -> float:

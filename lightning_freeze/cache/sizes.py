@@ -52,7 +52,7 @@ def show_size(number: float) -> str:
 
 
 def default_memory(processes: int | None = None) -> int:
-    """Return the memory that one process may take where the user has not said: a quarter of its share of what is free.
+    """Return the memory that one process may take without a ``max_memory``: a quarter of its share of what is free.
 
     Args:
         processes: How many processes share the machine; by default ``LOCAL_WORLD_SIZE``, which launchers set, or 1.

@@ -1,7 +1,8 @@
 """Leaving out the first blocks of a tower: what each block takes and returns, and stand-ins that return it at once.
 
-Masks, positions and everything else around the blocks are still made by the model's own code: a skipped block returns
-its input, and the last skipped one returns the hidden states that were stored.
+Masks, positions and everything else around the blocks are still made by the model's own code. The last skipped block
+returns the hidden states that were stored, the others and the embeddings NaN: whatever reads them on the way shows it
+in what the model returns, also where it is multiplied by a gate that is still zero.
 """
 
 from __future__ import annotations
@@ -18,6 +19,23 @@ from lightning_freeze.cache.keys import Unsupported
 from lightning_freeze.cache.towers import CachedTower
 
 Part = tuple[Literal["hidden", "constant", "argument", "row", "all", "withheld"], Any]
+
+
+class Nothing:
+    """NaN in the shape of hidden states: what skipped layers return. One piece of memory serves all passes."""
+
+    def __init__(self) -> None:
+        self._flat = torch.empty(0)
+
+    def like(self, hidden: Tensor) -> Tensor:
+        """As many as there are in other hidden states, on their device."""
+        if not hidden.is_contiguous():
+            return torch.full_like(hidden, torch.nan, requires_grad=False)
+        size, flat = hidden.numel(), self._flat
+        if flat.numel() < size or flat.dtype != hidden.dtype or flat.device != hidden.device:
+            with torch.inference_mode(False):  # training passes use it too
+                self._flat = torch.full((size,), torch.nan, dtype=hidden.dtype, device=hidden.device)
+        return self._flat[:size].view(hidden.shape)
 
 
 @dataclass
@@ -144,6 +162,7 @@ class Detour(ExitStack):
         boundary: Number of blocks to leave out.
         hidden: What the last of them returns.
         stems: Modules before the blocks to leave out as well.
+        nothing: Makes what the others return.
 
     Attributes:
         reached: Whether the last skipped block was called, as it must be.
@@ -156,21 +175,22 @@ class Detour(ExitStack):
         boundary: int,
         hidden: Tensor,
         stems: Sequence[nn.Module] = (),
+        nothing: Nothing | None = None,
     ) -> None:
         super().__init__()
         self.reached = False
+        nan = (nothing or Nothing()).like(hidden)
         for stem in stems:
-            self.enter_context(replaced(stem, lambda *args, **kwargs: hidden))
+            self.enter_context(replaced(stem, lambda *args, **kwargs: nan))
         for number, block in enumerate(tower.blocks[:boundary]):
-            last = hidden if number == boundary - 1 else None
-            self.enter_context(replaced(block, self._stand_in(block.forward, forms[number], last)))
+            is_last = number == boundary - 1
+            stand_in = self._stand_in(block.forward, forms[number], hidden if is_last else nan, is_last)
+            self.enter_context(replaced(block, stand_in))
 
-    def _stand_in(self, run: Callable[..., Any], form: BlockForm, last: Tensor | None) -> Callable[..., Any]:
+    def _stand_in(self, run: Callable[..., Any], form: BlockForm, value: Tensor, is_last: bool) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
-            if last is None:
-                return form.build(form.hidden(args, kwargs), args, kwargs, run)
-            self.reached = True
-            return form.build(last, args, kwargs, run)
+            self.reached = self.reached or is_last
+            return form.build(value, args, kwargs, run)
 
         return forward
 
@@ -261,6 +281,7 @@ def run_prefix(
         found[boundary] = hidden
         if boundary == max(boundaries):
             raise _Reached
+        found[boundary] = hidden.clone()  # the next block may change it in place
 
     with torch.no_grad(), Watch(tower, boundaries, forms, take):
         try:

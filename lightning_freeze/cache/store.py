@@ -33,7 +33,9 @@ class StoreStats:
         hits: Look-ups that found an entry, in any tier.
         misses: Look-ups that did not.
         entries: Entries that are held: on disk, in the namespaces used, if there is a disk tier; else in RAM.
-        memory_bytes: Bytes of RAM that are taken.
+        stored_bytes: Bytes of these entries, for messages: what they take on disk if there is a disk tier (what they
+            take in RAM if that is more, as when nothing can be written); else what they take in RAM.
+        memory_bytes: Bytes of RAM that are taken from the machine, those that are set aside for more entries included.
         disk_bytes: Bytes on disk of the namespaces used.
         read_bytes: Bytes read from disk.
         evicted: Entries dropped from RAM because they had gone stale.
@@ -44,6 +46,7 @@ class StoreStats:
     hits: int = 0
     misses: int = 0
     entries: int = 0
+    stored_bytes: int = 0
     memory_bytes: int = 0
     disk_bytes: int = 0
     read_bytes: int = 0
@@ -109,7 +112,7 @@ class Store:
     def _begin(self) -> None:
         self._process = os.getpid()
         self._lock = threading.RLock()
-        self._writer = None if self._disk is None else WriteBehind(self._disk.write)
+        self._writer = None if self._disk is None else WriteBehind(self._disk.write, self._disk.fail)
 
     def get(self, namespace: bytes, keys: Sequence[bytes]) -> list[Tensor | None]:
         """Look entries up.
@@ -212,12 +215,14 @@ class Store:
         """What the store has done and what it holds."""
         disk = self._disk
         waiting = self._writer.extra_bytes if self._writer is not None else 0
+        on_disk = 0 if disk is None else disk.held_bytes
         return StoreStats(
             hits=self._hits,
             misses=self._misses,
             entries=len(self._memory) if disk is None else max(len(self._memory), disk.entries),
+            stored_bytes=max(self._memory.stored_bytes, on_disk),
             memory_bytes=self._memory.bytes + self._memory.index_bytes + waiting,
-            disk_bytes=0 if disk is None else disk.held_bytes,
+            disk_bytes=on_disk,
             read_bytes=0 if disk is None else disk.read_bytes,
             evicted=self._memory.evicted,
             recovered=0 if disk is None else disk.recovered,

@@ -56,9 +56,33 @@ class CachedTower:
             return None
         return replace(self, entry=self.inside[0], entry_name="", stems=[], inside=self.inside[1:])
 
+    def around(self) -> list[nn.Module]:
+        """The modules that hold all of the blocks or some of them, the entry first."""
+        blocks = {id(block) for block in self.blocks}
+        return [m for m in self.entry.modules() if any(id(x) in blocks for x in m.modules() if x is not m)]
+
     def prefix_modules(self, boundary: int) -> list[nn.Module]:
         """All modules that run before the boundary: those of the first blocks and of the stems."""
         return [module for root in (*self.stems, *self.blocks[:boundary]) for module in root.modules()]
+
+
+class Structure:
+    """Notices when modules or parameters are replaced, added or taken away. Quick enough for every forward pass.
+
+    Args:
+        root: The module to watch.
+    """
+
+    def __init__(self, root: nn.Module) -> None:
+        self._owners = list(root.modules())
+        self._parts = self._look()
+
+    def is_same(self) -> bool:
+        """Whether everything is where it was."""
+        return self._parts == self._look()
+
+    def _look(self) -> list[int]:
+        return [id(part) for m in self._owners for parts in (m._modules, m._parameters) for part in parts.values()]
 
 
 def find_towers(stack: LayerStack) -> tuple[list[CachedTower], list[str]]:

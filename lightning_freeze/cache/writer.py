@@ -10,6 +10,7 @@ from torch import Tensor
 
 _BATCH_BYTES = 32 * 1024**2
 _DELAY = 0.5
+_LOOK_AGAIN = 1.0
 #: What may wait beyond the memory budget, in bytes.
 MOST_WAITING = 256 * 1024**2
 
@@ -31,19 +32,24 @@ class WriteBehind:
     """A queue and the thread that empties it.
 
     Args:
-        write: Writes entries by name (namespace and key). Must not raise.
+        write: Writes entries by name (namespace and key).
+        failed: Told of an exception that ended the thread, and how many entries were dropped with it. From then on
+            nothing is taken.
     """
 
-    def __init__(self, write: Callable[[dict[bytes, Tensor]], None]) -> None:
+    def __init__(
+        self, write: Callable[[dict[bytes, Tensor]], None], failed: Callable[[BaseException, int], None]
+    ) -> None:
         self._write = write
+        self._failed = failed
         self._waiting: dict[bytes, Waiting] = {}
         self._changed = threading.Condition()
         self._extra = 0
-        self._flushing = self._closed = False
+        self._flushing = self._closed = self._has_failed = False
         self._thread: threading.Thread | None = None
 
     def add(self, name: bytes, data: Tensor, is_extra: bool) -> bool:
-        """Queue an entry. Returns False, and does nothing, if too much is waiting already.
+        """Queue an entry. Returns False, and does nothing, if too much is waiting already or writing has failed.
 
         The queue never makes its caller wait: a fill that computes faster than the disk writes leaves some entries out,
         which are computed once more in the next epoch, rather than become slower than a run without a cache.
@@ -54,7 +60,7 @@ class WriteBehind:
             is_extra: Whether they take memory beyond the RAM tier's budget.
         """
         with self._changed:
-            if is_extra and self._extra + len(data) > MOST_WAITING:
+            if self._has_failed or (is_extra and self._extra + len(data) > MOST_WAITING):
                 return False
             if name not in self._waiting:
                 self._waiting[name] = Waiting(data, is_extra)
@@ -76,12 +82,15 @@ class WriteBehind:
         return self._extra
 
     def flush(self) -> None:
-        """Wait until nothing is waiting any more."""
+        """Wait until nothing is waiting any more. If the thread has died, what waits is dropped."""
         with self._changed:
             self._flushing = True
             self._changed.notify_all()
-            self._changed.wait_for(lambda: not self._waiting)
+            while self._waiting and self._thread is not None and self._thread.is_alive():
+                self._changed.wait(_LOOK_AGAIN)
             self._flushing = False
+            if self._waiting:
+                self._drop(RuntimeError("the thread that writes has died"))
 
     def close(self) -> None:
         """Flush and end the thread."""
@@ -94,6 +103,20 @@ class WriteBehind:
         self._thread, self._closed = None, False
 
     def _run(self) -> None:
+        try:
+            self._write_what_comes()
+        # Whatever it is, nobody else would see it, and whoever flushes would wait for ever.
+        except BaseException as error:
+            with self._changed:
+                self._drop(error)
+
+    def _drop(self, error: BaseException) -> None:
+        """Give up what waits. What of it is in RAM, too, stays there; the rest is computed again."""
+        count, self._waiting, self._extra, self._has_failed = len(self._waiting), {}, 0, True
+        self._failed(error, count)
+        self._changed.notify_all()
+
+    def _write_what_comes(self) -> None:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._closed)

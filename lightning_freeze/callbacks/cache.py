@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from typing import Any
+from weakref import ReferenceType
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -97,6 +99,7 @@ class FrozenPrefixCache(Callback):
         self._towers: list[FrozenPrefix] = []
         self._module: LightningModule | None = None
         self._floors: dict[str, int] = {}
+        self._fitted: ReferenceType[LightningModule] | None = None
         self._outside: OutsideWork | None = None
         self._said: set[str] = set()
         self._phases: list[int] | None = None
@@ -149,7 +152,7 @@ class FrozenPrefixCache(Callback):
     def on_train_batch_start(  # noqa: D102
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self._end_step()
+        self._end_step(trainer, pl_module)
         if self._outside is None and "gain" not in self._said and self._towers:
             self._outside = OutsideWork(pl_module, [tower.tower.entry for tower in self._towers])
         schedules = [c for c in trainer.callbacks if isinstance(c, PhasedFineTuning)]  # type: ignore[attr-defined]
@@ -164,7 +167,7 @@ class FrozenPrefixCache(Callback):
     def on_train_batch_end(  # noqa: D102
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._end_step()
+        self._end_step(trainer, pl_module)
         self._check_called()
         if self._outside is not None:
             self._outside.close()
@@ -172,14 +175,20 @@ class FrozenPrefixCache(Callback):
             self._outside = None
         self._progress.log(trainer, pl_module, self._towers, self._bytes, shows=self.verbose)
 
-    def on_validation_batch_start(self, *args: Any, **kwargs: Any) -> None:  # noqa: D102
-        self._end_step()
+    def on_validation_batch_start(  # noqa: D102
+        self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
+    ) -> None:
+        self._end_step(trainer, pl_module)
 
-    def on_test_batch_start(self, *args: Any, **kwargs: Any) -> None:  # noqa: D102
-        self._end_step()
+    def on_test_batch_start(  # noqa: D102
+        self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
+    ) -> None:
+        self._end_step(trainer, pl_module)
 
-    def on_predict_batch_start(self, *args: Any, **kwargs: Any) -> None:  # noqa: D102
-        self._end_step()
+    def on_predict_batch_start(  # noqa: D102
+        self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
+    ) -> None:
+        self._end_step(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         if self.verbose and any(tower.tally.samples for tower in self._towers):
@@ -209,17 +218,35 @@ class FrozenPrefixCache(Callback):
             self._store = _open_store(self.cache_dir, self.max_memory, self.max_disk)
         if budget := parse_size(self.max_accelerator_memory):
             self._accelerator = AcceleratorTier(budget)
+        problems = self._find(trainer, module)
+        if not self._towers:
+            rank_zero_warn(f"FrozenPrefixCache does nothing for {type(module).__name__}: {'; '.join(problems)}.")
+
+    def _find(self, trainer: Trainer, module: LightningModule) -> list[str]:
+        """Find the towers; returns why some cannot be used."""
         found, problems = find_towers(LayerStack(module, groups=self.groups))
+        fitted = self._fitted() if self._fitted is not None else None
         for tower in found:
             if is_compiled(module, tower.entry):
                 problems.append("it is compiled")
                 continue
             self._add(tower)
-            if trainer.state.fn != TrainerFn.FITTING:
+            if trainer.state.fn != TrainerFn.FITTING and fitted is module:
                 # Nothing trains outside of a fit: the prefix that it left is as good as frozen.
-                self._towers[-1].floor = self._floors.get(tower.name, 0)
-        if not self._towers:
-            rank_zero_warn(f"FrozenPrefixCache does nothing for {type(module).__name__}: {'; '.join(problems)}.")
+                self._towers[-1].floor = min(self._floors.get(tower.name, 0), len(tower.blocks))
+        return problems
+
+    def _find_anew(self, trainer: Trainer, module: LightningModule) -> None:
+        """Modules or parameters of a tower have been replaced: what it consists of has to be found out again."""
+        before = {tower.tower.name: tower for tower in self._towers}
+        for tower in before.values():
+            tower.close()
+        self._towers, self._phases = [], None
+        self._find(trainer, module)
+        for tower in self._towers:
+            if (old := before.get(tower.tower.name)) is not None:
+                tower.tally, tower.entries.expected = old.tally, old.entries.expected
+                tower.off = old.off
 
     def _add(self, tower: CachedTower) -> None:
         dtype = _DTYPES.get(self.dtype or "")
@@ -235,6 +262,8 @@ class FrozenPrefixCache(Callback):
             if tower.off is None:
                 self._floors[tower.tower.name] = tower.boundary
             tower.close()
+        if self._module is not None:
+            self._fitted = weakref.ref(self._module)
         self._module = None
         if self._outside is not None:
             self._outside.close()
@@ -245,12 +274,15 @@ class FrozenPrefixCache(Callback):
 
     def _begin_loop(self, trainer: Trainer, module: LightningModule, thorough: bool = False) -> None:
         self._attach(trainer, module)
+        self._end_step(trainer, module)
         for tower in self._towers:
             tower.look_again(thorough)
 
-    def _end_step(self) -> None:
+    def _end_step(self, trainer: Trainer, module: LightningModule) -> None:
         for tower in self._towers:
             tower.end_step()
+        if any(tower.is_outdated for tower in self._towers):
+            self._find_anew(trainer, module)
 
     def _check_called(self) -> None:
         """Move to a smaller entry where the module's own code goes past the one that was chosen."""
@@ -270,8 +302,7 @@ class FrozenPrefixCache(Callback):
             self._towers[number].entries.expected = prefix.entries.expected
 
     def _bytes(self) -> int:
-        stats = getattr(self._store, "stats", None)
-        held = int(getattr(stats, "memory_bytes", 0)) + int(getattr(stats, "disk_bytes", 0))
+        held = int(getattr(getattr(self._store, "stats", None), "stored_bytes", 0))
         return held + (self._accelerator.bytes if self._accelerator is not None else 0)
 
     def _say_gain(self, module: LightningModule) -> None:
@@ -289,7 +320,8 @@ class FrozenPrefixCache(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy or a pickle of a callback is its configuration, never the run that it takes part in.
-        run: dict[str, Any] = {"_store": None, "_towers": [], "_module": None, "_outside": None, "_accelerator": None}
+        run: dict[str, Any] = dict.fromkeys(("_store", "_module", "_outside", "_accelerator", "_fitted"))
+        run |= {"_towers": [], "_floors": {}}
         return {k: v for k, v in vars(self).items() if k != "log"} | run
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -9,9 +10,11 @@ import random
 import resource
 import shutil
 import signal
+import tempfile
+import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -22,6 +25,7 @@ from stored import SPACE, is_right, key, needs_fork, tensor
 from lightning_freeze.cache import disk, environment, folder
 from lightning_freeze.cache.environment import Environment
 from lightning_freeze.cache.store import Store, open_store
+from lightning_freeze.cache.writer import WriteBehind
 
 ROW = 2000 * 4 + 64
 NOBODY = 65534
@@ -273,3 +277,146 @@ def test_what_lmdb_reports_is_not_raised(filled: Path, monkeypatch: pytest.Monke
         with pytest.warns(UserWarning, match="cannot be read"):
             assert found(store, 40) == []
         assert found(store, 40) == []
+
+
+def within(seconds: float, work: Callable[[], object]) -> None:
+    """Fail, rather than wait for ever, if something never returns."""
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    assert not thread.is_alive(), "it hangs"
+
+
+@pytest.fixture
+def another_disk(tmp_path: Path) -> Iterator[Path]:
+    shared = Path("/dev/shm")
+    if not os.access(shared, os.W_OK) or shared.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("there is only one disk")
+    with tempfile.TemporaryDirectory(dir=shared) as name:
+        yield Path(name)
+
+
+def test_what_is_removed_in_mid_run_may_be_filled_again(filled: Path) -> None:
+    with open_store(filled, 0) as store:
+        assert len(found(store, 40)) == 40
+        shutil.rmtree(filled)
+        filled.mkdir()
+        fill(store, 20)
+        assert len(found(store, 40)) == 20 and store.stats.dropped == 0
+    with open_store(filled, 0) as store:
+        assert len(found(store, 40)) == 20
+
+
+def test_what_is_left_of_a_mount_point_is_not_written_to(tmp_path: Path, filled: Path, another_disk: Path) -> None:
+    place = tmp_path / "mounted"
+    place.symlink_to(filled, target_is_directory=True)
+    with open_store(place, "1MB") as store:
+        assert len(found(store, 40)) == 40
+        place.unlink()
+        place.symlink_to(another_disk, target_is_directory=True)
+        with pytest.warns(UserWarning, match="removed or unmounted.*nothing more is added") as said:
+            fill(store, 60)
+            fill(store, 60)
+        assert len(said) == 1 and not any(another_disk.iterdir())
+        assert found(store, 60) == list(range(60)), "in RAM it goes on"
+
+
+@pytest.mark.parametrize("left", ["nothing", "a file"])
+def test_a_folder_that_vanishes_in_mid_run_ends_the_writing_alone(tmp_path: Path, left: str) -> None:
+    root = tmp_path / "disk" / "cache"
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        with open_store(root, "1MB") as store:
+            store.put(SPACE, [key(n) for n in range(20)], [tensor(n) for n in range(20)])
+            store.flush()
+            shutil.rmtree(root.parent)
+            if left == "a file":
+                root.parent.touch()
+            for space in (SPACE, b"m" * 16):
+                for start in (20, 30):
+                    numbers = range(start, start + 10)
+                    store.put(space, [key(n) for n in numbers], [tensor(n) for n in numbers])
+                    within(20, store.flush)
+            assert found(store, 50) == list(range(40)), "in RAM it goes on"
+            assert store.get(b"o" * 16, [key(0)]) == [None]
+            assert store.stats.dropped == 40 and store.stats.disk_bytes == 0
+            within(20, store.close)
+    assert len(said) == 1 and "cannot be written" in str(said[0].message)
+    assert "nothing more is added" in str(said[0].message)
+    assert not root.exists()
+
+
+def test_a_folder_that_vanishes_leaves_misses_where_nothing_is_in_ram(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk, "_LOOK_AGAIN", 0.0)
+    with open_store(tmp_path / "cache", 0) as store:
+        fill(store, 10)
+        shutil.rmtree(tmp_path / "cache")
+        assert found(store, 10) == []
+        with pytest.warns(UserWarning, match="nothing more is added") as said:
+            fill(store, 10)
+        assert found(store, 10) == [] and len(said) == 1
+
+
+def test_a_disk_that_does_not_answer_is_a_miss(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(path: Path, **options: bool) -> os.stat_result:
+        if filled in path.parents:
+            raise OSError(errno.ENOTCONN, "Transport endpoint is not connected", str(path))
+        return real(path, **options)
+
+    real = Path.stat
+    with open_store(filled, 0) as store:
+        monkeypatch.setattr(Path, "stat", gone)
+        with pytest.warns(UserWarning, match="cannot be read .*not connected") as said:
+            assert found(store, 4) == found(store, 4) == []
+        assert len(said) == 1 and "prune" not in str(said[0].message)
+
+
+@pytest.mark.parametrize("error", [KeyError("odd"), MemoryError(), SystemExit(3), PermissionError("no")])
+def test_whatever_hits_the_writer_the_run_goes_on(tmp_path: Path, error: BaseException) -> None:
+    def fails(_: object) -> None:
+        raise error
+
+    with open_store(tmp_path, "100KB") as store:
+        fill(store, 4)
+        store._writer._write = fails
+        with pytest.warns(UserWarning, match="nothing more is added") as said:
+            store.put(SPACE, [key(n) for n in range(4, 40)], [tensor(n) for n in range(4, 40)])
+            within(20, store._writer.flush)
+            store.flush()
+            held = found(store, 40)
+            assert held == list(range(12)), "what RAM has, and nothing that was dropped"
+            assert store._writer.extra_bytes == 0 and store.stats.dropped >= 36
+            fill(store, 60)
+            within(20, store.flush)
+            assert found(store, 60) == held
+        assert len(said) == 1
+        within(20, store.close)
+    with open_store(tmp_path, 0) as store:
+        assert found(store, 40) == [0, 1, 2, 3]
+
+
+def test_a_writer_that_is_dead_holds_up_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(WriteBehind, "_run", lambda _: None)
+    with open_store(tmp_path, 0) as store:
+        store.put(SPACE, [key(0)], [tensor(0)])
+        assert found(store, 1) == [0], "it is still waiting"
+        with pytest.warns(UserWarning, match="thread that writes has died"):
+            within(20, store._writer.flush)
+            store.flush()
+        assert found(store, 1) == [] and store.stats.dropped == 1
+        within(20, store.close)
+
+
+def test_an_error_in_the_checksum_is_no_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise ImportError("no xxhash")
+
+    monkeypatch.setattr(disk, "seal", fails)
+    with open_store(tmp_path, 0) as store:
+        store.put(SPACE, [key(0)], [tensor(0)])
+        with pytest.warns(UserWarning, match="no xxhash"):
+            within(20, store._writer.flush)
+            store.flush()
+        assert found(store, 1) == []

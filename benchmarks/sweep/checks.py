@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -103,31 +103,11 @@ def order(stack: LayerStack, ran: list[str], names: Sequence[str] = ()) -> str:
     return f"{ran[first]} runs where {expected[first]} should (ran {_short(ran)})"
 
 
-_BOTH_WAYS = ": run in both directions, numbered as registered"
-
-
-def turned(stack: LayerStack, ran: list[str]) -> tuple[list[str], str]:
-    """The order of the stack less what it says itself of single lists: that one pass runs them forwards, one backwards.
-
-    Returns:
-        All names, those lists turned round that ran backwards as a whole, and the sentence; nothing if none did.
-    """
-    names = list(stack.names)
-    sentence = next((line for line in stack.assumptions if line.endswith(_BOTH_WAYS)), "")
-    found = False
-    for path in sentence.removesuffix(_BOTH_WAYS).split(", ") if sentence else ():
-        places = [i for i, name in enumerate(names) if all(p.startswith(f"{path}.") for p in stack[name].prefixes)]
-        inside = [names[i] for i in places]
-        if len(inside) > 1 and [name for name in ran if name in inside] == inside[::-1]:
-            found = True
-            for place, name in zip(places, inside[::-1], strict=True):
-                names[place] = name
-    return (names, sentence) if found else ([], "")
-
-
-def placement(stack: LayerStack, used: list[int], names: Sequence[str] = ()) -> str:
-    """(b) No parameter is used after the next block has begun, or before the block before it has."""
-    step = {key: i for i, key in enumerate(used)}
+def placement(
+    stack: LayerStack, used: list[int], names: Sequence[str] = (), apart: Collection[int] = frozenset()
+) -> str:
+    """(b) No parameter is used after the next block has begun, or before the block before it has, but for ``apart``."""
+    step = {key: i for i, key in enumerate(used) if key not in apart}
     tied = {tie.name for tie in stack.ties}
     towers = len(stack.towers) > 1
     layers = [stack[name] for name in names or stack.names]
@@ -188,40 +168,58 @@ def cuts(count: int) -> list[int]:
 
 
 def gradient(
-    stack: LayerStack, inputs: Any, given: Mapping[int, bool], names_in_order: Sequence[str] = ()
-) -> tuple[str, str]:
-    """(d) Frozen layers get no gradient, all others do, and backward stops; the second answer names a leak's cause."""
+    stack: LayerStack,
+    inputs: Any,
+    given: Mapping[int, bool],
+    names_in_order: Sequence[str] = (),
+    apart: Collection[int] = frozenset(),
+) -> tuple[str, str, bool]:
+    """(d) Frozen layers get no gradient, all others do, and backward stops.
+
+    Args:
+        stack: The layers.
+        inputs: What the model is run with.
+        given: Whether each parameter requires a gradient, by its id.
+        names_in_order: Names of all layers, if they run in another order than that of the stack.
+        apart: Modules and parameters, by id, of which the stack says itself that later layers feed them.
+
+    Returns:
+        What does not hold; the cause of a leak; whether trainable parameters feed into frozen modules of ``apart``.
+    """
     module = stack.module
     reachable = gradients(module, inputs)
     if not reachable:
         raise RuntimeError("no output carries a gradient")
     layers = [stack[name] for name in names_in_order or stack.names]
     names = {id(p): name for name, p in module.named_parameters()}
-    leak = ""
+    leak, excused = "", False
     for count in cuts(len(layers)):
         for layer in layers[:count]:
             for p in layer.parameters():
                 p.requires_grad_(False)
         rest = {id(p) for layer in layers[count:] for p in layer.parameters()}
         if rest & reachable:
-            with _Watch(layers[:count]) as watch:
+            with _Watch(layers[:count], apart) as watch:
                 found = gradients(module, inputs)
             if found != rest & reachable:
                 wrong = [names[k] for k in (found ^ (rest & reachable))]
                 where = "missing" if set(wrong) <= {names[k] for k in rest} else "too many"
-                return f"gradients {where} with {layers[count - 1].name} frozen: {wrong[:3]}", leak
+                return f"gradients {where} with {layers[count - 1].name} frozen: {wrong[:3]}", leak, excused
             leak = leak or watch.cause(names, layers[count - 1].name)
+            excused = excused or watch.excused(names)
         for p in module.parameters():
             p.requires_grad_(given[id(p)])
-    return "", leak
+    return "", leak, excused
 
 
 class _Watch:
     """Watches the outputs of frozen layers' modules for tensors that require a gradient."""
 
-    def __init__(self, frozen: Sequence[Any]) -> None:
+    def __init__(self, frozen: Sequence[Any], apart: Collection[int]) -> None:
         self._frozen = frozen
+        self._apart = apart
         self._leaks: list[tuple[str, str, torch.Tensor]] = []
+        self._leaks_apart: list[tuple[str, str, torch.Tensor]] = []
         self._seen: set[int] = set()
 
     def __enter__(self) -> _Watch:
@@ -238,10 +236,11 @@ class _Watch:
             # A module that later layers use once more gets inputs from these: its first use counts.
             first = id(module) not in self._seen
             self._seen.add(id(module))
-            if first and not self._leaks:
+            leaks = self._leaks_apart if id(module) in self._apart else self._leaks
+            if first and not leaks:
                 found = next((t for t in tensors(output) if t.requires_grad), None)
                 if found is not None:
-                    self._leaks.append((name, type(module).__name__, found))
+                    leaks.append((name, type(module).__name__, found))
 
         return look
 
@@ -249,8 +248,12 @@ class _Watch:
         for handle in self._handles:
             handle.remove()
 
+    def excused(self, names: Mapping[int, str]) -> bool:
+        """Whether a trainable parameter feeds into a module that is set apart."""
+        return any(id(leaf) in names for *_, tensor in self._leaks_apart for leaf in _leaves(tensor))
+
     def cause(self, names: Mapping[int, str], last: str) -> str:
-        """Which trainable tensor feeds into a frozen layer."""
+        """Which trainable tensor feeds into a frozen layer, but for the modules that are set apart."""
         if not self._leaks:
             return ""
         layer, kind, tensor = self._leaks[0]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from sweep import checks
+from sweep import said as said_of
 from sweep.counts import compare
 from sweep.known.counts import COARSER
 from torch import nn
@@ -146,34 +147,43 @@ def _dynamic(row: Row, stack: LayerStack, inputs: Any, ran: list[str], used: lis
     said = ""
     problem = checks.order(stack, ran)
     if problem:
-        names, said = checks.turned(stack, ran)
+        names, said = said_of.turned(stack, ran)
         problem = checks.order(stack, ran, names) if said else problem
-    problem = problem or checks.placement(stack, used, names)
-    return (f"(b) {problem}" if problem else _backward(row, stack, inputs, names)), said
+    apart, sentence = said_of.fed_later(stack)
+    excused = False
+    if not problem:
+        problem = checks.placement(stack, used, names)
+        excused = bool(problem and apart and not checks.placement(stack, used, names, apart))
+    if problem and not excused:
+        return f"(b) {problem}", said
+    problem, also = _backward(row, stack, inputs, names, apart)
+    return problem, "; ".join(filter(None, (said, sentence if excused or also else "")))
 
 
-def _backward(row: Row, stack: LayerStack, inputs: Any, names: Sequence[str]) -> str:
+def _backward(
+    row: Row, stack: LayerStack, inputs: Any, names: Sequence[str], apart: Collection[int]
+) -> tuple[str, bool]:
     given = {id(p): p.requires_grad for p in stack.module.parameters()}
     stack.module.train()
     try:
-        problem, leak = checks.gradient(stack, inputs, given, names)
+        problem, leak, excused = checks.gradient(stack, inputs, given, names, apart)
     except Exception as error:
         stack.module.eval()
         try:
             for p in stack.module.parameters():
                 p.requires_grad_(given[id(p)])
-            problem, leak = checks.gradient(stack, inputs, given, names)
+            problem, leak, excused = checks.gradient(stack, inputs, given, names, apart)
             row.notes.append(f"backward pass in eval mode, in train mode: {short(error)}")
         except Exception as other:
             row.notes.append(f"no backward pass: {short(other)}; in train mode: {short(error)}")
-            return ""
+            return "", False
     if problem:
-        return f"(d) {problem}"
+        return f"(d) {problem}", False
     if "parameter" in leak and "is fed by parameter" in leak:
-        return f"(d) {leak}"
+        return f"(d) {leak}", False
     if leak:
         row.notes.append(leak)
-    return ""
+    return "", excused
 
 
 Build = Callable[[], nn.Module]

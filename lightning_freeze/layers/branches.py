@@ -30,15 +30,12 @@ class Branches(Numbers, Notes):
                 continue
             chains = [chain for part in node.body for sub in ast.walk(part) if (chain := self._scope.chain(sub))]
             used = {chain[0] for chain in chains} & self._scope.names
-            if len(used) == 1 and not used & set(self.order) and self._scope.known(node.test) is None:
-                first = self._first_of(body[position + 1 :], used)
-                return body if first else [*body[:position], *body[position + 1 :]]
+            if used and not used & set(self.order) and self._scope.known(node.test) is None:
+                order = self._tried(body[position + 1 :]).order
+                if not used <= set(order) or used == set(order[: len(used)]):
+                    return body
+                return self._without_short_cut([*body[:position], *body[position + 1 :]])
         return body
-
-    def _first_of(self, rest: Sequence[ast.stmt], used: set[str]) -> bool:
-        """Whether the rest of a method does not use these names, or uses them before any other."""
-        order = self._tried(rest).order
-        return not used & set(order) or order[0] in used
 
     def _tried(self, nodes: Sequence[ast.stmt]) -> Branches:
         """What statements use, as if nothing had been used before, without taking note of it."""
@@ -46,6 +43,7 @@ class Branches(Numbers, Notes):
         trial._trying = True
         trial.order, trial.steps, trial.again, trial.both_ways = [], {}, set(), set()
         trial.passes, trial.repeated, trial.either, trial.unfollowed = {}, {}, set(), set()
+        trial.meanwhile, trial._begun, trial._trace, trial.both_times = {}, {}, [], set()
         trial.carried, trial.lent = set(), {}
         trial._scope = copy(self._scope)
         trial._scope.bound = dict(self._scope.bound)
@@ -56,14 +54,18 @@ class Branches(Numbers, Notes):
     def _visit_both(self, node: ast.If) -> None:
         """Go through two branches: what one of them runs before a step that both run stands before that step."""
         known, before, outer = dict(self.steps), self._scope.numbers(self._scope.bound), self._fresh
+        outside, begun = self._elsewhere, set(self._begun)
         self._visit_all(node.body)
+        elsewhere = outside | (self._begun.keys() - begun)
         self._scope.forget(assigned(node.body))
         self._scope.bound.update(before)
         first = [step for step in self.steps if step not in known]
         second = [s for s in self._tried(node.orelse).steps if s not in known] if first and not self._trying else []
         self._fresh = outer | {step.split(".")[0] for step in first}  # not used once more, but instead
+        self._elsewhere = elsewhere
         self._visit_all(node.orelse)
         self._fresh = outer
+        self._elsewhere = elsewhere if leaves(node.body) else outside
         self._scope.forget(assigned([*node.body, *node.orelse]))
         steps = woven(first, second)
         if set(steps) == self.steps.keys() - known.keys():
@@ -71,6 +73,8 @@ class Branches(Numbers, Notes):
             fresh = set(self.order) - {step.split(".")[0] for step in known}
             names = dict.fromkeys(step.split(".")[0] for step in steps)
             self.order = [n for n in self.order if n not in fresh] + [n for n in names if n in fresh]
+            for step in steps:
+                self._begun[step] = self.order.index(step.split(".")[0]) + 1
 
     def visit_If(self, node: ast.If) -> None:
         """Take the branch that the settings decide for, else both."""

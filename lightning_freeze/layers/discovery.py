@@ -74,7 +74,7 @@ def discover(module: nn.Module) -> Structure:
     stacks, items = interleave(found, laid_out)
     placement = _Placement(stacks, items)
     structure = placement.structure()
-    structure.assumptions += _assumptions(found, stacks, doubts, placement.side_by_side())
+    structure.assumptions += _assumptions(found, stacks, [*doubts, *placement.fed_later()], placement.side_by_side())
     return structure
 
 
@@ -101,7 +101,7 @@ class _Placement:
         self._order = order
         self._parallel = any(self._towers[s].fresh for s in order[1:])
         self._layers: dict[str, LayerSpec] = {}
-        self._common: list[str] = []
+        self._common: dict[str, list[str]] = {}
         self._prepared: set[tuple[int, int]] = set()
 
     def structure(self) -> Structure:
@@ -131,8 +131,19 @@ class _Placement:
         if not self._parallel:
             return ""
         names = ", ".join(self._towers[s].label for s in self._order)
-        common = f"; {', '.join(self._common)} works for several of them and counts as head" if self._common else ""
-        return f"{names}: not each feeds the next, they stand in the order in which the code runs them{common}"
+        common = (
+            f"; {', '.join(shared)} works for several of them and counts as {layer}"
+            for layer, shared in self._common.items()
+        )
+        return f"{names}: not each feeds the next, they stand in the order in which the code runs them{''.join(common)}"
+
+    def fed_later(self) -> list[str]:
+        """A sentence on units that one run uses again, on what a later stack computes; a table is fed by none."""
+        shared = {name for names in self._common.values() for name in names}
+        apart = [i for i in self._items if i.both_times and i.name not in shared and i.node and i.node.parameters]
+        names = [i.name for i in apart if i.node is not None and not isinstance(i.node.module, nn.Embedding)]
+        what = "run once more behind layers that come later: where they run first counts"
+        return [f"{', '.join(names)}: {what}"] * (bool(names) and self._parallel)
 
     def _declare(self) -> None:
         """Name all layers that there may be, in order."""
@@ -159,8 +170,8 @@ class _Placement:
             return "head"
         if last is None:
             assert following is not None
-            if self._parallel and item.again and _projects(item):
-                self._common.append(item.name)
+            if self._parallel and item.again and _projects(item) and not self._taken_up(item, following.stack):
+                self._common.setdefault("head", []).append(item.name)
                 return "head"  # it makes tokens into vectors first, and what a tower found later
             return self._before(item, following.stack)
         if following is None:
@@ -185,8 +196,10 @@ class _Placement:
         if _inside(item, self._towers[b]):
             return self._before(item, b)
         if self._towers[b].fresh and item.again and not _inside(item, self._towers[a]):
-            self._common.append(item.name)
-            return "head"  # used for both towers
+            # Where nothing takes up what both towers give, what they share is the last to run.
+            layer = self._after(item, a) if self._taken_up(item, b) else "head"
+            self._common.setdefault(layer, []).append(item.name)
+            return layer
         finishes = item.node is not None and "norm" in item.node.class_name.lower()
         if (a, b) in self._prepared:
             return self._before(item, b)
@@ -195,6 +208,12 @@ class _Placement:
         if item.node is None or item.node.parameters:
             self._prepared.add((a, b))  # what runs behind it prepares the second stack too, a norm included
         return self._before(item, b)
+
+    def _taken_up(self, item: Item, stack: int) -> bool:
+        """Whether a tower behind this one works on what others computed, after the last use of the unit."""
+        behind = self._order[self._order.index(stack) + 1 :]
+        begun = {s for s in behind if any(self._stacks[s].home.below(node) for node in item.again)}
+        return any(not self._towers[s].fresh for s in behind if s not in begun)
 
     def _before(self, item: Item, stack: int) -> str:
         """The layer for a unit that runs before a stack."""
@@ -205,8 +224,10 @@ class _Placement:
         positions = bool(words_of(item.name.rpartition(".")[2]) & {"pos", "position", "positions", "positional"})
         embeds = item.node is not None and item.node.has_embedding and not positions
         tokens = tower.language and _inside(item, tower) and embeds
-        if first or tokens or not self._stacks[stack].blocks:
+        if first or (tokens and not self._parallel) or not self._stacks[stack].blocks:
             return "embeddings"
+        if tokens and not self._layers[self._block(stack, 0)].prefixes:
+            return f"{tower.label}.embeddings"
         return self._block(stack, 0)
 
     def _after(self, item: Item, stack: int) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+
+from lightning_freeze.layers.getters import handed_out
 
 UNKNOWN = object()
 
@@ -105,8 +107,9 @@ class Evaluation:
         if items is None:
             return UNKNOWN
         if isinstance(node.slice, ast.Slice):
-            bounds = [None if part is None else self.value(part) for part in (node.slice.lower, node.slice.upper)]
-            known = all(bound is None or type(bound) is int for bound in bounds) and node.slice.step is None
+            parts = (node.slice.lower, node.slice.upper, node.slice.step)
+            bounds = [None if part is None else self.value(part) for part in parts]
+            known = all(bound is None or type(bound) is int for bound in bounds)
             return list(items)[slice(*bounds)] if known else UNKNOWN
         index = self.value(node.slice)
         return items[index] if type(index) is int else UNKNOWN
@@ -183,7 +186,10 @@ class Evaluation:
         return answers.get(name, UNKNOWN)
 
     def _method(self, node: ast.Call, function: ast.Attribute) -> Any:
-        base = self.value(function.value)
+        base = Element("", self._module) if self._chain(function.value) == [] else self.value(function.value)
+        path = handed_out(base.module, function.attr, called=True) if isinstance(base, Element) else None
+        if isinstance(base, Element) and path is not None and not (node.args or node.keywords):
+            return _below(base, path)
         if function.attr == "index" and isinstance(base, list | tuple) and len(node.args) == 1:
             return base.index(self.value(node.args[0]))
         items = items_of(base) if isinstance(base, Element) and not node.args else None
@@ -197,6 +203,11 @@ class Evaluation:
 def _child(element: Element, key: str) -> Any:
     child = element.module._modules.get(key)
     return Element(f"{element.path}.{key}", child) if child is not None else UNKNOWN
+
+
+def _below(element: Element, path: Sequence[str]) -> Any:
+    start = [element.path] if element.path else []
+    return Element(".".join([*start, *path]), element.module.get_submodule(".".join(path)))
 
 
 def items_of(value: Any) -> Any:

@@ -26,7 +26,8 @@ class Item:
         stack: Index of the stack for a block, else -1.
         block: Index of the block in its stack; -1 marks the place of a stack without blocks.
         passes: How many times the model runs the block in one forward pass.
-        again: Whether the code that uses it comes back to it after using something else.
+        again: Those that hold stacks and begin before the code comes back to it for the last time.
+        both_times: Whether a single run uses it both before and after these.
     """
 
     name: str
@@ -35,7 +36,8 @@ class Item:
     stack: int = -1
     block: int = -1
     passes: int = 1
-    again: bool = False
+    again: tuple[Node, ...] = ()
+    both_times: bool = False
 
 
 def flow_of(root: Node, stacks: Sequence[Stack]) -> list[Item]:
@@ -176,7 +178,7 @@ class _Flow:
                     self._done.add((id(node), key))
                     found.append(Item(f"{node.name}.{key}" if node.name else key, node, None))
                 continue
-            child = self._element(children[key], rest)
+            child = self._element(children[key], rest, source is not None and key in source.again)
             if (id(child), "") in self._done or (key in node.shared and self._inside(child)):
                 continue
             if id(child) in self._lent and (self._begun or step not in (source.steps if source else ())):
@@ -188,8 +190,12 @@ class _Flow:
             if source and id(child) in self._block:
                 counted = source.repeated.get(key, counted)
             inner = self.items(child, passes * max(1, counted, _copies(node, child)))
-            shared = source is not None and key in source.again and len(inner) == 1
-            found += [replace(inner[0], again=True)] if shared else inner
+            # What comes back once more before another stack has begun has one place.
+            meanwhile = source.meanwhile.get(step, set()) - {key} if source else set()
+            weighty = (children[other] for other in meanwhile if other in children)
+            again = tuple(c for c in weighty if id(c) in self._open or id(c) in self._block)
+            both = source is not None and not rest and step in source.both_times
+            found += [replace(inner[0], again=again, both_times=both)] if again and len(inner) == 1 else inner
         return found
 
     def _hand(self, source: UseOrder, children: Mapping[str, Node]) -> None:
@@ -214,10 +220,15 @@ class _Flow:
         apart = id(child) in self._open or child.has_embedding  # a shared table of tokens runs first
         return not apart and bool(ids) and self._tied.issuperset(ids)
 
-    def _element(self, node: Node, path: str) -> Node:
-        """Follow a path as far as lists and opened containers go: what lies deeper is one step."""
+    def _element(self, node: Node, path: str, apart: bool = False) -> Node:
+        """Follow a path as far as lists and opened containers go: what lies deeper is one step.
+
+        With ``apart``, a table of tokens that runs long before the rest of its container is a step as well.
+        """
         for key in path.split(".") if path else ():
             below = next((child for child in node.children if child.key == key), node.shared.get(key))
+            if apart and id(node) not in self._block and below is not None and isinstance(below.module, nn.Embedding):
+                self._open.add(id(node))
             whole = id(node) in self._block or not (node.is_list or id(node) in self._open)
             if whole or below is None or (isinstance(node.module, nn.Sequential) and id(node) not in self._open):
                 return node

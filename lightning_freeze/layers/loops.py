@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from lightning_freeze.layers.evaluate import items_of
+from lightning_freeze.layers.evaluate import Element, items_of
 from lightning_freeze.layers.scope import Scope, elements_in
 from lightning_freeze.layers.syntax import looks_inside, of_weight, only_looks
 
@@ -21,7 +22,7 @@ def turns_of(node: ast.For, scope: Scope) -> list[Any] | None:
     lists = {e.path.rpartition(".")[0] for turn in turns for e in elements_in(turn)}
     chains = [chain for part in node.body for sub in ast.walk(part) if (chain := scope.chain(sub))]
     more = len(lists) > 1 or any(chain[0] in scope.names for chain in chains) or looks_inside(node)
-    more = more or hands_number(node, scope)
+    more = more or hands_number(node, scope) or _takes_from_outer(node, scope)
     nested = any(isinstance(sub, ast.For) for part in node.body for sub in ast.walk(part)) and scope.bound
     ordered = [e.path for turn in turns for e in elements_in(turn)]
     plain = not (more or nested) and ordered == _all_of(lists, scope)
@@ -35,6 +36,12 @@ def hands_number(node: ast.For, scope: Scope) -> bool:
     calls = (s for part in node.body for s in ast.walk(part) if isinstance(s, ast.Call) if scope.chain(s.func))
     handed = (part for s in calls for value in [*s.args, *(k.value for k in s.keywords)] for part in ast.walk(value))
     return counts and isinstance(first, ast.Name) and any(getattr(part, "id", "") == first.id for part in handed)
+
+
+def _takes_from_outer(node: ast.For, scope: Scope) -> bool:
+    """Whether a loop over numbers uses what an outer loop goes over: ``stage.blocks[number]``."""
+    names = {s.value.id for s in ast.walk(node) if isinstance(s, ast.Attribute) and isinstance(s.value, ast.Name)}
+    return any(isinstance(scope.bound.get(name), Element) for name in names)
 
 
 def changes_only(node: ast.For) -> bool:
@@ -55,6 +62,19 @@ def runs_nothing(loop: ast.For | ast.comprehension, body: Sequence[ast.AST], sco
     chains = [chain for part in body for sub in ast.walk(part) if (chain := scope.chain(sub)) is not None]
     others = (chain for chain in chains if chain and not chain[0].startswith(("log", "print")))
     return only_looks(loop.target, loop.iter, body) and not any(others)
+
+
+def other_each_turn(trace: Sequence[str], starts: Sequence[int]) -> set[str]:
+    """The lists of which each turn of a loop uses elements of its own, as the loop's inner loops pick them.
+
+    Args:
+        trace: All uses, in order.
+        starts: Where in ``trace`` each turn starts.
+    """
+    turns = [set(trace[a:b]) for a, b in zip(starts, [*starts[1:], len(trace)], strict=True)]
+    uses = Counter(step for turn in turns for step in turn)
+    repeated = {step.split(".")[0] for step, count in uses.items() if count > 1 or "." not in step}
+    return {step.split(".")[0] for step in uses} - repeated if len(turns) > 1 else set()
 
 
 def count_of(node: ast.expr, scope: Scope) -> int | None:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from lightning_freeze.layers.evaluate import UNKNOWN, Element, Evaluation
+from lightning_freeze.layers.getters import handed_out
 from lightning_freeze.layers.syntax import WEIGHTS
 
 
@@ -47,7 +48,11 @@ class Scope:
         while isinstance(node, ast.Attribute):
             names.append(node.attr)
             node = node.value
-        return names[::-1] if isinstance(node, ast.Name) and node.id == self.me else None
+        if not (isinstance(node, ast.Name) and node.id == self.me):
+            return None
+        first = names[-1] if names else ""
+        given = None if not first or first in self.names else handed_out(self.module, first, called=False)
+        return [*(given or names[-1:]), *names[-2::-1]]
 
     def deepest(self, chain: list[str]) -> str:
         """The part of a child that ``self.child.part`` uses: code may embed its tokens before all else runs."""

@@ -18,9 +18,10 @@ from torch import nn
 from lightning_freeze.layers.branches import Branches
 from lightning_freeze.layers.calls import handed, numbers_handed
 from lightning_freeze.layers.evaluate import Either, Element
-from lightning_freeze.layers.loops import changes_only, count_of, runs_nothing, turns_of
+from lightning_freeze.layers.loops import changes_only, count_of, other_each_turn, runs_nothing, turns_of
 from lightning_freeze.layers.scope import Scope, elements_in
 from lightning_freeze.layers.syntax import (
+    WEIGHTS,
     assigned,
     entries,
     from_second_turn,
@@ -100,7 +101,9 @@ class _Reader(Branches):
             self._scope.bound.update(self._held)
             self._scope.names |= {element.path for element in self._held.values()}
         self._open.add(function)
+        outside = self._elsewhere
         self._visit_all(self._without_short_cut(tree.body))
+        self._elsewhere = outside
         self._open.discard(function)
         self._scope = before
 
@@ -114,9 +117,12 @@ class _Reader(Branches):
     def visit_Attribute(self, node: ast.Attribute) -> None:
         chain = self._scope.chain(node)
         if chain is None:
-            element = self._scope.evaluate(node) if self._scope.bound else None
+            inside = node.value.func if isinstance(node.value, ast.Call) else None
+            element = self._scope.evaluate(node) if self._scope.bound or isinstance(inside, ast.Attribute) else None
             if isinstance(element, Element):
                 self._use(element.path.split(".")[0], element.path)
+            elif node.attr in WEIGHTS and self._use_given(node.value):
+                return
             # An in-place change of a weight (``block.out.weight.div_``) is no step of the data flow.
             elif not node.attr.endswith("_") and not is_fact(node.attr):
                 self.visit(node.value)
@@ -140,7 +146,7 @@ class _Reader(Branches):
             self._follow(node.func.attr, self._scope.owner, node, skip=True)
         elif is_getattr(node) and self._scope.chain(node.args[0]) == []:
             self._use(str(self._scope.evaluate(node.args[1])))
-        elif not self._enter(chain or []):
+        elif not self._use_given(node.func) and not self._enter(chain or []):
             self.visit(node.func)
 
     def _follow_function(self, node: ast.Call) -> bool:
@@ -249,12 +255,13 @@ class _Reader(Branches):
             if len(numbers) > 1 and numbers[0].isdecimal() and numbers[-1].isdecimal():
                 self.both_ways |= looped & set(self.order) if int(numbers[0]) > int(numbers[-1]) else set()
             self._looped.append(looped)
-            outer = self._fresh
+            outer, marks = self._fresh, list[int]()
             for turn in turns:
                 self._fresh = outer | {name for name in self.order if name not in plain}
                 self._scope.bind(node.target, turn)
+                marks.append(len(self._trace))
                 self._visit_all(node.body)
-            looped = self._looped.pop()
+            looped = self._looped.pop() | other_each_turn(self._trace, marks)
             self._fresh = outer
             self._scope.bound = kept
             self._scope.forget(assigned([node]))
@@ -281,13 +288,6 @@ class _Reader(Branches):
         self.order[start:] = [n for n in inside if n not in looped] + [n for n in inside if n in looped]
         self._reorder(inside, looped)
         self._note_passes(node, looped, inside)
-
-    def _reorder(self, inside: list[str], looped: set[str]) -> None:
-        within = [step for step in self.steps if step.split(".")[0] in inside]
-        late = [step for step in within if step.split(".")[0] in looped]
-        for step in late:
-            del self.steps[step]
-        self.steps.update(dict.fromkeys(late))
 
     def _note_passes(self, node: ast.For, looped: set[str], inside: list[str]) -> None:
         count = count_of(node.iter, self._scope)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 from dataclasses import dataclass, field
 
+from lightning_freeze.layers.evaluate import Element
 from lightning_freeze.layers.scope import Scope
 
 
@@ -19,6 +21,8 @@ class UseOrder:
             ``for i in range(self.config.num_hidden_layers)`` (weights shared between depths).
         repeated: The same for names that the loop runs without an index: one module for every depth.
         again: Names that are used once more after something else was used.
+        meanwhile: Step to the names that are used for the first time between its first use and its last.
+        both_times: Steps in ``meanwhile`` of which one run makes both uses: they are no branches of one choice.
         both_ways: Lists that one loop runs forwards and another one backwards.
         either: Groups of children of which the inputs choose one.
         unfollowed: Groups of lists that one loop runs in a way that the code does not tell.
@@ -31,6 +35,8 @@ class UseOrder:
     passes: dict[str, int] = field(default_factory=dict)
     repeated: dict[str, int] = field(default_factory=dict)
     again: set[str] = field(default_factory=set)
+    meanwhile: dict[str, set[str]] = field(default_factory=dict)
+    both_times: set[str] = field(default_factory=set)
     both_ways: set[str] = field(default_factory=set)
     either: set[tuple[str, ...]] = field(default_factory=set)
     unfollowed: set[tuple[str, ...]] = field(default_factory=set)
@@ -50,12 +56,18 @@ class Notes:
         self.passes: dict[str, int] = {}
         self.repeated: dict[str, int] = {}
         self.again: set[str] = set()
+        self.meanwhile: dict[str, set[str]] = {}
+        self.both_times: set[str] = set()
         self.both_ways: set[str] = set()
         self.either: set[tuple[str, ...]] = set()
         self.unfollowed: set[tuple[str, ...]] = set()
         self.carried: set[str] = set()
         self.lent: dict[str, dict[str, str]] = {}
         self._latest = ""
+        self._begun: dict[str, int] = {}
+        self._trace: list[str] = []
+        self._elsewhere: set[str] = set()
+        self._tables: set[str] = set()
         self._looped: list[set[str]] = []
         self._fresh: set[str] = set()
         self._trying = False
@@ -69,4 +81,24 @@ class Notes:
             self.order.append(name)
         elif name != self._latest and name not in self._fresh:
             self.again.add(name)
+            for step in {name, path or name} & self._begun.keys():
+                self.meanwhile[step] = set(self.order[self._begun[step] :])
+                self.both_times |= {step} - self._elsewhere - self._tables
+        self._begun.setdefault(path or name, len(self.order))
+        self._trace.append(path or name)
         self._latest = name
+
+    def _use_given(self, node: ast.expr) -> bool:
+        """Note the use of a child that a method hands out: ``self.get_input_embeddings()(tokens)``."""
+        given = self._scope.evaluate(node) if isinstance(node, ast.Call) else None
+        if isinstance(given, Element):
+            self._tables.add(given.path)  # no step feeds what is handed out by itself: it works on the tokens
+            self._use(given.path.split(".")[0], given.path)
+        return isinstance(given, Element)
+
+    def _reorder(self, inside: list[str], looped: set[str]) -> None:
+        within = [step for step in self.steps if step.split(".")[0] in inside]
+        late = [step for step in within if step.split(".")[0] in looped]
+        for step in late:
+            del self.steps[step]
+        self.steps.update(dict.fromkeys(late))

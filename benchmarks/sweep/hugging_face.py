@@ -12,6 +12,7 @@ import transformers
 from sweep.counts import expected
 from sweep.fixes import CONFIGS, FACTORS, INPUTS, REASONS
 from sweep.inputs import Maker, configs
+from sweep.known.counts import FAILED
 from sweep.rows import LARGEST, Row, judge, short
 from sweep.shrink import Shrink
 from transformers import CONFIG_MAPPING, PreTrainedConfig
@@ -67,6 +68,8 @@ def examine(kind: str, name: str) -> Row:
         _at_full_size(best, kind, name)
     if best.outcome in {"not built", "not run"}:
         best.reason = REASONS.get(name) or REASONS.get(kind) or best.reason
+    if best.outcome == "fail" and name in FAILED:
+        best.reason = f"{best.reason.partition(':')[0]}: {FAILED[name]}"
     return best
 
 

@@ -138,8 +138,8 @@ class Fingerprint:
         for number, parameter in enumerate(self._tower.steps[step]):
             found.setdefault(id(parameter), (f"own {number}", parameter))
         if step == 0:
-            for name, buffer in self._loose_buffers():
-                found.setdefault(id(buffer), (name, buffer))
+            for name, tensor in (*self._loose_buffers(), *self._loose_parameters()):
+                found.setdefault(id(tensor), (name, tensor))
         return list(found.values())
 
     def _loose_buffers(self) -> Iterable[tuple[str, Tensor]]:
@@ -150,6 +150,14 @@ class Fingerprint:
             own = {id(p) for p in module._parameters.values() if p is not None}
             if id(module) not in inside and (not own or own & early):
                 yield from ((f"{name}.{key}", b) for key, b in module._buffers.items() if b is not None)
+
+    def _loose_parameters(self) -> Iterable[tuple[str, Tensor]]:
+        """Frozen parameters of the modules around the blocks that count as the head's: they may act between blocks."""
+        known = {id(p) for step in self._tower.steps for p in step}
+        for number, module in enumerate(self._tower.around()):
+            for name, p in module._parameters.items():
+                if p is not None and not p.requires_grad and id(p) not in known:
+                    yield f"around {number}.{name}", p
 
     def _code(self, step: int) -> Sequence[str]:
         roots = self._roots(step)

@@ -54,8 +54,10 @@ class Branches(Numbers, Notes):
     def _visit_both(self, node: ast.If) -> None:
         """Go through two branches: what one of them runs before a step that both run stands before that step."""
         known, before, outer = dict(self.steps), self._scope.numbers(self._scope.bound), self._fresh
-        outside, begun = self._elsewhere, set(self._begun)
+        outside, begun, whole = self._elsewhere, set(self._begun), self._whole
+        self._whole = whole | self._called(node.orelse)
         self._visit_all(node.body)
+        self._whole = whole
         elsewhere = outside | (self._begun.keys() - begun)
         self._scope.forget(assigned(node.body))
         self._scope.bound.update(before)
@@ -75,6 +77,11 @@ class Branches(Numbers, Notes):
             self.order = [n for n in self.order if n not in fresh] + [n for n in names if n in fresh]
             for step in steps:
                 self._begun[step] = self.order.index(step.split(".")[0]) + 1
+
+    def _called(self, nodes: Sequence[ast.stmt]) -> set[tuple[str, ...]]:
+        """The paths that statements call."""
+        calls = (sub.func for node in nodes for sub in ast.walk(node) if isinstance(sub, ast.Call))
+        return {tuple(chain) for func in calls if (chain := self._scope.chain(func))}
 
     def visit_If(self, node: ast.If) -> None:
         """Take the branch that the settings decide for, else both."""

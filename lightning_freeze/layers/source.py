@@ -185,8 +185,11 @@ class _Reader(Branches):
         return [given[name] for name in lent]
 
     def _enter(self, chain: list[str]) -> bool:
-        """Read a method of a child (``self.child.embed(x)``): it may run a part of the child only."""
-        child = self._scope.child(chain[:-1])
+        """Read a method of a child (``self.child.embed(x)``): it may run a part of the child only.
+
+        Where another branch calls the child itself, that says it better.
+        """
+        child = None if tuple(chain[:-1]) in self._whole else self._scope.child(chain[:-1])
         if child is None or chain[-1] in child._modules or chain[-1] == "forward" or is_fact(chain[-1]):
             return False
         steps = _Reader(child, chain[-1:], self._open).steps

@@ -70,6 +70,7 @@ class Notes:
         self._tables: set[str] = set()
         self._looped: list[set[str]] = []
         self._fresh: set[str] = set()
+        self._whole: set[tuple[str, ...]] = set()  # what another branch calls
         self._trying = False
 
     def _use(self, name: str, path: str = "") -> None:

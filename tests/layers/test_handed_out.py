@@ -301,3 +301,42 @@ class Answers(nn.Module):
 
 def test_several_early_returns() -> None:
     assert use_order(Answers()).order == ["both", "video_head", "audio_head"]
+
+
+class Backbone(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.fc = nn.Linear(8, 8), nn.Linear(8, 2)
+        self.blocks = nn.ModuleList(small_block() for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)
+
+    def head(self, x: Tensor) -> Tensor:
+        return self.fc(x)
+
+
+def states(model: Any, x: Tensor) -> list[Tensor]:
+    return [x := part(x) for part in (model.stem, *model.blocks)]
+
+
+class Wrapper(nn.Module):
+    """One branch runs methods of its child, the other one the child itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = Backbone()
+
+    def forward(self, x: Tensor, everything: bool = False) -> Tensor:
+        if everything:
+            return self.model.head(states(self.model, x)[-1])
+        return self.model(x)
+
+
+def test_a_call_of_the_child_says_more_than_calls_of_its_methods() -> None:
+    stack = LayerStack(Wrapper())
+    assert [layer.name for layer in stack] == ["embeddings", "0", "1", "2", "head"]
+    assert stack["head"].prefixes == ("model.fc",)

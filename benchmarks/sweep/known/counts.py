@@ -203,6 +203,13 @@ _CLASS_ATTENTION = (
 )
 
 #: Class to why the coarser answer of the layers is right, where it is.
+#: Class to what is to be said of a check that fails.
+FAILED: dict[str, str] = dict.fromkeys(
+    ("ReformerModel", "ReformerForSequenceClassification"),
+    "the reversible layers (modeling_reformer._ReversibleFunction) hide their parameters from autograd, so none of "
+    "them gets a gradient unless the embeddings train; the order is right, and the callbacks warn of such a run",
+)
+
 COARSER: dict[str, str] = {
     "PPOCRV5MobileRecForTextRecognition": _RECOGNISES,
     "PPOCRV5ServerRecForTextRecognition": _RECOGNISES,

@@ -236,13 +236,17 @@ class Store:
             self._writer.flush()
             self._disk.say()
 
-    def close(self) -> None:
-        """Flush, and give everything back. The store may be used again; what was only in RAM is gone."""
+    def rest(self) -> None:
+        """Flush, and give back the thread and the open files. What is in RAM stays."""
         self._check_process()
         if self._disk is not None and self._writer is not None:
             self._writer.close()
             self._disk.say()
             self._disk.close()
+
+    def close(self) -> None:
+        """Flush, and give everything back. The store may be used again; what was only in RAM is gone."""
+        self.rest()
         with self._lock:
             self._memory.clear()
 

@@ -270,7 +270,7 @@ class FrozenPrefixCache(Callback):
             self._outside = None
         self._accelerator = None
         if self._store is not None:
-            self._store.flush()
+            self._store.rest()
 
     def _begin_loop(self, trainer: Trainer, module: LightningModule, thorough: bool = False) -> None:
         self._attach(trainer, module)

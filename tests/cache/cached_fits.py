@@ -105,7 +105,7 @@ class MemoryStore:
     def declare(self, namespace: bytes, info: dict[str, Any]) -> None:
         self.declared[namespace] = info
 
-    def flush(self) -> None: ...
+    def rest(self) -> None: ...
 
 
 def make_cache(store: Any = None, **options: Any) -> FrozenPrefixCache:

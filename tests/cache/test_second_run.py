@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,7 @@ def test_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 SCRIPT = """
 import sys
+import threading
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 import torch
@@ -164,3 +166,12 @@ def test_ranks(tmp_path: Path, where: str) -> None:
         torch.testing.assert_close(cached["weights"], plain["weights"], rtol=1e-4, atol=1e-6)
         assert cached["rate"] > (0.5 if where == "shared" else 0.2)
     assert all(torch.equal(a, results["cached1"]["weights"][n]) for n, a in results["cached0"]["weights"].items())
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="no /proc on this system")
+def test_no_file_stays_open_behind_a_run(tmp_path: Path) -> None:
+    fit(tmp_path / "first", epochs=1)
+    before = len(os.listdir("/proc/self/fd")), threading.active_count()
+    for number in range(3):
+        fit(tmp_path / str(number), epochs=1)
+    assert (len(os.listdir("/proc/self/fd")), threading.active_count()) == before

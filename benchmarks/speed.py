@@ -24,7 +24,6 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
-import finetuning_scheduler  # noqa: F401  sets the levels of its loggers, so before they are made quiet
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -32,13 +31,17 @@ from benchmarks.speedtest import limits, measure, memory
 from benchmarks.speedtest.contenders import GRADUAL, STATIC, Contender
 from benchmarks.speedtest.subjects import FULL, QUICK, Subject
 
-BASE = "full fine-tuning"
 #: What else is compared: times faster than, or, for the ideal, as long as.
 PAIRS = (
     ("LayerFreezing", "requires_grad by hand", "LayerFreezing is {} times as fast as the loop by hand"),
     ("LayerFreezing + cache, cold", "BackboneFinetuning", "cold is {} times as fast as BackboneFinetuning"),
     ("LayerFreezing + cache, cold", "finetuning-scheduler", "cold is {} times as fast as finetuning-scheduler"),
     ("ideal, cut by hand", "LayerFreezing + cache, warm", "warm takes {} times as long as the ideal"),
+    (
+        f"ideal, cut by hand{measure.STEP}",
+        f"LayerFreezing + cache, warm{measure.STEP}",
+        "a warm step takes {} times as long as one of the ideal",
+    ),
     ("GradualUnfreezing + cache, cold", "GradualUnfreezing", "cold is {} times as fast as GradualUnfreezing"),
 )
 
@@ -78,11 +81,13 @@ def times(subject: Subject, options: argparse.Namespace) -> str:
     work = limits.count(subject)
     with tempfile.TemporaryDirectory() as folder:
         found = measure.rounds(subject, contenders, options.rounds, Path(folder), say)
-    rows = [["", "seconds", f"times faster than {BASE}", "limit", "reached"]]
+    base = next(iter(contenders))
+    rows = [["", "seconds", f"times faster than {base}", "limit", "reached", "a step, times faster"]]
     for contender in contenders:
-        ratio, limit = measure.ratios(found, contender, BASE), work.limit(contender)
+        ratio, limit = measure.ratios(found, contender, base), work.limit(contender) / work.limit(base)
+        step = measure.ratios(found, f"{contender}{measure.STEP}", f"{base}{measure.STEP}")
         seconds = sorted(seconds[contender] for seconds in found)[len(found) // 2]
-        rows.append([contender, f"{seconds:.1f}", str(ratio), f"{limit:.2f}", f"{ratio.median / limit:.0%}"])
+        rows.append([contender, f"{seconds:.1f}", str(ratio), f"{limit:.2f}", f"{ratio.median / limit:.0%}", str(step)])
     frozen = "" if not subject.freeze else f"{work.frozen[0]:.0%} of the forward pass is frozen. "
     head = (
         f"### {subject.title}\n\nBatches of {subject.batch_size}, {subject.batches} in an epoch and one of validation, "
@@ -92,7 +97,7 @@ def times(subject: Subject, options: argparse.Namespace) -> str:
     pairs = [
         "- " + words.format(measure.ratios(found, one, other))
         for one, other, words in PAIRS
-        if one in contenders and other in contenders
+        if one in found[0] and other in found[0]
     ]
     return "\n".join([head, table(rows), *(["", *pairs] if pairs else []), ""])
 
@@ -139,10 +144,7 @@ def quiet(threads: int) -> None:
     """No word but the tables and the progress."""
     torch.set_num_threads(threads)
     warnings.simplefilter("ignore")
-    # finetuning-scheduler imports the other Lightning package, whose loggers then speak for both.
-    names = ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "finetuning_scheduler", "transformers")
-    for logger in names:
-        logging.getLogger(logger).setLevel(logging.ERROR)
+    logging.disable(logging.WARNING)
 
 
 def say(text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from lightning_freeze import GradualUnfreezing, LayerFreezing, LayerStack
 from lightning_freeze.callbacks.cache import FrozenPrefixCache
 
 RATE = 1e-5
+#: Trains, and returns the seconds of each batch.
+Run = Callable[[], list[float]]
 
 
 class Finetuned(LightningModule):
@@ -61,21 +64,43 @@ def loaders(subject: Subject) -> tuple[DataLoader[Batch], DataLoader[Batch]]:
     return DataLoader(train, shuffle=True, generator=generator, **options), DataLoader(validation, **options)
 
 
-def trained(subject: Subject, folder: Path, module: LightningModule, *callbacks: Callback) -> Callable[[], object]:
+class Clock(Callback):
+    """Takes the time of each training batch, from the end of the one before."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self._last = 0.0
+
+    def on_train_epoch_start(self, *_: Any) -> None:
+        self._last = time.perf_counter()
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        now = time.perf_counter()
+        self.seconds.append(now - self._last)
+        self._last = now
+
+
+def trained(subject: Subject, folder: Path, module: LightningModule, *callbacks: Callback) -> Run:
     """A run of ``Trainer.fit``, ready to start."""
     train, validation = loaders(subject)
+    clock = Clock()
     trainer = Trainer(
         accelerator="cpu",
         max_epochs=subject.epochs,
         default_root_dir=folder,
-        callbacks=list(callbacks),
+        callbacks=[*callbacks, clock],
         logger=False,
         enable_checkpointing=any("FTSCheckpoint" in type(callback).__name__ for callback in callbacks),
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
     )
-    return lambda: trainer.fit(module, train, validation)
+
+    def run() -> list[float]:
+        trainer.fit(module, train, validation)
+        return clock.seconds
+
+    return run
 
 
 def frozen_names(subject: Subject, module: nn.Module) -> set[str]:
@@ -84,11 +109,11 @@ def frozen_names(subject: Subject, module: nn.Module) -> set[str]:
     return {name for name, parameter in module.named_parameters() if parameter in frozen}
 
 
-def full(subject: Subject, folder: Path) -> Callable[[], object]:
+def full(subject: Subject, folder: Path) -> Run:
     return trained(subject, folder, Finetuned(subject.build()))
 
 
-def by_hand(subject: Subject, folder: Path) -> Callable[[], object]:
+def by_hand(subject: Subject, folder: Path) -> Run:
     module = Finetuned(subject.build())
     names = frozen_names(subject, module)
     for name, parameter in module.named_parameters():
@@ -96,14 +121,14 @@ def by_hand(subject: Subject, folder: Path) -> Callable[[], object]:
     return trained(subject, folder, module)
 
 
-def backbone_finetuning(subject: Subject, folder: Path) -> Callable[[], object]:
+def backbone_finetuning(subject: Subject, folder: Path) -> Run:
     module = Finetuned(subject.build())
     # The part that stays frozen is its backbone.
     module.backbone = nn.ModuleList(LayerStack(module).select(subject.freeze).modules)
     return trained(subject, folder, module, BackboneFinetuning(unfreeze_backbone_at_epoch=10**6, train_bn=False))
 
 
-def finetuning_scheduler(subject: Subject, folder: Path) -> Callable[[], object]:
+def finetuning_scheduler(subject: Subject, folder: Path) -> Run:
     from finetuning_scheduler import FinetuningScheduler, FTSCheckpoint
 
     module = Finetuned(subject.build())
@@ -115,16 +140,16 @@ def finetuning_scheduler(subject: Subject, folder: Path) -> Callable[[], object]
     return trained(subject, folder, module, scheduler, saving)
 
 
-def layer_freezing(subject: Subject, folder: Path) -> Callable[[], object]:
+def layer_freezing(subject: Subject, folder: Path) -> Run:
     return trained(subject, folder, Finetuned(subject.build()), LayerFreezing(subject.freeze, verbose=False))
 
 
-def cold(subject: Subject, folder: Path) -> Callable[[], object]:
+def cold(subject: Subject, folder: Path) -> Run:
     cache = FrozenPrefixCache(verbose=False)
     return trained(subject, folder, Finetuned(subject.build()), LayerFreezing(subject.freeze, verbose=False), cache)
 
 
-def warm(subject: Subject, folder: Path) -> Callable[[], object]:
+def warm(subject: Subject, folder: Path) -> Run:
     # Filled by an earlier run, not timed, over the very same data.
     place = folder / "cache"
     if not place.exists():
@@ -141,7 +166,7 @@ def warm(subject: Subject, folder: Path) -> Callable[[], object]:
     return trained(subject, folder, Finetuned(subject.build()), LayerFreezing(subject.freeze, verbose=False), cache)
 
 
-def ideal(subject: Subject, folder: Path) -> Callable[[], object]:
+def ideal(subject: Subject, folder: Path) -> Run:
     """The hand-cut model of what trains, in a plain loop, on activations that lie in RAM."""
     cut = subject.cut(subject.build())
     data = [
@@ -150,16 +175,20 @@ def ideal(subject: Subject, folder: Path) -> Callable[[], object]:
     train, validation = data[:-1], data[-1]
     optimizer = torch.optim.AdamW([p for p in cut.model.parameters() if p.requires_grad], lr=RATE)
 
-    def run() -> None:
+    def run() -> list[float]:
+        seconds = []
         for _ in range(subject.epochs):
             cut.model.train()
             for batch in train:
+                began = time.perf_counter()
                 optimizer.zero_grad()
                 cut.model(**batch).loss.backward()
                 optimizer.step()
+                seconds.append(time.perf_counter() - began)
             cut.model.eval()
             with torch.inference_mode():
                 cut.model(**validation)
+        return seconds
 
     return run
 
@@ -169,16 +198,16 @@ def _batches(subject: Subject) -> Iterator[Batch]:
         yield from loader
 
 
-def gradual(subject: Subject, folder: Path) -> Callable[[], object]:
+def gradual(subject: Subject, folder: Path) -> Run:
     return trained(subject, folder, Finetuned(subject.build()), GradualUnfreezing(verbose=False))
 
 
-def gradual_cached(subject: Subject, folder: Path) -> Callable[[], object]:
+def gradual_cached(subject: Subject, folder: Path) -> Run:
     cache = FrozenPrefixCache(verbose=False)
     return trained(subject, folder, Finetuned(subject.build()), GradualUnfreezing(verbose=False), cache)
 
 
-Contender = Callable[[Subject, Path], Callable[[], object]]
+Contender = Callable[[Subject, Path], Run]
 STATIC: dict[str, Contender] = {
     "full fine-tuning": full,
     "requires_grad by hand": by_hand,

@@ -13,6 +13,9 @@ from typing import NamedTuple
 from benchmarks.speedtest.contenders import Contender
 from benchmarks.speedtest.subjects import Subject
 
+#: What the median of its steps goes by, beside the whole run.
+STEP = ", a step"
+
 
 class Ratio(NamedTuple):
     """Median, lowest and highest of the rounds."""
@@ -28,7 +31,7 @@ class Ratio(NamedTuple):
 def rounds(
     subject: Subject, contenders: Mapping[str, Contender], count: int, folder: Path, say: Callable[[str], None]
 ) -> list[dict[str, float]]:
-    """Seconds of every contender in each round; the order is turned by one from round to round."""
+    """Seconds of every contender in each round, the run's and a step's; the order is turned by one in each round."""
     found: list[dict[str, float]] = []
     names = list(contenders)
     for number in range(count):
@@ -37,11 +40,12 @@ def rounds(
             run = contenders[name](subject, folder)
             gc.collect()
             begun = time.perf_counter()
-            run()
+            steps = run()
             seconds[name] = time.perf_counter() - begun
-            say(f"round {number + 1}: {name}: {seconds[name]:.1f} s")
+            seconds[f"{name}{STEP}"] = statistics.median(steps)
+            say(f"round {number + 1}: {name}: {seconds[name]:.1f} s, a step {seconds[f'{name}{STEP}']:.3f} s")
             del run
-        found.append({name: seconds[name] for name in names})
+        found.append(seconds)
     return found
 
 

@@ -93,15 +93,19 @@ def _build(kind: str, config: Any) -> Callable[[], nn.Module]:
     return build
 
 
-def bert(frozen: int, blocks: int = 12, width: int = 768, length: int = 128, **run: Any) -> Subject:
+def bert(frozen: int, blocks: int = 12, width: int = 768, length: int = 128, words: int = 30522, **run: Any) -> Subject:
     """BERT with a classifier."""
     config = transformers.BertConfig(
-        num_hidden_layers=blocks, hidden_size=width, num_attention_heads=width // 64, intermediate_size=4 * width
+        vocab_size=words,
+        num_hidden_layers=blocks,
+        hidden_size=width,
+        num_attention_heads=width // 64,
+        intermediate_size=4 * width,
     )
     return Subject(
         title=f"BERT-base, {frozen} of {blocks} blocks frozen" if width == 768 else f"small BERT, {frozen} of {blocks}",
         build=_build("BertForSequenceClassification", config),
-        inputs=text(length, 30000, 2),
+        inputs=text(length, words, 2),
         freeze=f"embeddings,:{frozen}",
         cut=lambda model: cuts.bert(model, frozen),
         **run,
@@ -208,21 +212,21 @@ def gradually(subject: Subject) -> Subject:
 REVIEWS = Path(__file__).resolve().parents[2] / "experiments" / "reviews" / "data"
 
 FULL: dict[str, Callable[[], Subject]] = {
-    "bert-75": lambda: bert(9, batch_size=8, batches=16, epochs=4),
-    "bert-75-10-epochs": lambda: bert(9, batch_size=8, batches=6, epochs=10),
-    "bert-8": lambda: bert(8, batch_size=8, batches=8, epochs=4),
-    "gpt2-lm": lambda: gpt2("language model", 12, batch_size=4, batches=8, epochs=4),
-    "gpt2-classifier": lambda: gpt2("classifier", 12, batch_size=4, batches=8, epochs=4),
-    "t5-80": lambda: t5(38, batch_size=4, batches=4, epochs=4),
-    "vit-75": lambda: vit(9, batch_size=8, batches=8, epochs=4),
-    "minilm": lambda: minilm(4, batch_size=32, batches=60, epochs=4),
-    "gradual": lambda: gradually(bert(0, batch_size=8, batches=6, epochs=12)),
+    "bert-75": lambda: bert(9, batch_size=8, batches=6, epochs=4),
+    "bert-75-10-epochs": lambda: bert(9, batch_size=8, batches=3, epochs=10),
+    "bert-8": lambda: bert(8, batch_size=8, batches=6, epochs=4),
+    "gpt2-lm": lambda: gpt2("language model", 12, batch_size=4, batches=4, epochs=4),
+    "gpt2-classifier": lambda: gpt2("classifier", 12, batch_size=4, batches=4, epochs=4),
+    "t5-80": lambda: t5(38, batch_size=4, batches=2, epochs=4),
+    "vit-75": lambda: vit(9, batch_size=8, batches=4, epochs=4),
+    "minilm": lambda: minilm(4, batch_size=32, batches=30, epochs=4),
+    "gradual": lambda: gradually(bert(0, batch_size=8, batches=2, epochs=12)),
 }
 _SMALL: dict[str, Any] = {"batch_size": 8, "batches": 8, "epochs": 4}
 QUICK: dict[str, Callable[[], Subject]] = {
-    "bert-75": lambda: bert(3, blocks=4, width=256, length=64, **_SMALL),
+    "bert-75": lambda: bert(3, blocks=4, width=256, length=64, words=4000, **_SMALL),
     "gpt2-classifier": lambda: gpt2("classifier", 2, blocks=4, width=256, words=4000, **_SMALL),
     "t5-80": lambda: t5(6, blocks=4, width=256, words=4000, length=32, **_SMALL),
     "vit-75": lambda: vit(3, blocks=4, width=256, size=64, **_SMALL),
-    "gradual": lambda: gradually(bert(0, blocks=4, width=256, length=64, batch_size=8, batches=8, epochs=6)),
+    "gradual": lambda: gradually(bert(0, blocks=4, width=256, length=64, words=4000, **{**_SMALL, "epochs": 6})),
 }

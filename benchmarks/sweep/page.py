@@ -26,7 +26,7 @@ _HEAD = """# Layer coverage
 Where `LayerStack` is right, measured: each class is built tiny from its configuration with random weights, its layers
 are found from structure and source alone, and then it is run.
 
-    python benchmarks/layer_coverage.py --fresh
+    python benchmarks/layer_coverage.py --fresh      (needs the extras vision, benchmark and dev)
 
 {versions}
 

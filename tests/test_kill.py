@@ -52,7 +52,8 @@ def run(folder, started=None):
     optimizer = the_trainer.optimizers[0]
     state = {name: optimizer.state.get(p, {}) for name, p in the_module.named_parameters()}
     end = {"weights": the_module.state_dict(), "optimizer": state, "step": the_trainer.global_step}
-    torch.save(end, folder / "end.pt")
+    torch.save(end, folder / "end.part")
+    (folder / "end.part").rename(folder / "end.pt")  # all of it or nothing: it may be killed here too
 
 
 def same(left, right):

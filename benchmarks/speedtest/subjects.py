@@ -222,11 +222,11 @@ FULL: dict[str, Callable[[], Subject]] = {
     "minilm": lambda: minilm(4, batch_size=32, batches=30, epochs=4),
     "gradual": lambda: gradually(bert(0, batch_size=8, batches=2, epochs=12)),
 }
-_SMALL: dict[str, Any] = {"batch_size": 8, "batches": 8, "epochs": 4}
+_SMALL: dict[str, Any] = {"batch_size": 8, "batches": 5, "epochs": 3}
 QUICK: dict[str, Callable[[], Subject]] = {
     "bert-75": lambda: bert(3, blocks=4, width=256, length=64, words=4000, **_SMALL),
     "gpt2-classifier": lambda: gpt2("classifier", 2, blocks=4, width=256, words=4000, **_SMALL),
     "t5-80": lambda: t5(6, blocks=4, width=256, words=4000, length=32, **_SMALL),
     "vit-75": lambda: vit(3, blocks=4, width=256, size=64, **_SMALL),
-    "gradual": lambda: gradually(bert(0, blocks=4, width=256, length=64, words=4000, **{**_SMALL, "epochs": 6})),
+    "gradual": lambda: gradually(bert(0, blocks=4, width=256, length=64, words=4000, **{**_SMALL, "epochs": 5})),
 }

@@ -66,7 +66,8 @@ class Obstacles:
         if self._boundary != boundary:
             self._boundary, self.modules = boundary, self._tower.prefix_modules(boundary)
         trains = []
-        watched = bool(hooked_everywhere())
+        everywhere = hooked_everywhere()
+        watched = False
         self._look_around()
         for number, module in enumerate(self.modules):
             if module._forward_hooks or module._forward_pre_hooks:
@@ -75,8 +76,7 @@ class Obstacles:
                 trains.append(number)
                 if isinstance(module, _BatchNorm):
                     raise Unsupported("a BatchNorm in its frozen layers is in training mode and averages over batches")
-        matters = hooked_everywhere() or any(isinstance(module, _HOOKS_MATTER) for module in self.modules)
-        self.is_watched = watched and bool(matters)
+        self.is_watched = everywhere or (watched and any(isinstance(m, _HOOKS_MATTER) for m in self.modules))
         return f"training {trains}" if trains else "eval"
 
     def _has_hooks_of_ours(self, module: nn.Module) -> bool:

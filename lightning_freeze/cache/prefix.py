@@ -268,9 +268,12 @@ class FrozenPrefix:
         if output is None:
             return None
         self._busy = True
+        if this.detour is not None and (not this.detour.reached or self._is_read(this, output)):
+            try:
+                return self._run_again(this)  # what goes wrong in there is the module's own
+            finally:
+                self._busy = False
         try:
-            if this.detour is not None and (not this.detour.reached or self._is_read(this, output)):
-                return self._run_again(this)
             if this.watch is not None:
                 self._finish_run(this, output)
             if this.detour is not None:

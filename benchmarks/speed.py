@@ -3,6 +3,7 @@
     pip install "lightning-freeze[benchmark,cache]"
     python benchmarks/speed.py --quick                    small models, under a minute
     python benchmarks/speed.py bert-75 gpt2-lm --rounds 3 models at true size
+    python benchmarks/speed.py t5-80 --batches 6          a longer run: what happens once weighs less
     python benchmarks/speed.py gradual                    gradual unfreezing of BERT-base, 12 epochs
     python benchmarks/speed.py bert-75 --memory           what training keeps in memory, instead of its time
 
@@ -51,6 +52,9 @@ def main() -> None:
     parser.add_argument("subjects", nargs="*", help=f"{', '.join(FULL)}; all by default")
     parser.add_argument("--quick", action="store_true", help="small models")
     parser.add_argument("--rounds", type=int, help="3 by default, 1 with --quick")
+    parser.add_argument("--batches", type=int, help="batches in a training epoch, other than the model's own number")
+    parser.add_argument("--epochs", type=int, help="epochs of a run, other than the model's own number")
+    parser.add_argument("--batch-size", type=int, help="samples in a batch, other than the model's own number")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--without", nargs="*", default=[], metavar="CONTENDER", help="leave some out")
     parser.add_argument("--memory", action="store_true", help="measure memory, each in a process of its own")
@@ -62,7 +66,9 @@ def main() -> None:
     for name in options.subjects or known:
         if name not in known:
             parser.error(f"{name!r} is none of {', '.join(known)}")
-        text = memory_table(name, options) if options.memory else times(known[name](), options)
+        own = {name: getattr(options, name) for name in ("batches", "epochs", "batch_size")}
+        subject = replace(known[name](), **{name: number for name, number in own.items() if number is not None})
+        text = memory_table(name, options) if options.memory else times(subject, options)
         print(text, flush=True)
         if options.markdown:
             with options.markdown.open("a") as file:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import threading
 import time
 import warnings
@@ -17,15 +16,12 @@ from torch import Tensor
 from lightning_freeze.cache import folder
 from lightning_freeze.cache.entry import VERSION, seal
 from lightning_freeze.cache.environment import Damaged, Environment, Failed, acquire, release, retain
-from lightning_freeze.cache.sizes import show_size
 
 _Result = TypeVar("_Result")
 _NAMESPACE_BYTES = 16
 _LOOK_AGAIN = 5.0
 # Each takes three file descriptors, and a prefix that changes with each step makes one namespace a step.
 _MOST_OPEN = 8
-_MOST_RESERVE = 1024**3
-_RESERVE_SHARE = 0.05
 _AGAIN = "What is not stored is computed again."
 
 
@@ -148,7 +144,9 @@ class DiskTier:
                 self.dropped += 0 if is_written else len(names)
 
     def _write(self, namespace: bytes, entries: dict[bytes, Tensor]) -> bool:
-        if not self._has_room(namespace, sum(map(len, entries.values()))):
+        size = sum(map(len, entries.values()))
+        if (problem := folder.make_room(self._path(namespace), size, self.budget)) is not None:
+            self._say("room", f"{problem} {_AGAIN}")
             return False
         rows = []
         for name, entry in entries.items():
@@ -288,30 +286,6 @@ class DiskTier:
         path.mkdir(exist_ok=True)
         if not (path / folder.INFO).exists():
             folder.write_json(path / folder.INFO, dict(self._info.get(namespace, {})))
-
-    def _has_room(self, namespace: bytes, size: int) -> bool:
-        """Whether this much more may be written; makes room if it may not."""
-        disk = shutil.disk_usage(self.root)
-        # A full disk would also stop the run's own checkpoints.
-        if disk.free - size < min(_MOST_RESERVE, _RESERVE_SHARE * disk.total):
-            self._say("full", f"the disk of {self.root} is full: nothing more is added. {_AGAIN}")
-            return False
-        if self.budget is None:
-            return True
-        held = folder.namespaces(self.root)
-        taken = sum(found.bytes for found in held) + size
-        for found in held:
-            if taken <= self.budget:
-                return True
-            if time.time() - found.used > folder.IDLE and found.name != namespace.hex():
-                try:
-                    folder.remove(found)
-                except OSError:
-                    continue
-                taken -= found.bytes
-        if taken > self.budget:
-            self._say("budget", f"{self.root} has reached max_disk ({show_size(self.budget)}). {_AGAIN}")
-        return taken <= self.budget
 
     def _give_up(self, namespace: bytes, error: Exception) -> None:
         self._broken.add(namespace)

@@ -18,12 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from lightning_freeze.cache.entry import VERSION
+from lightning_freeze.cache.sizes import show_size
 
 MARKER = "lightning-freeze-cache.json"
 DATA = "data.mdb"
 INFO = "info.json"
 #: A namespace that was used within this many seconds is never evicted to make room for another.
 IDLE = 600.0
+#: Room that is left on the disk: a full one would also stop the run's own checkpoints.
+_MOST_RESERVE, _RESERVE_SHARE = 1024**3, 0.05
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,38 @@ def namespaces(root: Path) -> list[Namespace]:
             except OSError:
                 continue  # removed meanwhile by another process
     return sorted(found, key=lambda namespace: (namespace.used, namespace.name))
+
+
+def make_room(path: Path, size: int, budget: int | None) -> str | None:
+    """Make room for more entries, if need be by removing other namespaces that have been idle long enough.
+
+    Args:
+        path: The folder of the namespace that they belong to.
+        size: How many bytes they take.
+        budget: How many bytes all namespaces together may take, ``None`` for no limit.
+
+    Returns:
+        Why there is none, ``None`` if there is.
+
+    Raises:
+        OSError: If the folder cannot be read.
+    """
+    root = path.parent
+    disk = shutil.disk_usage(root)
+    if disk.free - size < min(_MOST_RESERVE, _RESERVE_SHARE * disk.total):
+        return f"the disk of {root} is full: nothing more is added."
+    if budget is None:
+        return None
+    held = namespaces(root)
+    taken = sum(found.bytes for found in held) + size
+    for found in held:
+        if taken <= budget:
+            return None
+        if time.time() - found.used > IDLE and found.name != path.name:
+            with contextlib.suppress(OSError):
+                remove(found)
+                taken -= found.bytes
+    return None if taken <= budget else f"{root} has reached max_disk ({show_size(budget)})."
 
 
 def bytes_on_disk(path: Path) -> int:

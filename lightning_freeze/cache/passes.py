@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_freeze.cache import layout
+from lightning_freeze.cache.forms import Computed
 from lightning_freeze.cache.gain import Work
 from lightning_freeze.cache.keys import Call
 from lightning_freeze.cache.selfcheck import Randomness
@@ -71,6 +72,7 @@ class Known:
         reads: What it took in the first batches that were read.
         size: Bytes that one sample takes.
         work: Floating point operations of one sample.
+        computed: What its blocks compute from shapes alone.
     """
 
     boundary: int
@@ -95,6 +97,20 @@ class Known:
     reads: list[float] = field(default_factory=list)
     size: float = 0.0
     work: Work = field(default_factory=lambda: Work(0, 0))
+    computed: Computed = field(default_factory=dict)
+
+    def describe(self, hidden: Tensor, call: Call) -> None:
+        """Note the layout of hidden states.
+
+        Args:
+            hidden: Those of a batch.
+            call: The call that they were computed in.
+        """
+        self.positions = bool(call.length) and hidden.dim() > 2 and hidden.shape[1] == call.length
+        self.tail = tuple(hidden.shape[2:] if self.positions else hidden.shape[1:])
+        self.dtype, self.order = hidden.dtype, layout.order_of(hidden)
+        if call.length and not self.positions:
+            self.trimmed = False
 
     @property
     def is_due(self) -> bool:
@@ -114,6 +130,7 @@ class Pass:
         rows: What was stored for each sample.
         trimmed: Whether the keys leave padding out.
         proves: Whether its backward pass shows if padding is read.
+        is_eval: Whether all modules of the prefix are in eval mode, as those of prefixes to come will be.
         rehearses: Whether parts of it are run once more, to see that skipping would change nothing.
         detour: Open while blocks are skipped.
         watch: Open while blocks run for real.
@@ -132,6 +149,7 @@ class Pass:
     rows: list[Tensor | None]
     trimmed: bool
     proves: bool = False
+    is_eval: bool = True
     rehearses: bool = False
     detour: Detour | None = None
     watch: Watch | None = None

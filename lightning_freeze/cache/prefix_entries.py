@@ -138,7 +138,7 @@ class PrefixEntries:
         rows = layout.cut(hidden, this.spans)
         self._accelerator.put(this.namespace, this.keys, rows, self.dtype or this.known.dtype)
 
-    def put(self, this: Pass, computed: dict[int, Tensor], rows: Sequence[int], whole: bool, is_eval: bool) -> None:
+    def put(self, this: Pass, computed: dict[int, Tensor], rows: Sequence[int], whole: bool) -> None:
         """Store samples, at the boundary and at those ahead.
 
         Args:
@@ -146,13 +146,12 @@ class PrefixEntries:
             computed: Hidden states by boundary.
             rows: The samples to store.
             whole: Whether the hidden states are those of all samples, or of the given ones alone.
-            is_eval: Whether all modules of the prefix are in eval mode, as those of the prefixes ahead will be.
         """
         if not rows:
             return
         keys = [this.keys[i] for i in rows]
         spans = this.spans if this.spans is None or whole else [this.spans[i] for i in rows]
-        for boundary in (this.known.boundary, *(self._affordable(this.known) if is_eval else ())):
+        for boundary in (this.known.boundary, *(self._affordable(this.known) if this.is_eval else ())):
             if boundary not in computed:
                 continue
             packed = layout.pack(computed[boundary], spans, self.dtype)

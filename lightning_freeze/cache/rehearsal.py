@@ -9,11 +9,41 @@ import torch
 from torch import Tensor, nn
 
 from lightning_freeze.cache import layout, selfcheck
+from lightning_freeze.cache.forms import BlockForm
 from lightning_freeze.cache.gain import flops
 from lightning_freeze.cache.keys import Unsupported
 from lightning_freeze.cache.passes import Pass
-from lightning_freeze.cache.skip import BlockForm, Detour, run_prefix
+from lightning_freeze.cache.skip import Detour, run_prefix
 from lightning_freeze.cache.towers import CachedTower
+
+
+def taken_hidden(tower: CachedTower, this: Pass) -> Tensor:
+    """The hidden states that a pass has computed at its boundary.
+
+    Args:
+        tower: The tower.
+        this: The pass, which has run for real.
+
+    Raises:
+        Unsupported: If it has shown that they cannot be put in the place of the prefix.
+    """
+    watch, hidden = this.watch, this.taken.get(this.known.boundary)
+    if not this.known.checked and any(map(_drops_layers, tower.entry.modules())):
+        raise Unsupported("its layers are dropped at random (layerdrop)")
+    if watch is not None and watch.problem is not None:
+        raise Unsupported(watch.problem)
+    if hidden is None or watch is None or None in watch.forms:
+        raise Unsupported(f"{tower.entry_name or 'the module'} does not run its blocks in every call")
+    if this.fed:
+        raise Unsupported("something that trains, or is made to require grad, feeds into its frozen layers")
+    if hidden.is_nested or hidden.dim() < 2 or hidden.shape[0] != this.call.size:
+        raise Unsupported("its hidden states do not have the batch as their first dimension")
+    return hidden
+
+
+def _drops_layers(module: nn.Module) -> bool:
+    own = getattr(module, "layerdrop", 0) or getattr(getattr(module, "config", None), "layerdrop", 0)
+    return module.training and bool(own)
 
 
 def compare(this: Pass, hidden: Tensor, dtype: torch.dtype) -> None:
@@ -42,9 +72,7 @@ def compare(this: Pass, hidden: Tensor, dtype: torch.dtype) -> None:
     this.known.verified += compared
 
 
-def check_randomness(
-    tower: CachedTower, forms: Sequence[BlockForm], this: Pass, hidden: Tensor, modules: Sequence[nn.Module]
-) -> None:
+def check_randomness(tower: CachedTower, forms: Sequence[BlockForm], this: Pass, hidden: Tensor) -> None:
     """Something has drawn random numbers: see that it was none of what is skipped, and that nothing came of it.
 
     Args:
@@ -52,13 +80,12 @@ def check_randomness(
         forms: The forms of its blocks.
         this: The pass.
         hidden: What it computed.
-        modules: The modules that would be skipped.
 
     Raises:
         Unsupported: If something came of it.
     """
     call, known, entry = this.call, this.known, tower.entry
-    loud = next((m for m in modules if m.training), None)
+    loud = next((m for m in tower.prefix_modules(known.boundary) if m.training), None)
     where = "code around its frozen layers" if loud is None else f"a {type(loud).__name__} that is frozen"
     reason = f"{where} draws random numbers, as dropout does in training mode; eval mode would let it be stored"
     assert this.start is not None

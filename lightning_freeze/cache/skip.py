@@ -1,4 +1,4 @@
-"""Leaving out the first blocks of a tower: what each block takes and returns, and stand-ins that return it at once.
+"""Leaving out the first blocks of a tower: stand-ins that return at once what the blocks would.
 
 Masks, positions and everything else around the blocks are still made by the model's own code. The last skipped block
 returns the hidden states that were stored, the others and the embeddings NaN: whatever reads them on the way shows it
@@ -9,16 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lightning_freeze.cache.forms import BlockForm, Computed, form_of
 from lightning_freeze.cache.keys import Unsupported
 from lightning_freeze.cache.towers import CachedTower
-
-Part = tuple[Literal["hidden", "constant", "argument", "row", "all", "withheld"], Any]
 
 
 class Nothing:
@@ -36,105 +34,6 @@ class Nothing:
             with torch.inference_mode(False):  # training passes use it too
                 self._flat = torch.full((size,), torch.nan, dtype=hidden.dtype, device=hidden.device)
         return self._flat[:size].view(hidden.shape)
-
-
-@dataclass
-class BlockForm:
-    """What one block takes and returns.
-
-    Attributes:
-        takes: Position or name of the argument that is the hidden states.
-        kind: Type of what it returns; ``Tensor`` for the hidden states alone.
-        parts: For each thing that it returns where it comes from: the hidden states, a constant, one of its arguments,
-            something that it computes from shapes alone, for one row or for all, or something else, withheld.
-    """
-
-    takes: int | str
-    kind: type
-    parts: list[Part]
-
-    @property
-    def withholds(self) -> bool:
-        """Whether a skipped block lacks something that the real one returns."""
-        return any(source == "withheld" for source, _ in self.parts)
-
-    def hidden(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        """The hidden states among the arguments of a call."""
-        value: Tensor = args[self.takes] if isinstance(self.takes, int) else kwargs[self.takes]
-        return value
-
-    def returned(self, output: Any) -> Tensor:
-        """The hidden states in what a call returned."""
-        value: Tensor = output if self.kind is Tensor else output[0]
-        return value
-
-    def build(self, hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], run: Callable[..., Any]) -> Any:
-        """What a call would return if these were the hidden states that it computes.
-
-        Args:
-            hidden: The hidden states.
-            args: Positional arguments of the call.
-            kwargs: Named arguments of the call.
-            run: The block's own ``forward``, for what depends on shapes alone.
-        """
-        if self.kind is Tensor:
-            return hidden
-        computed: Any = None
-        values = []
-        for source, detail in self.parts:
-            if source in ("row", "all") and computed is None:
-                some = slice(0, 1) if source == "row" else slice(None)
-                rows = hidden.shape[0]
-                few = [_some(value, some, rows) for value in args]
-                with torch.no_grad():
-                    computed = run(*few, **{key: _some(value, some, rows) for key, value in kwargs.items()})
-            values.append(
-                hidden
-                if source == "hidden"
-                else detail
-                if source in ("constant", "withheld")
-                else (args[detail] if isinstance(detail, int) else kwargs[detail])
-                if source == "argument"
-                else computed[detail]
-            )
-        return tuple(values) if self.kind is tuple else list(values)
-
-
-def _some(value: Any, rows: slice, size: int) -> Any:
-    return value[rows] if isinstance(value, Tensor) and value.dim() > 1 and value.shape[0] == size else value
-
-
-def form_of(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> BlockForm:
-    """Learn the form of a block from one real call.
-
-    Raises:
-        Unsupported: If it returns something that cannot be told without running it.
-    """
-    takes: int | str | None = next((i for i, value in enumerate(args) if isinstance(value, Tensor)), None)
-    if takes is None:
-        named = [key for key, value in kwargs.items() if isinstance(value, Tensor)]
-        takes = "hidden_states" if "hidden_states" in named else named[0] if named else None
-    if takes is None:
-        raise Unsupported(f"{name} is not called with hidden states")
-    if isinstance(output, Tensor):
-        return BlockForm(takes, Tensor, [])
-    if type(output) not in (tuple, list) or not output or not isinstance(output[0], Tensor):
-        raise Unsupported(f"{name} returns a {type(output).__name__}, expected hidden states or a tuple that begins so")
-    hidden = output[0]
-    arguments: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
-    parts: list[Part] = [("hidden", None)]
-    for position, value in enumerate(output[1:], start=1):
-        same = next((key for key, argument in arguments if value is argument and value is not None), None)
-        if same is not None:
-            parts.append(("argument", same))
-        elif value is None or isinstance(value, (bool, int, float, str)):
-            parts.append(("constant", value))
-        elif isinstance(value, Tensor) and value.dim() > 1 and value.shape[0] == 1:
-            parts.append(("row" if hidden.shape[0] > 1 else "all", position))
-        else:
-            # Attention weights, for instance, that nobody has asked for. The rehearsal finds out whoever reads them.
-            parts.append(("withheld", None))
-    return BlockForm(takes, type(output), parts)
 
 
 @contextmanager
@@ -163,6 +62,7 @@ class Detour(ExitStack):
         hidden: What the last of them returns.
         stems: Modules before the blocks to leave out as well.
         nothing: Makes what the others return.
+        computed: What blocks of this prefix have computed from shapes alone, in earlier passes.
 
     Attributes:
         reached: Whether the last skipped block was called, as it must be.
@@ -176,21 +76,25 @@ class Detour(ExitStack):
         hidden: Tensor,
         stems: Sequence[nn.Module] = (),
         nothing: Nothing | None = None,
+        computed: Computed | None = None,
     ) -> None:
         super().__init__()
         self.reached = False
+        self._computed = {} if computed is None else computed
         nan = (nothing or Nothing()).like(hidden)
         for stem in stems:
             self.enter_context(replaced(stem, lambda *args, **kwargs: nan))
         for number, block in enumerate(tower.blocks[:boundary]):
             is_last = number == boundary - 1
-            stand_in = self._stand_in(block.forward, forms[number], hidden if is_last else nan, is_last)
+            stand_in = self._stand_in(number, block.forward, forms[number], hidden if is_last else nan, is_last)
             self.enter_context(replaced(block, stand_in))
 
-    def _stand_in(self, run: Callable[..., Any], form: BlockForm, value: Tensor, is_last: bool) -> Callable[..., Any]:
+    def _stand_in(
+        self, number: int, run: Callable[..., Any], form: BlockForm, value: Tensor, is_last: bool
+    ) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
             self.reached = self.reached or is_last
-            return form.build(value, args, kwargs, run)
+            return form.build(value, args, kwargs, run, self._computed.setdefault(number, {}))
 
         return forward
 

@@ -13,17 +13,15 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lightning_freeze.cache.accelerator import AcceleratorTier
-from lightning_freeze.cache.gain import OutsideWork, is_compiled, is_sharded
+from lightning_freeze.cache.cached_module import CachedModule, Keeping
+from lightning_freeze.cache.gain import OutsideWork, is_sharded
 from lightning_freeze.cache.keys import new_hash
 from lightning_freeze.cache.prefix import FrozenPrefix
-from lightning_freeze.cache.prefix_entries import PrefixEntries
 from lightning_freeze.cache.said import Progress, gain_line, summary_line
 from lightning_freeze.cache.sizes import default_memory, parse_size
-from lightning_freeze.cache.towers import CachedTower, boundaries_ahead, find_towers
 from lightning_freeze.callbacks.base import Groups
 from lightning_freeze.callbacks.phased import PhasedFineTuning
 from lightning_freeze.errors import ConfigurationError
-from lightning_freeze.layers import LayerStack
 from lightning_freeze.suggest import suggest
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -96,13 +94,12 @@ class FrozenPrefixCache(Callback):
         parse_size(max_accelerator_memory, "FrozenPrefixCache(max_accelerator_memory=...)")
         self._accelerator: AcceleratorTier | None = None
         self._store: Any = None
-        self._towers: list[FrozenPrefix] = []
+        self._cached: CachedModule | None = None
         self._module: LightningModule | None = None
         self._floors: dict[str, int] = {}
         self._fitted: ReferenceType[LightningModule] | None = None
         self._outside: OutsideWork | None = None
         self._said: set[str] = set()
-        self._phases: list[int] | None = None
         self._progress = Progress()
 
     @property
@@ -115,6 +112,10 @@ class FrozenPrefixCache(Callback):
     def reasons(self) -> dict[str, str]:
         """Of each tower that is switched off, why."""
         return {tower.tower.name: tower.off for tower in self._towers if tower.off is not None}
+
+    @property
+    def _towers(self) -> list[FrozenPrefix]:
+        return self._cached.prefixes if self._cached is not None else []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: D102
         others = [c for c in trainer.callbacks if isinstance(c, FrozenPrefixCache)]  # type: ignore[attr-defined]
@@ -140,8 +141,8 @@ class FrozenPrefixCache(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         # Whoever has swapped weights for the validation puts them back now, in ways that leave no trace.
-        for tower in self._towers:
-            tower.look_again(thorough=False)
+        if self._cached is not None:
+            self._cached.look_again(thorough=False)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         self._begin_loop(trainer, pl_module)
@@ -152,23 +153,20 @@ class FrozenPrefixCache(Callback):
     def on_train_batch_start(  # noqa: D102
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self._end_step(trainer, pl_module)
+        self._end_step()
+        if self._cached is None:
+            return
         if self._outside is None and "gain" not in self._said and self._towers:
             self._outside = OutsideWork(pl_module, [tower.tower.entry for tower in self._towers])
         schedules = [c for c in trainer.callbacks if isinstance(c, PhasedFineTuning)]  # type: ignore[attr-defined]
-        phases = [schedule.phase for schedule in schedules]
-        if phases != self._phases:
-            self._phases = phases
-            for tower in self._towers:
-                tower.entries.ahead = boundaries_ahead(
-                    [schedule.freezes[schedule.phase :] for schedule in schedules], tower.tower
-                )
+        self._cached.foresee([s.phase for s in schedules], lambda: [s.freezes[s.phase :] for s in schedules])
 
     def on_train_batch_end(  # noqa: D102
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._end_step(trainer, pl_module)
-        self._check_called()
+        self._end_step()
+        if self._cached is not None:
+            self._cached.move_inside()
         if self._outside is not None:
             self._outside.close()
             self._say_gain(pl_module)
@@ -178,17 +176,17 @@ class FrozenPrefixCache(Callback):
     def on_validation_batch_start(  # noqa: D102
         self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
     ) -> None:
-        self._end_step(trainer, pl_module)
+        self._end_step()
 
     def on_test_batch_start(  # noqa: D102
         self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
     ) -> None:
-        self._end_step(trainer, pl_module)
+        self._end_step()
 
     def on_predict_batch_start(  # noqa: D102
         self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
     ) -> None:
-        self._end_step(trainer, pl_module)
+        self._end_step()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         if self.verbose and any(tower.tally.samples for tower in self._towers):
@@ -204,66 +202,38 @@ class FrozenPrefixCache(Callback):
         if self._module is module:
             return
         self._detach()
-        self._module = module
-        self._towers = []
-        self._said = set()
-        self._phases = None
+        self._module, self._cached, self._said = module, None, set()
         if is_sharded(trainer.strategy):
             rank_zero_warn(
                 f"FrozenPrefixCache does nothing under {type(trainer.strategy).__name__}: where weights are sharded, "
                 f"all ranks must run the same layers."
             )
             return
+        # Nothing trains outside of a fit: the prefix that it left is as good as frozen.
+        is_fitted = self._fitted is not None and self._fitted() is module
+        floors = self._floors if is_fitted and trainer.state.fn != TrainerFn.FITTING else {}
+        self._cached = CachedModule(module, self.groups, self._keeping(), floors, self._say_off)
+        if not self._towers:
+            problems = "; ".join(self._cached.problems)
+            rank_zero_warn(f"FrozenPrefixCache does nothing for {type(module).__name__}: {problems}.")
+
+    def _keeping(self) -> Keeping:
+        memory, disk = parse_size(self.max_memory), parse_size(self.max_disk)
         if self._store is None:
             self._store = _open_store(self.cache_dir, self.max_memory, self.max_disk)
-        if budget := parse_size(self.max_accelerator_memory):
-            self._accelerator = AcceleratorTier(budget)
-        problems = self._find(trainer, module)
-        if not self._towers:
-            rank_zero_warn(f"FrozenPrefixCache does nothing for {type(module).__name__}: {'; '.join(problems)}.")
-
-    def _find(self, trainer: Trainer, module: LightningModule) -> list[str]:
-        """Find the towers; returns why some cannot be used."""
-        found, problems = find_towers(LayerStack(module, groups=self.groups))
-        fitted = self._fitted() if self._fitted is not None else None
-        for tower in found:
-            if is_compiled(module, tower.entry):
-                problems.append("it is compiled")
-                continue
-            self._add(tower)
-            if trainer.state.fn != TrainerFn.FITTING and fitted is module:
-                # Nothing trains outside of a fit: the prefix that it left is as good as frozen.
-                self._towers[-1].floor = min(self._floors.get(tower.name, 0), len(tower.blocks))
-        return problems
-
-    def _find_anew(self, trainer: Trainer, module: LightningModule) -> None:
-        """Modules or parameters of a tower have been replaced: what it consists of has to be found out again."""
-        before = {tower.tower.name: tower for tower in self._towers}
-        for tower in before.values():
-            tower.close()
-        self._towers, self._phases = [], None
-        self._find(trainer, module)
-        for tower in self._towers:
-            if (old := before.get(tower.tower.name)) is not None:
-                tower.tally, tower.entries.expected = old.tally, old.entries.expected
-                tower.off = old.off
-
-    def _add(self, tower: CachedTower) -> None:
-        dtype = _DTYPES.get(self.dtype or "")
-        entries = PrefixEntries(tower, self._store, dtype, self._accelerator)
-        disk = parse_size(self.max_disk)
+        if on_device := parse_size(self.max_accelerator_memory):
+            self._accelerator = AcceleratorTier(on_device)
+        budget = None
         if self.cache_dir is None or disk is not None:
-            memory = parse_size(self.max_memory)
-            entries.budget = (default_memory() if memory is None else memory) + (disk or 0)
-        self._towers.append(FrozenPrefix(tower, entries, self.verify, self._towers, self._say_off))
+            budget = (default_memory() if memory is None else memory) + (disk or 0)
+        return Keeping(self._store, self._accelerator, _DTYPES.get(self.dtype or ""), budget, self.verify)
 
     def _detach(self) -> None:
-        for tower in self._towers:
-            if tower.off is None:
-                self._floors[tower.tower.name] = tower.boundary
-            tower.close()
         if self._module is not None:
             self._fitted = weakref.ref(self._module)
+            if self._cached is not None:
+                self._floors |= self._cached.boundaries
+                self._cached.close()
         self._module = None
         if self._outside is not None:
             self._outside.close()
@@ -274,32 +244,13 @@ class FrozenPrefixCache(Callback):
 
     def _begin_loop(self, trainer: Trainer, module: LightningModule, thorough: bool = False) -> None:
         self._attach(trainer, module)
-        self._end_step(trainer, module)
-        for tower in self._towers:
-            tower.look_again(thorough)
+        self._end_step()
+        if self._cached is not None:
+            self._cached.look_again(thorough)
 
-    def _end_step(self, trainer: Trainer, module: LightningModule) -> None:
-        for tower in self._towers:
-            tower.end_step()
-        if any(tower.is_outdated for tower in self._towers):
-            self._find_anew(trainer, module)
-
-    def _check_called(self) -> None:
-        """Move to a smaller entry where the module's own code goes past the one that was chosen."""
-        for number, prefix in enumerate(self._towers):
-            if prefix.calls or prefix.off is not None or not prefix.tower.boundary():
-                continue
-            inner = prefix.tower.inner()
-            if inner is None:
-                prefix.switch_off(
-                    f"{type(prefix.tower.entry).__name__}.forward, which runs its layers, is not what the training "
-                    f"step calls"
-                )
-                continue
-            prefix.close()
-            self._add(inner)
-            self._towers[number] = self._towers.pop()
-            self._towers[number].entries.expected = prefix.entries.expected
+    def _end_step(self) -> None:
+        if self._cached is not None:
+            self._cached.end_step()
 
     def _bytes(self) -> int:
         held = int(getattr(getattr(self._store, "stats", None), "stored_bytes", 0))
@@ -320,8 +271,8 @@ class FrozenPrefixCache(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy or a pickle of a callback is its configuration, never the run that it takes part in.
-        run: dict[str, Any] = dict.fromkeys(("_store", "_module", "_outside", "_accelerator", "_fitted"))
-        run |= {"_towers": [], "_floors": {}}
+        run: dict[str, Any] = dict.fromkeys(("_store", "_module", "_outside", "_accelerator", "_fitted", "_cached"))
+        run |= {"_floors": {}}
         return {k: v for k, v in vars(self).items() if k != "log"} | run
 
 

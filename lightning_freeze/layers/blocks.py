@@ -9,11 +9,12 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from torch import nn
 
 from lightning_freeze.layers.source import use_order
+from lightning_freeze.layers.stacks import Block, Stack
 from lightning_freeze.layers.tree import Node, names_head, words_of
 
 _BLOCK_WORDS = frozenset({"layer", "layers", "block", "blocks", "stage", "stages", "group"})
@@ -22,48 +23,6 @@ _WHOLE_MODELS = frozenset({"encoder", "decoder", "tower", "model", "backbone", "
 
 #: Below this share of a model's weights, what was found is not taken for its blocks.
 _ENOUGH = 0.15
-
-
-@dataclass(frozen=True)
-class Block:
-    """One step of a stack: usually one module, several where a model keeps parallel lists.
-
-    Attributes:
-        parts: The nodes that make up the block.
-    """
-
-    parts: tuple[Node, ...]
-
-    @property
-    def weights(self) -> int:
-        """Number of weight tensors in the block."""
-        return sum(part.weights for part in self.parts)
-
-
-@dataclass(frozen=True)
-class Stack:
-    """Blocks that run one after the other.
-
-    Attributes:
-        home: The node that holds the blocks (the list, or the module with the numbered attributes).
-        blocks: The blocks, first to last.
-        label: Name that tells this stack from others in the same home, where the home alone does not.
-        zipped: Whether the blocks are columns of parallel lists.
-        stages: The elements that the blocks were taken from, where these are stages; empty where they are not.
-        guessed: Whether nothing looked like blocks, so that the parts of one module were taken for them.
-    """
-
-    home: Node
-    blocks: tuple[Block, ...]
-    label: str = ""
-    zipped: bool = False
-    stages: tuple[Block, ...] = ()
-    guessed: bool = False
-
-    @property
-    def weights(self) -> int:
-        """Number of weight tensors in all blocks."""
-        return sum(block.weights for block in self.blocks)
 
 
 def find_stacks(root: Node) -> list[Stack]:

@@ -9,8 +9,9 @@ from typing import Literal
 from torch import nn
 from torchmetrics import Metric, MetricCollection
 
-from lightning_freeze.layers.blocks import Stack, find_stacks
+from lightning_freeze.layers.blocks import find_stacks
 from lightning_freeze.layers.flow import Item, flow_and_doubts, interleave
+from lightning_freeze.layers.stacks import Stack
 from lightning_freeze.layers.towers import Tower, name_towers
 from lightning_freeze.layers.tree import Node, build_tree, words_of
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from lightning_freeze.layers.blocks import Block, Stack
 from lightning_freeze.layers.doubts import Doubts
 from lightning_freeze.layers.source import LENT, use_order
+from lightning_freeze.layers.stacks import Block, Stack
 from lightning_freeze.layers.tree import Node, names_embedding, names_head
 from lightning_freeze.layers.uses import UseOrder
 

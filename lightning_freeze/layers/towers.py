@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from lightning_freeze.layers.blocks import Stack
+from lightning_freeze.layers.stacks import Stack
 from lightning_freeze.layers.tree import WRAPPERS, Node, names_embedding, words_of
 
 _SYNONYMS = {"visual": "vision", "language": "text"}

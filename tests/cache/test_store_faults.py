@@ -221,7 +221,7 @@ def test_a_disk_that_refuses_to_take_more_ends_the_writing_alone(filled: Path) -
 
 def test_a_disk_that_is_nearly_full_is_left_alone(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(filled)
-    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: usage._replace(free=5 * ROW))
+    monkeypatch.setattr(folder.shutil, "disk_usage", lambda _: usage._replace(free=5 * ROW))
     with open_store(filled, 0) as store:
         with pytest.warns(UserWarning, match="is full: nothing more is added"):
             fill(store, 60)

@@ -177,7 +177,7 @@ def minilm(frozen: int, **run: Any) -> Subject:
     def build() -> nn.Module:
         torch.manual_seed(0)
         model: nn.Module = transformers.AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2)
-        return model
+        return model.train()  # it comes in eval mode, which Lightning keeps
 
     def inputs(samples: int) -> Batch:
         with (REVIEWS / "reviews.csv").open(newline="", encoding="utf-8") as file:

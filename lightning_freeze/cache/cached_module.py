@@ -12,7 +12,7 @@ from torch.nn import Parameter
 from lightning_freeze.cache.accelerator import AcceleratorTier
 from lightning_freeze.cache.gain import is_compiled
 from lightning_freeze.cache.passes import Store, Tally
-from lightning_freeze.cache.prefix import FrozenPrefix
+from lightning_freeze.cache.prefix import FORGETS, PATIENCE, FrozenPrefix
 from lightning_freeze.cache.prefix_entries import PrefixEntries
 from lightning_freeze.cache.towers import CachedTower, boundaries_ahead, find_towers
 from lightning_freeze.layers import LayerStack
@@ -32,6 +32,7 @@ class Keeping:
         dtype: What to store them in, ``None`` for what was computed.
         budget: Bytes that there is room for, ``None`` for no limit.
         verify: How many batches with hits are compared with a real forward pass for each identity of a prefix.
+        trims: Whether padding may be left out.
     """
 
     store: Store
@@ -39,6 +40,7 @@ class Keeping:
     dtype: torch.dtype | None
     budget: int | None
     verify: int
+    trims: bool = True
 
 
 class CachedModule:
@@ -72,6 +74,7 @@ class CachedModule:
         self._floors = floors
         self._on_off = on_off
         self._phases: list[int] | None = None
+        self._replaced = 0.0
         self._find({})
 
     @property
@@ -84,7 +87,10 @@ class CachedModule:
         for prefix in self.prefixes:
             prefix.end_step()
         if any(prefix.is_outdated for prefix in self.prefixes):
+            self._replaced += 1
             self._find_anew()
+        else:
+            self._replaced = max(0.0, self._replaced - FORGETS)
 
     def look_again(self, thorough: bool) -> None:
         """Notice at the next pass if weights have changed in a way that left no trace."""
@@ -111,8 +117,7 @@ class CachedModule:
             inner = prefix.tower.inner()
             if inner is None:
                 prefix.switch_off(
-                    f"{type(prefix.tower.entry).__name__}.forward, which runs its layers, is not what the training "
-                    f"step calls"
+                    f"{type(prefix.tower.entry).__name__}.forward, which runs its layers, is not what the step calls"
                 )
                 continue
             prefix.close()
@@ -126,6 +131,9 @@ class CachedModule:
             prefix.close()
 
     def _find(self, tallies: Mapping[str, Tally]) -> None:
+        if not any(True for _ in self._module.parameters()):
+            self.problems = ["it has no parameters"]
+            return
         found, self.problems = find_towers(LayerStack(self._module, groups=self._groups))
         for tower in found:
             if is_compiled(self._module, tower.entry):
@@ -145,9 +153,11 @@ class CachedModule:
         for prefix in self.prefixes:
             if (old := before.get(prefix.tower.name)) is not None:
                 prefix.off, prefix.entries.expected = old.off, old.entries.expected
+            if self._replaced > PATIENCE:
+                prefix.switch_off("modules or parameters of it are replaced again and again")
 
     def _prefix(self, tower: CachedTower, tally: Tally) -> FrozenPrefix:
         keeping = self._keeping
         entries = PrefixEntries(tower, keeping.store, keeping.dtype, keeping.accelerator)
-        entries.budget = keeping.budget
+        entries.budget, entries.trims = keeping.budget, keeping.trims
         return FrozenPrefix(tower, entries, keeping.verify, self.prefixes, self._on_off, tally)

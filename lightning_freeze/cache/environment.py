@@ -113,12 +113,16 @@ class Environment:
             from lmdb.verify import VerifyError, verify
         except ImportError:
             return ""
-        # The walk is of a file at rest: other writers wait meanwhile.
+        # The walk is of a file at rest: other writers wait meanwhile. Who may not write cannot make them wait, and
+        # believes only what was found in a file that has not changed.
+        before = self._env.info()["last_txnid"]
         with contextlib.nullcontext() if self.readonly else self._begin(write=True):
             try:
                 problems = verify(str(self.path), subdir=True)  # type: ignore[no-untyped-call]
             except VerifyError as error:
                 problems = [str(error)]
+        if self.readonly and self._env.info()["last_txnid"] != before:
+            return ""
         return str(problems[0]) if problems else ""
 
     def write(self, entries: Iterable[tuple[bytes, Any, bool]]) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -46,7 +46,7 @@ class Fingerprint:
     def __init__(self, tower: CachedTower) -> None:
         self._tower = tower
         self._digests: list[bytes] = []
-        self._weights: list[list[Tensor]] = []
+        self._weights: list[list[tuple[Mapping[str, Tensor | None], str]]] = []
         self._watched: tuple[Any, ...] = ()
         self._sampled: bytes = b""
         self._seconds = 0.0
@@ -95,12 +95,19 @@ class Fingerprint:
     def _watch(self, boundary: int) -> tuple[Any, ...]:
         """Version and place of every weight: what changes when somebody writes to one in the usual way."""
         while len(self._weights) <= boundary:
-            self._weights.append([t for _, t in self._state(len(self._weights))])
-        return tuple(
-            (0 if t.is_inference() else t._version, t.data_ptr())
-            for step in self._weights[: boundary + 1]
-            for t in step
-        )
+            self._weights.append(self._places(len(self._weights)))
+        found = (parts.get(name) for step in self._weights[: boundary + 1] for parts, name in step)
+        return tuple((0 if t.is_inference() else t._version, t.data_ptr()) for t in found if t is not None)
+
+    def _places(self, step: int) -> list[tuple[Mapping[str, Tensor | None], str]]:
+        """Where the weights of a step are looked up by name: another one may be put there."""
+        owners: dict[int, tuple[Mapping[str, Tensor | None], str]] = {
+            id(tensor): (parts, name)
+            for module in self._tower.entry.modules()
+            for parts in (module._parameters, module._buffers)
+            for name, tensor in parts.items()
+        }
+        return [owners.get(id(tensor), ({"": tensor}, "")) for _, tensor in self._state(step)]
 
     def _sample(self, boundary: int) -> bytes:
         entry = new_hash()

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lightning_freeze.cache.keys import Unsupported
+from lightning_freeze.cache.keys import REPORTING, Unsupported
 
 Part = tuple[Literal["hidden", "constant", "argument", "row", "all", "withheld"], Any]
 #: By number of the block, what it has computed from shapes alone: by the shapes, by the position in what it returns.
@@ -26,13 +26,13 @@ class BlockForm:
     """What one block takes and returns.
 
     Attributes:
-        takes: Position or name of the argument that is the hidden states.
+        options: The switches among its arguments, by name or position: others may make it return something else.
         kind: Type of what it returns; ``Tensor`` for the hidden states alone.
         parts: For each thing that it returns where it comes from: the hidden states, a constant, one of its arguments,
             something that it computes from shapes alone, for one row or for all, or something else, withheld.
     """
 
-    takes: int | str
+    options: dict[int | str, bool | str]
     kind: type
     parts: list[Part]
 
@@ -41,13 +41,15 @@ class BlockForm:
         """Whether a skipped block lacks something that the real one returns."""
         return any(source == "withheld" for source, _ in self.parts)
 
-    def hidden(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        """The hidden states among the arguments of a call."""
-        value: Tensor = args[self.takes] if isinstance(self.takes, int) else kwargs[self.takes]
-        return value
-
     def returned(self, output: Any) -> Tensor:
-        """The hidden states in what a call returned."""
+        """The hidden states in what a call returned.
+
+        Raises:
+            Unsupported: If it is not of the form.
+        """
+        is_same = isinstance(output, Tensor) if self.kind is Tensor else type(output) is self.kind
+        if not is_same or (self.kind is not Tensor and len(output) != len(self.parts)):
+            raise Unsupported("its blocks return something else than before")
         value: Tensor = output if self.kind is Tensor else output[0]
         return value
 
@@ -136,20 +138,23 @@ def _some(value: Any, rows: slice, size: int) -> Any:
     return value[rows] if isinstance(value, Tensor) and value.dim() > 1 and value.shape[0] == size else value
 
 
+def options_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[int | str, bool | str]:
+    """The switches among the arguments of a call."""
+    given: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+    return {name: value for name, value in given if isinstance(value, (bool, str)) and name not in REPORTING}
+
+
 def form_of(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> BlockForm:
     """Learn the form of a block from one real call.
 
     Raises:
         Unsupported: If it returns something that cannot be told without running it.
     """
-    takes: int | str | None = next((i for i, value in enumerate(args) if isinstance(value, Tensor)), None)
-    if takes is None:
-        named = [key for key, value in kwargs.items() if isinstance(value, Tensor)]
-        takes = "hidden_states" if "hidden_states" in named else named[0] if named else None
-    if takes is None:
+    if not any(isinstance(value, Tensor) for value in (*args, *kwargs.values())):
         raise Unsupported(f"{name} is not called with hidden states")
+    options = options_of(args, kwargs)
     if isinstance(output, Tensor):
-        return BlockForm(takes, Tensor, [])
+        return BlockForm(options, Tensor, [])
     if type(output) not in (tuple, list) or not output or not isinstance(output[0], Tensor):
         raise Unsupported(f"{name} returns a {type(output).__name__}, expected hidden states or a tuple that begins so")
     hidden = output[0]
@@ -166,4 +171,4 @@ def form_of(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: An
         else:
             # Attention weights, for instance, that nobody has asked for. The rehearsal finds out whoever reads them.
             parts.append(("withheld", None))
-    return BlockForm(takes, type(output), parts)
+    return BlockForm(options, type(output), parts)

@@ -16,11 +16,18 @@ from lightning_freeze.errors import ConfigurationError
 #: Arguments with one entry for each token, from which the entries of padding may be left out.
 TOKENWISE = frozenset({"input_ids", "inputs_embeds", "token_type_ids", "position_ids", "attention_mask"})
 #: Arguments that say what the call returns, not what the hidden states are.
-_REPORTING = frozenset({"return_dict", "use_cache", "output_attentions", "output_hidden_states", "num_items_in_batch"})
+REPORTING = frozenset({"return_dict", "use_cache", "output_attentions", "output_hidden_states", "num_items_in_batch"})
 
 
 class Unsupported(Exception):
     """The prefix cannot be cached; the message completes the sentence "switched off: ..."."""
+
+
+def reason_of(error: Exception) -> str:
+    """An error as the end of the sentence "switched off: ...": nothing that goes wrong in the cache may end a run."""
+    if isinstance(error, Unsupported):
+        return str(error)
+    return f"{type(error).__name__} while its frozen layers were looked at: {' '.join(str(error).split())[:300]}"
 
 
 def new_hash() -> Any:
@@ -107,6 +114,16 @@ class Call:
             keys.append(entry.digest())
         return keys
 
+    @property
+    def per_sample(self) -> frozenset[str]:
+        """The arguments that have an entry for each sample."""
+        return frozenset(name for name, tensor in self.leaves.items() if self.is_per_sample(tensor))
+
+    def agrees(self, per_sample: frozenset[str]) -> bool:
+        """Whether the arguments have the samples where they had them before, sizes that coincide aside."""
+        own = self.per_sample
+        return self.size == 1 or all((name in own) == (name in per_sample) for name in self.leaves)
+
     def is_per_sample(self, tensor: Tensor) -> bool:
         """Whether the first dimension of an argument counts the samples."""
         if tensor.dim() == 0 or tensor.shape[0] != self.size:
@@ -185,7 +202,7 @@ class CallReader:
         for path, value in _walk(self.named(args, kwargs)):
             if isinstance(value, Tensor):
                 leaves[path] = value
-            elif path.rpartition(".")[2] not in _REPORTING:
+            elif path.rpartition(".")[2] not in REPORTING:
                 plain[path] = value
         first = next((t for t in leaves.values() if t.dim() > 0), None)
         if first is None:
@@ -206,7 +223,7 @@ def _walk(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from _walk({str(k): v for k, v in value.items()}, f"{path}.")
         elif isinstance(value, (list, tuple)):
             yield from _walk({str(i): v for i, v in enumerate(value)}, f"{path}.")
-        elif path.rpartition(".")[2] not in _REPORTING:
+        elif path.rpartition(".")[2] not in REPORTING:
             raise Unsupported(f"its input {path!r} is a {type(value).__name__}, which has no content to key it by")
 
 

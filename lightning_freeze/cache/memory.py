@@ -134,6 +134,7 @@ class MemoryTier:
             space.slabs[last] = _Slab(torch.empty(room, dtype=torch.uint8), 0, self._clock)
             self.bytes += room
         space.looked, slab = self._clock, space.slabs[last]
+        slab.hit = self._clock  # not stale before its entries can be found
         start, slab.used = slab.used, slab.used + length
         return Place(slab.data[start : start + size], last << 32 | start // _ALIGNMENT)
 

@@ -36,12 +36,18 @@ class Obstacles:
         self.is_watched = False
         self._tower = tower
         self._boundary = -1
+        self._others: list[nn.Module] = []
         self._around = [module for module in tower.around() if module is not tower.entry]
 
     @property
     def are_quiet(self) -> bool:
         """Whether all of the modules are in eval mode."""
         return not any(module.training for module in self.modules)
+
+    @property
+    def loud(self) -> frozenset[int]:
+        """Which modules outside of the blocks, by number, are in training mode, in which they may draw at random."""
+        return frozenset(number for number, module in enumerate(self._others) if module.training)
 
     def look(self, boundary: int, named: dict[str, Any]) -> str:
         """Look for what forbids to skip.
@@ -65,6 +71,8 @@ class Obstacles:
             raise Unsupported("it is compiled")
         if self._boundary != boundary:
             self._boundary, self.modules = boundary, self._tower.prefix_modules(boundary)
+            inside = {id(m) for m in self.modules} | {id(m) for b in self._tower.blocks for m in b.modules()}
+            self._others = [m for m in self._tower.entry.modules() if id(m) not in inside]
         trains = []
         everywhere = hooked_everywhere()
         watched = False

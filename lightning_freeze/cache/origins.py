@@ -41,14 +41,10 @@ class Outputs:
         if any(id(p) not in below for p in entry.parameters()) or any(m.training for m in entry.modules()):
             return
         self._tensors = list(selfcheck.tensors_in(output))
-        self._seen = [(id(tensor), _version(tensor)) for tensor in self._tensors]
+        self._seen = [(id(tensor), selfcheck.version_of(tensor)) for tensor in self._tensors]
         name = this.namespace.hex().encode()
         self._keys = [name + key for key in this.keys]
 
     def keys_of(self, tensor: Tensor) -> Sequence[bytes] | None:
         """The keys of the samples that a tensor was computed from, if it is one of these outputs, unchanged."""
-        return self._keys if (id(tensor), _version(tensor)) in self._seen else None
-
-
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
+        return self._keys if (id(tensor), selfcheck.version_of(tensor)) in self._seen else None

@@ -101,6 +101,7 @@ class Passage:
         self._tally.samples += this.call.size
         known.is_nan = known.is_nan or selfcheck.has_nan(output)
         self._check(this, hidden, output)
+        known.loud |= this.loud
         if this.trimmed and not known.trimmed and this.call.has_padding:
             this.trimmed = False
             this.keys = this.call.keys(False, self._origin)
@@ -113,7 +114,7 @@ class Passage:
 
     def _check(self, this: Pass, hidden: Tensor, output: Any) -> None:
         assert self._forms is not None
-        if this.drew and not this.known.draws:
+        if this.drew and not (this.known.draws and this.loud <= this.known.loud):
             check_randomness(self._tower, self._forms, this, hidden)
         if this.detour is None:
             compare(this, hidden, self._entries.dtype or hidden.dtype)
@@ -151,7 +152,7 @@ class Passage:
             computed = run_prefix(self._tower, self._forms, wanted, some)
         self._entries.put(this, computed, missing, whole=False)
         spans = [this.spans[i] for i in missing] if this.spans else None
-        fresh = layout.pack(computed[this.known.boundary], spans, self._entries.dtype)
+        fresh = layout.pack(computed[this.known.boundary], spans)
         for number, row in zip(missing, fresh, strict=True):
             this.rows[number] = row
         return True
@@ -178,7 +179,7 @@ class Passage:
 
     def _detour(self, this: Pass, known: Known, rows: Sequence[Tensor], keeps: bool = False) -> None:
         assert self._forms is not None
-        hidden = layout.lay_out(rows, this.spans, this.call.length, known.dtype, this.device, known.order)
+        hidden = layout.lay_out(rows, this.spans, this.call.length, known.dtype, known.device, known.order)
         if keeps:
             self._entries.keep(this, hidden)
             if this.proves:
@@ -190,13 +191,15 @@ class Passage:
     # -------------------------------------------------------------------------------------------------- again
 
     def was_read(self, this: Pass, output: Any) -> bool:
-        """Whether something is wrong with a pass that skipped: blocks out of order, or NaN in what it returns.
+        """Whether something is wrong with a pass that skipped: blocks called otherwise, or NaN in what it returns.
 
         NaN is what skipped layers return; it comes out where something reads one of them.
         """
         if this.detour is None:
             return False
-        return not this.detour.reached or (not this.known.is_nan and selfcheck.has_nan(output))
+        if this.detour.is_strange or not this.detour.reached:
+            return True
+        return not this.known.is_nan and selfcheck.has_nan(output)
 
     def again(self, this: Pass) -> tuple[Any, str | None]:
         """Compute a pass that skipped once more as if it had not.
@@ -207,6 +210,8 @@ class Passage:
         assert this.start is not None and this.detour is not None
         this.start.restore()
         output = self._tower.entry.forward(*this.call.args, **this.call.kwargs)
+        if this.detour.is_strange:
+            return output, "its blocks were called with other options than before"
         if not this.detour.reached:
             return output, "its blocks were not run in the order in which they ran before"
         if not selfcheck.has_nan(output):

@@ -56,6 +56,8 @@ class Known:
         alone: Whether only batches of a single sample have been seen, which cannot tell if samples are independent.
         verified: Number of batches whose hits were compared with what the prefix computes.
         draws: Whether code around the blocks draws random numbers, of which nothing comes.
+        loud: Which modules outside of the blocks were in training mode when that was looked at.
+        per_sample: Which arguments have an entry for each sample.
         trimmed: Whether samples may be stored without padding.
         unread: Whether a backward pass has shown that nothing reads the positions of padding.
         proofs: Padded training passes since the beginning of the epoch.
@@ -63,6 +65,7 @@ class Known:
         positions: Whether the second dimension of the hidden states is that of the tokens.
         tail: Shape of the hidden states behind the batch, or behind the positions.
         dtype: What they are computed in.
+        device: Where.
         order: Their dimensions in memory.
         stems: Modules before the blocks that may be skipped too.
         seconds: Time to compute the prefix for one sample, the shortest that was seen.
@@ -80,6 +83,8 @@ class Known:
     padded: bool = False
     alone: bool = True
     draws: bool = False
+    loud: frozenset[int] = frozenset()
+    per_sample: frozenset[str] = frozenset()
     verified: int = 0
     trimmed: bool = True
     unread: bool = False
@@ -88,6 +93,7 @@ class Known:
     positions: bool = False
     tail: tuple[int, ...] = ()
     dtype: torch.dtype = torch.float32
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     order: tuple[int, ...] = ()
     stems: list[nn.Module] = field(default_factory=list)
     seconds: float = 0.0
@@ -108,7 +114,9 @@ class Known:
         """
         self.positions = bool(call.length) and hidden.dim() > 2 and hidden.shape[1] == call.length
         self.tail = tuple(hidden.shape[2:] if self.positions else hidden.shape[1:])
-        self.dtype, self.order = hidden.dtype, layout.order_of(hidden)
+        self.dtype, self.device, self.order = hidden.dtype, hidden.device, layout.order_of(hidden)
+        if call.size > 1 or not self.per_sample:
+            self.per_sample = call.per_sample
         if call.length and not self.positions:
             self.trimmed = False
 
@@ -130,6 +138,7 @@ class Pass:
         rows: What was stored for each sample.
         trimmed: Whether the keys leave padding out.
         proves: Whether its backward pass shows if padding is read.
+        loud: Which modules outside of the blocks are in training mode.
         is_eval: Whether all modules of the prefix are in eval mode, as those of prefixes to come will be.
         rehearses: Whether parts of it are run once more, to see that skipping would change nothing.
         detour: Open while blocks are skipped.
@@ -150,6 +159,7 @@ class Pass:
     trimmed: bool
     proves: bool = False
     is_eval: bool = True
+    loud: frozenset[int] = frozenset()
     rehearses: bool = False
     detour: Detour | None = None
     watch: Watch | None = None

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_freeze.cache.keys import CallReader, Unsupported
+from lightning_freeze.cache.keys import CallReader, Unsupported, reason_of
 from lightning_freeze.cache.obstacles import Generation, Hook, Obstacles, can_prove, recomputes
 from lightning_freeze.cache.origins import Outputs
 from lightning_freeze.cache.passage import Passage
@@ -17,8 +17,8 @@ from lightning_freeze.cache.passes import Known, Pass, Tally
 from lightning_freeze.cache.prefix_entries import PrefixEntries
 from lightning_freeze.cache.towers import CachedTower, Structure
 
-#: Passes in a row, each of a prefix that has not been seen before, until it is given up.
-_PATIENCE = 8
+#: Passes, each of a prefix that has not been seen before, until it is given up; one in this many others is forgotten.
+PATIENCE, FORGETS = 8, 1 / 4
 
 
 class FrozenPrefix:
@@ -73,7 +73,7 @@ class FrozenPrefix:
         self._reader = CallReader(tower.entry)
         self._pass: Pass | None = None
         self._busy = False
-        self._strange = 0
+        self._strange = 0.0
         self._generation = Generation(tower.entry, self._reader.names)
         self._obstacles = Obstacles(tower)
         self._structure = Structure(tower.entry)
@@ -104,7 +104,7 @@ class FrozenPrefix:
     # ------------------------------------------------------------------------------------------- before the pass
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self.off is not None or self._busy:
+        if self.off is not None or self._busy or torch._C._is_tracing():
             return
         self._end_pass()
         self.outputs.forget()
@@ -114,7 +114,7 @@ class FrozenPrefix:
             self._pass = self._plan(args, kwargs)
         except Exception as reason:
             self._end_pass()
-            self.switch_off(_because(reason))
+            self.switch_off(reason_of(reason))
         finally:
             self._busy = False
 
@@ -124,33 +124,42 @@ class FrozenPrefix:
         self.boundary = max(self.tower.boundary(), self.floor)
         if self.is_outdated or not self.boundary or self._generation.goes_on(args, kwargs):
             return None
-        mode = self._obstacles.look(self.boundary, self._reader.named(args, kwargs))
-        if self._obstacles.is_watched:
+        named = self._reader.named(args, kwargs)
+        mode, loud = self._obstacles.look(self.boundary, named), self._obstacles.loud
+        # Keys and values that are asked for are read in more ways than can be followed.
+        if self._obstacles.is_watched or named.get("use_cache") is True:
             return None
         call = self._reader.read(args, kwargs)
+        if not call.size:
+            return None
         if torch.is_grad_enabled() and any(leaf.requires_grad for leaf in call.leaves.values()):
             if any(tower.passage.proving for tower in self._together):
                 return None
             raise Unsupported("something that trains, or is made to require grad, feeds into its frozen layers")
         namespace, known = self.entries.identify(self.boundary, mode, call)
         self.current, self.batch = known, call.size
-        self._strange = 0 if known.checked else self._strange + 1
-        if self._strange > _PATIENCE:
+        self._strange = max(0.0, self._strange - FORGETS) if known.checked else self._strange + 1
+        if self._strange > PATIENCE:
             raise Unsupported("its frozen layers change from one step to the next")
+        is_new = not known.checked or not loud <= known.loud
+        is_alone = known.alone and call.size > 1
+        if not (is_new or is_alone) and not call.agrees(known.per_sample):
+            return None
         padded = call.has_padding
         # Only where a backward pass will follow can be seen whether anything reads the positions of padding.
         proves = padded and known.trimmed and can_prove() and not recomputes()
         trimmed = known.trimmed and (not padded or proves)
         keys = call.keys(trimmed, self._origin)
         this = Pass(call, known, namespace, keys, [None] * call.size, trimmed, proves, began=began)
-        this.is_eval = self._obstacles.are_quiet
+        self._pass = this  # so that it is closed whatever goes wrong from here on
+        this.is_eval, this.loud = self._obstacles.are_quiet, loud
         this.rows = self.entries.read(this, namespace, known)
-        this.rehearses = not known.checked or (known.alone and call.size > 1) or (proves and not known.padded)
+        this.rehearses = is_new or is_alone or (proves and not known.padded)
         hits = call.size - len(this.missing)
         known.proofs += proves
         if recomputes():
             # The backward pass of activation checkpointing repeats a forward pass, and must find the same again.
-            if not known.checked or this.missing:
+            if is_new or this.missing:
                 return None
             self._skip(this)
         elif this.rehearses or (hits and known.verified < self._verify) or (proves and not known.unread):
@@ -192,7 +201,7 @@ class FrozenPrefix:
             if len(self._together) > 1:
                 self.outputs.remember(this, output)
         except Exception as reason:
-            self.switch_off(_because(reason))
+            self.switch_off(reason_of(reason))
         finally:
             self._busy = False
         return None
@@ -209,10 +218,3 @@ class FrozenPrefix:
             for stack in (this.detour, this.watch):
                 if stack is not None:
                     stack.close()
-
-
-def _because(reason: Exception) -> str:
-    """An error as the end of a sentence: nothing that goes wrong here may end the run."""
-    if isinstance(reason, Unsupported):
-        return str(reason)
-    return f"{type(reason).__name__} while its frozen layers were looked at: {' '.join(str(reason).split())[:300]}"

@@ -40,6 +40,7 @@ class PrefixEntries:
         ahead: Lower boundaries to fill in the same pass, because a later phase will need them, the next one first.
         budget: Bytes that there is room for, ``None`` for no limit.
         expected: Samples that there will be.
+        trims: Whether padding may be left out.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class PrefixEntries:
         self.ahead: Sequence[int] = ()
         self.budget: int | None = None
         self.expected = 0
+        self.trims = True
         self._tower = tower
         self._store = store
         self._accelerator = accelerator
@@ -82,7 +84,7 @@ class PrefixEntries:
             self._settings[boundary] = Settings(self._tower.prefix_modules(boundary) + self._tower.around())
         namespace = self._fingerprint.of(boundary, f"{extra}, {self._settings[boundary].digest().hex()}")
         if namespace not in self.known:
-            self.known[namespace] = Known(boundary)
+            self.known[namespace] = Known(boundary, trimmed=self.trims)
             info: dict[str, str | int] = {
                 "model": type(self._tower.entry).__name__,
                 "tower": self._tower.name,
@@ -160,7 +162,10 @@ class PrefixEntries:
                 namespace = this.namespace
             else:
                 namespace, _ = self.identify(boundary, "eval", this.call)
-            self._store.put(namespace, keys, packed)
+            entries = list(zip(keys, packed, strict=True))
+            if self.dtype == torch.float16:  # what is beyond its range would come back as infinity
+                entries = [(key, row) for key, row in entries if bool(torch.isfinite(row).all())]
+            self._store.put(namespace, [key for key, _ in entries], [row for _, row in entries])
             self.filled.add(boundary)
 
     def _affordable(self, known: Known) -> Sequence[int]:

@@ -114,11 +114,19 @@ def summary_line(prefixes: Sequence[FrozenPrefix], stored: int) -> str:
     """
     samples = sum(p.tally.samples for p in prefixes)
     hits = sum(p.tally.hits for p in prefixes)
-    saved = sum(p.tally.saved for p in prefixes)
+    saved = max(0.0, sum(p.tally.saved for p in prefixes))
     return (
         f"Frozen prefix cache: {hits} of {samples} samples read back ({hits / samples:.0%}), about {saved:.1f} s of "
         f"computing saved, {show_size(stored)} stored."
     )
+
+
+def samples_in_epoch(trainer: Trainer) -> int:
+    """About how many samples an epoch has on this rank."""
+    loader = trainer.train_dataloader
+    batches = trainer.num_training_batches
+    size = getattr(loader, "batch_size", None) or 1
+    return int(batches * size) if batches != float("inf") else 0
 
 
 def _of(tower: str) -> str:

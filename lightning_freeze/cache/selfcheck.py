@@ -6,6 +6,8 @@ import random
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import is_dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -164,10 +166,47 @@ def keeps_nan(module: nn.Module) -> bool:
     return any(has_nan(value) for value in attributes)
 
 
-def collected(modules: Iterable[nn.Module]) -> list[int]:
-    """How many tensors lie in the lists that modules have as attributes."""
-    lists = (v for m in modules for name, v in vars(m).items() if name not in _OWN and type(v) in (list, deque))
-    return [sum(isinstance(item, Tensor) for item in items) for items in lists]
+class Kept:
+    """The tensors that some modules have in plain attributes, to see later which of them are others.
+
+    Args:
+        modules: The modules.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        self._modules = list(modules)
+        self._found = self._look()
+
+    def _look(self) -> dict[tuple[int, str, int], tuple[Tensor, int]]:
+        return {
+            (number, name, place): (tensor, version_of(tensor))
+            for number, module in enumerate(self._modules)
+            for name, value in vars(module).items()
+            if name not in _OWN and not callable(value)
+            for place, tensor in enumerate(tensors_in(value))
+        }
+
+    def differ(self, by_content: bool) -> bool:
+        """Whether there are others now.
+
+        Args:
+            by_content: Whether a new tensor with the same content counts as the same.
+        """
+        now = self._look()
+        if now.keys() != self._found.keys():
+            return True
+        for key, (tensor, version) in now.items():
+            before, then = self._found[key]
+            if tensor is before and version == then:
+                continue
+            if not by_content or tensor is before or difference(tensor, before) > 0:
+                return True
+        return False
+
+
+def version_of(tensor: Tensor) -> int:
+    """How often a tensor has been written to; 0 where that is not counted."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def difference(found: Tensor, expected: Tensor) -> float:
@@ -219,10 +258,12 @@ def tensors_in(value: Any) -> Iterable[Tensor]:
     """Every tensor in an output, key-value caches left out."""
     if isinstance(value, Tensor):
         yield value
+    elif (is_dataclass(value) and not isinstance(value, (type, Mapping))) or isinstance(value, SimpleNamespace):
+        yield from tensors_in(vars(value))
     elif isinstance(value, Mapping):
         for key, part in value.items():
             if key != "past_key_values":
                 yield from tensors_in(part)
-    elif isinstance(value, Sequence) and not isinstance(value, str):
+    elif isinstance(value, (Sequence, deque)) and not isinstance(value, (str, bytes)):
         for part in value:
             yield from tensors_in(part)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import types
 from collections.abc import Sequence
+from dataclasses import is_dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_freeze.cache.keys import new_hash
 
@@ -32,6 +33,8 @@ class Settings:
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         self._modules = modules
+        # Lightning's module has attributes for many purposes, and its tensors are losses and metrics.
+        self._numbers = [(number, module, isinstance(module, LightningModule)) for number, module in enumerate(modules)]
         self._counters: set[tuple[int, str]] = set()
         self._found: dict[tuple[int, str], Any] | None = None
         self._digest = b""
@@ -42,7 +45,8 @@ class Settings:
         if found != self._found:
             self._found = found
             entry = new_hash()
-            entry.update(repr(sorted(found.items())).encode())
+            for key, value in sorted(found.items(), key=lambda item: item[0]):
+                entry.update(f"{key}={value.content() if isinstance(value, _Written) else value};".encode())
             self._digest = entry.digest()
         return self._digest
 
@@ -53,23 +57,47 @@ class Settings:
 
     def _look(self) -> dict[tuple[int, str], Any]:
         found = {
-            (number, name): _shown(value)
-            for number, module in enumerate(self._modules)
+            (number, name): _Written(value) if isinstance(value, Tensor) and not is_root else _shown(value)
+            for number, module, is_root in self._numbers
             for name, value in vars(module).items()
             if name not in _OWN
         }
         return {key: value for key, value in found.items() if value is not None and key not in self._counters}
 
 
+class _Written:
+    """A tensor in an attribute: the same as before as long as nobody has put another one there or written into it."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor = tensor
+        self._state = (tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version, tensor.shape, tensor.dtype)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Written) and self._state == other._state
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def content(self) -> str:
+        """A hash of what is in it."""
+        entry = new_hash()
+        entry.update(self._tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return f"{tuple(self._tensor.shape)} {self._tensor.dtype} {entry.hexdigest()}"
+
+
 def _shown(value: Any) -> str | None:
     """A value as text, ``None`` if it is no setting."""
     kind = type(value)
+    if hasattr(value, "to_dict"):  # the config of a Hugging Face model, which counts without what concerns its head
+        return None
+    if (is_dataclass(value) and kind is not type) or kind is types.SimpleNamespace:
+        shown = {name: _shown(part) for name, part in vars(value).items() if part is not value}
+        return f"{kind.__name__}{ {name: text for name, text in shown.items() if text is not None} }"
     if kind in _PLAIN:
         return repr(value)
     if kind in _CONTAINERS and len(value) <= _MOST:
         parts = [*value.items()] if kind is dict else sorted(value, key=repr) if "set" in kind.__name__ else value
-        shown = [_shown(part) for part in parts]
-        return None if None in shown else f"{kind.__name__}{shown}"
+        texts = [_shown(part) for part in parts]
+        return None if None in texts else f"{kind.__name__}{texts}"
     return _named(value) if kind in _CODE else None
 
 

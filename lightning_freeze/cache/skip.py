@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_freeze.cache.forms import BlockForm, Computed, form_of
-from lightning_freeze.cache.keys import Unsupported
+from lightning_freeze.cache.forms import BlockForm, Computed, form_of, options_of
+from lightning_freeze.cache.keys import Unsupported, reason_of
 from lightning_freeze.cache.towers import CachedTower
 
 
@@ -66,6 +66,7 @@ class Detour(ExitStack):
 
     Attributes:
         reached: Whether the last skipped block was called, as it must be.
+        is_strange: Whether a block was called with other options than when its form was learned.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class Detour(ExitStack):
         computed: Computed | None = None,
     ) -> None:
         super().__init__()
-        self.reached = False
+        self.reached = self.is_strange = False
         self._computed = {} if computed is None else computed
         nan = (nothing or Nothing()).like(hidden)
         for stem in stems:
@@ -94,9 +95,17 @@ class Detour(ExitStack):
     ) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
             self.reached = self.reached or is_last
+            if form.options != options_of(args, kwargs):
+                # What it returns now may have another form. It comes from NaN, and the pass will be computed again.
+                self.is_strange = True
+                return run(*args, **kwargs)
             return form.build(value, args, kwargs, run, self._computed.setdefault(number, {}))
 
         return forward
+
+
+class _Reached(Exception):
+    """A forward pass has come to the boundary, and nothing above it is wanted."""
 
 
 class Watch(ExitStack):
@@ -137,16 +146,17 @@ class Watch(ExitStack):
     def _observer(self, number: int, run: Callable[..., Any], is_boundary: bool) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
             output = run(*args, **kwargs)
-            form = self.forms[number]
-            if form is None:
-                try:
+            try:
+                form = self.forms[number]
+                if form is None:
                     form = self.forms[number] = form_of(f"block {number}", args, kwargs, output)
-                except Unsupported as problem:
-                    self.problem = self.problem or str(problem)
-                    return output
-            if not is_boundary:
+                hidden = form.returned(output)
+                other = self._at_boundary(number + 1, hidden) if is_boundary else None
+            except _Reached:
+                raise
+            except Exception as problem:
+                self.problem = self.problem or reason_of(problem)
                 return output
-            other = self._at_boundary(number + 1, form.returned(output))
             if other is None:
                 return output
             return other if form.kind is Tensor else form.kind([other, *output[1:]])
@@ -159,10 +169,6 @@ class Watch(ExitStack):
             return self.stems[stem]
 
         return forward
-
-
-class _Reached(Exception):
-    """A forward pass has come to the boundary, and nothing above it is wanted."""
 
 
 def run_prefix(

@@ -17,7 +17,7 @@ from lightning_freeze.cache.cached_module import CachedModule, Keeping
 from lightning_freeze.cache.gain import OutsideWork, is_sharded
 from lightning_freeze.cache.keys import new_hash
 from lightning_freeze.cache.prefix import FrozenPrefix
-from lightning_freeze.cache.said import Progress, gain_line, summary_line
+from lightning_freeze.cache.said import Progress, gain_line, samples_in_epoch, summary_line
 from lightning_freeze.cache.sizes import default_memory, parse_size
 from lightning_freeze.callbacks.base import Groups
 from lightning_freeze.callbacks.phased import PhasedFineTuning
@@ -50,6 +50,9 @@ class FrozenPrefixCache(Callback):
         verbose: Whether to say at the start what is gained and at the end what was.
         groups: An explicit, ordered map from layer name to module-name prefixes, instead of the layers that are found
             automatically; see :class:`~lightning_freeze.LayerStack`.
+        trim_padding: Whether samples are stored without their padding, so that they hit in any batch. Whether anything
+            reads what stands in the positions of padding is seen from gradients; something that does so without one
+            (a target made of detached hidden states, a logged norm) is not. ``False`` stores all positions.
         max_accelerator_memory: The most memory of the accelerator to use for hidden states that were used once, beside
             RAM, so that they need not be copied there again. None by default: only you know what the training leaves.
 
@@ -71,6 +74,7 @@ class FrozenPrefixCache(Callback):
         verbose: bool = True,
         groups: Groups | None = None,
         max_accelerator_memory: str | int | None = None,
+        trim_padding: bool = True,
     ) -> None:
         if dtype not in (None, *_DTYPES):
             raise ConfigurationError(
@@ -88,6 +92,7 @@ class FrozenPrefixCache(Callback):
         self.verify = verify
         self.verbose = verbose
         self.groups = groups
+        self.trim_padding = trim_padding
         parse_size(max_disk, "FrozenPrefixCache(max_disk=...)")
         parse_size(max_memory, "FrozenPrefixCache(max_memory=...)")
         self.max_accelerator_memory = max_accelerator_memory
@@ -133,7 +138,7 @@ class FrozenPrefixCache(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         self._begin_loop(trainer, pl_module, thorough=True)
         for tower in self._towers:
-            tower.entries.expected = _samples(trainer)
+            tower.entries.expected = samples_in_epoch(trainer)
         self._progress.begin(self._towers)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
@@ -153,10 +158,10 @@ class FrozenPrefixCache(Callback):
     def on_train_batch_start(  # noqa: D102
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self._end_step()
         if self._cached is None:
             return
-        if self._outside is None and "gain" not in self._said and self._towers:
+        is_used = any(tower.off is None and tower.tower.boundary() for tower in self._towers)
+        if self.verbose and self._outside is None and "gain" not in self._said and is_used:
             self._outside = OutsideWork(pl_module, [tower.tower.entry for tower in self._towers])
         schedules = [c for c in trainer.callbacks if isinstance(c, PhasedFineTuning)]  # type: ignore[attr-defined]
         self._cached.foresee([s.phase for s in schedules], lambda: [s.freezes[s.phase :] for s in schedules])
@@ -164,33 +169,36 @@ class FrozenPrefixCache(Callback):
     def on_train_batch_end(  # noqa: D102
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._end_step()
-        if self._cached is not None:
-            self._cached.move_inside()
+        self._end_batch()
         if self._outside is not None:
             self._outside.close()
             self._say_gain(pl_module)
             self._outside = None
         self._progress.log(trainer, pl_module, self._towers, self._bytes, shows=self.verbose)
 
-    def on_validation_batch_start(  # noqa: D102
+    def on_validation_batch_end(  # noqa: D102
         self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
     ) -> None:
-        self._end_step()
+        self._end_batch()
 
-    def on_test_batch_start(  # noqa: D102
+    def on_test_batch_end(  # noqa: D102
         self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
     ) -> None:
-        self._end_step()
+        self._end_batch()
 
-    def on_predict_batch_start(  # noqa: D102
+    def on_predict_batch_end(  # noqa: D102
         self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
     ) -> None:
-        self._end_step()
+        self._end_batch()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
-        if self.verbose and any(tower.tally.samples for tower in self._towers):
-            pl_module.print(summary_line(self._towers, self._bytes()))
+        self._say_summary(pl_module)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        self._say_summary(pl_module)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        self._say_summary(pl_module)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: D102
         self._detach()
@@ -226,7 +234,8 @@ class FrozenPrefixCache(Callback):
         budget = None
         if self.cache_dir is None or disk is not None:
             budget = (default_memory() if memory is None else memory) + (disk or 0)
-        return Keeping(self._store, self._accelerator, _DTYPES.get(self.dtype or ""), budget, self.verify)
+        dtype = _DTYPES.get(self.dtype or "")
+        return Keeping(self._store, self._accelerator, dtype, budget, self.verify, self.trim_padding)
 
     def _detach(self) -> None:
         if self._module is not None:
@@ -238,19 +247,22 @@ class FrozenPrefixCache(Callback):
         if self._outside is not None:
             self._outside.close()
             self._outside = None
-        self._accelerator = None
+        if self._accelerator is not None:
+            self._accelerator.clear()
+            self._accelerator = None
         if self._store is not None:
             self._store.rest()
 
     def _begin_loop(self, trainer: Trainer, module: LightningModule, thorough: bool = False) -> None:
         self._attach(trainer, module)
-        self._end_step()
-        if self._cached is not None:
-            self._cached.look_again(thorough)
-
-    def _end_step(self) -> None:
         if self._cached is not None:
             self._cached.end_step()
+            self._cached.look_again(thorough)
+
+    def _end_batch(self) -> None:
+        if self._cached is not None:
+            self._cached.end_step()
+            self._cached.move_inside()
 
     def _bytes(self) -> int:
         held = int(getattr(getattr(self._store, "stats", None), "stored_bytes", 0))
@@ -262,6 +274,10 @@ class FrozenPrefixCache(Callback):
         if line and self.verbose:
             self._said.add("gain")
             module.print(line)
+
+    def _say_summary(self, module: LightningModule) -> None:
+        if self.verbose and any(tower.tally.samples for tower in self._towers):
+            module.print(summary_line(self._towers, self._bytes()))
 
     def _say_off(self, prefix: FrozenPrefix, reason: str, is_fault: bool) -> None:
         if is_fault:
@@ -281,11 +297,3 @@ def _open_store(cache_dir: Path | None, max_memory: str | int | None, max_disk: 
 
     new_hash()  # says before the first batch what is not installed
     return open_store(cache_dir, max_memory, max_disk)
-
-
-def _samples(trainer: Trainer) -> int:
-    """About how many samples an epoch has on this rank."""
-    loader = trainer.train_dataloader
-    batches = trainer.num_training_batches
-    size = getattr(loader, "batch_size", None) or 1
-    return int(batches * size) if batches != float("inf") else 0

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 import transformers as tf
-from cached_fits import MemoryStore, Plain, assert_same, both, loader, make_cache
+from cached_fits import MemoryStore, Plain, assert_same, both, loader, make_cache, make_trainer
+from lightning.pytorch import Callback
 from torch import Tensor
 
 from lightning_freeze import EpochTrigger, GradualUnfreezing, LayerFreezing
@@ -126,3 +127,18 @@ def test_full_device_gives_everything_back(monkeypatch: pytest.MonkeyPatch) -> N
 def test_size_that_cannot_be_read_is_refused() -> None:
     with pytest.raises(ConfigurationError, match=r"max_accelerator_memory=.*'2Gib2'"):
         make_cache(max_accelerator_memory="2Gib2")
+
+
+def test_nothing_stays_on_the_device_behind_a_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefix_entries, "has_own_memory", lambda device: True)
+    cache = make_cache(max_accelerator_memory="64MiB")
+    tiers = []
+
+    class Looks(Callback):
+        def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+            assert cache._accelerator is not None
+            assert cache._accelerator.bytes > 0
+            tiers.append(cache._accelerator)
+
+    make_trainer(LayerFreezing("50%", verbose=False), cache, Looks()).fit(Plain(bert()), loader())
+    assert [tier.bytes for tier in tiers] == [0]

@@ -373,7 +373,7 @@ def test_blocks_run_by_the_training_step_itself() -> None:
         def configure_optimizers(self) -> torch.optim.Optimizer:
             return torch.optim.SGD(self.parameters(), lr=0.05)
 
-    with pytest.warns(UserWarning, match="Inline.forward, which runs its layers, is not what the training step calls"):
+    with pytest.warns(UserWarning, match="Inline.forward, which runs its layers, is not what the step calls"):
         make_trainer(frozen(), make_cache()).fit(Inline(), loader())
 
 

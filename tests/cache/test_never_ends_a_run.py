@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
 import time
@@ -11,9 +12,13 @@ from typing import Any
 
 import pytest
 import torch
-from cached_fits import Examples, MemoryStore, Plain, loader, make_cache
+from cached_fits import Examples, MemoryStore, Plain, freeze, loader, make_cache, make_trainer
 from encoders import Classifier, Encoder, bert, check_equal, frozen
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
+
+from lightning_freeze.cache import layout, passage
+from lightning_freeze.callbacks import cache as callback
 
 
 class Torchs(nn.Module):
@@ -167,3 +172,102 @@ def test_store_that_turns_out_slow_is_given_up(
     check_equal(module, frozen(), cache=cache, epochs=6, reason="^reading the hidden states of a sample", warns=False)
     assert "not used for the model: reading the hidden states" in capsys.readouterr().out
     assert cache.hit_rate > 0.3
+
+
+class Traces(Callback):
+    """Exports the encoder at the end of each epoch, and compares it with the encoder itself."""
+
+    def __init__(self) -> None:
+        self.agrees: list[bool] = []
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        encoder, data = pl_module.model.encoder, Examples(12, 5, 5)
+        one, other = (torch.stack([data.rows[n] for n in rows]) for rows in ((0, 1, 2, 3), (4, 5, 6, 7)))
+        with torch.no_grad():
+            traced = torch.jit.trace(encoder, (one,), check_trace=False)
+            expected = encoder.run(encoder.embeddings(other))[-1]
+        self.agrees.append(torch.equal(traced(other), expected))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_export_in_the_middle_of_a_fit() -> None:
+    traces, cache = Traces(), make_cache()
+    trainer = make_trainer(frozen(), cache, traces)
+    trainer.fit(Plain(Classifier(Encoder())), loader(Examples(12, 5, 5)))
+    assert traces.agrees == [True] * 3
+    assert cache.hit_rate > 0.5
+
+
+class Rule(LightningModule):
+    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        return batch["input_ids"].sum(1)
+
+
+def test_module_without_parameters() -> None:
+    with pytest.warns(UserWarning, match="does nothing for Rule: it has no parameters"):
+        found = make_trainer(make_cache()).predict(Rule(), loader())
+    assert found
+
+
+class FreezesMoreLater(Callback):
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
+        bert = pl_module.model.bert
+        pl_module.requires_grad_(True).train()
+        freeze(bert.embeddings, *bert.encoder.layer[: 1 if trainer.current_epoch < 2 else 3])
+
+
+def test_nothing_stays_open_where_laying_out_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    lay_out = layout.lay_out
+
+    def fails_above(rows: Any, *args: Any) -> Any:
+        if "skip_lower" in {frame.function for frame in inspect.stack()}:
+            raise torch.OutOfMemoryError("out of memory")
+        return lay_out(rows, *args)
+
+    monkeypatch.setattr(passage.layout, "lay_out", fails_above)
+    module, cache = Plain(bert()), make_cache()
+    module.configure_optimizers = lambda: torch.optim.SGD(module.parameters(), lr=0.05)  # type: ignore[method-assign]
+    with pytest.warns(UserWarning, match="OutOfMemoryError while its frozen layers were looked at: out of memory"):
+        make_trainer(FreezesMoreLater(), cache, epochs=4).fit(module, loader(Examples(12, 5, 5)))
+    assert not [name for name, m in module.named_modules() if "forward" in vars(m)]
+
+
+class GoesPast(LightningModule):
+    """Runs the layers itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = Encoder()
+        freeze(self.encoder)
+
+    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        return self.encoder.run(self.encoder.embeddings(batch["input_ids"]))[-1]
+
+
+def test_prediction_that_goes_past_the_entry_says_so() -> None:
+    cache = make_cache()
+    with pytest.warns(UserWarning, match="is not what the step calls"):
+        make_trainer(cache).predict(GoesPast(), loader())
+
+
+def test_prediction_says_what_was_read(capsys: pytest.CaptureFixture[str]) -> None:
+    module, cache = Plain(bert()), make_cache(verbose=True)
+    freeze(module.model.bert)
+    trainer = make_trainer(cache)
+    for _ in range(2):
+        trainer.predict(module, loader())
+    assert "8 of 12 samples read back (67%)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verbose", [True, False])
+def test_operations_are_counted_once_and_only_to_be_told(verbose: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+
+    class Counted(callback.OutsideWork):
+        def __init__(self, *args: Any) -> None:
+            made.append(args)
+            super().__init__(*args)
+
+    monkeypatch.setattr(callback, "OutsideWork", Counted)
+    make_trainer(frozen(), make_cache(verbose=verbose), epochs=3).fit(Plain(bert()), loader())
+    assert len(made) == verbose

@@ -218,7 +218,7 @@ class Routed(Classifier):
 
 @pytest.mark.parametrize("data", [loader, same_length], ids=["padding", "no padding"])
 @pytest.mark.parametrize(
-    ("layers", "reason"), [("embeddings,:2", None), ("embeddings,:3", "collect tensors in a list")]
+    ("layers", "reason"), [("embeddings,:2", None), ("embeddings,:3", "keep what they compute in an attribute")]
 )
 def test_layers_that_collect_tensors_in_a_list(layers: str, reason: str | None, data: Any) -> None:
     module = Plain(Routed(Encoder(*(Collects() for _ in range(4)))))

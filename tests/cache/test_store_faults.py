@@ -10,6 +10,8 @@ import random
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -20,6 +22,7 @@ from pathlib import Path
 
 import lmdb
 import pytest
+import torch
 from stored import SPACE, is_right, key, needs_fork, tensor
 
 from lightning_freeze.cache import disk, environment, folder
@@ -420,3 +423,40 @@ def test_an_error_in_the_checksum_is_no_hang(tmp_path: Path, monkeypatch: pytest
             within(20, store._writer.flush)
             store.flush()
         assert found(store, 1) == []
+
+
+def test_small_entry_before_one_that_makes_room() -> None:
+    with open_store(None, 300_000) as store:
+        count = 0
+        while not store.stats.dropped:
+            store.get(SPACE, [key(count)])
+            store.put(SPACE, [key(count)], [torch.zeros(300)])
+            count += 1
+        for number in range(20 * count):  # samples that never come again
+            store.get(SPACE, [key(10**6 + number)])
+        names = [key(5 * 10**6), key(5 * 10**6 + 1)]
+        store.put(SPACE, names, [torch.ones(1), torch.ones(6000)])
+        assert [row is None or bool(row.eq(1).all()) for row in store.get(SPACE, names)] == [True, True]
+
+
+WRITES = """
+import os, sys, time
+from pathlib import Path
+from lightning_freeze.cache.environment import Environment
+environment = Environment(Path(sys.argv[1]), readonly=False)
+print("ready", flush=True)
+while True:
+    environment.write([(os.urandom(16), os.urandom(3000), False) for _ in range(20)])
+"""
+
+
+def test_reader_that_may_not_write_sees_no_damage_beside_a_writer(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", WRITES, str(tmp_path)], stdout=subprocess.PIPE) as writer:
+        assert writer.stdout is not None
+        writer.stdout.readline()
+        try:
+            for _ in range(20):
+                with Environment(tmp_path, readonly=True) as environment:
+                    assert environment.problem() == ""
+        finally:
+            writer.kill()

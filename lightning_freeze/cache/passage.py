@@ -53,7 +53,10 @@ class Passage:
         wanted = self._entries.boundaries(this.known.boundary)
         stems = self._tower.stems if this.rehearses else ()
         this.watch = Watch(self._tower, wanted, self._forms, lambda b, hidden: self._take(this, b, hidden), stems)
-        if not this.known.checked:
+        # An accelerator is waited for in the first pass and in those in which hits are compared; others stay as quick.
+        is_rare = not this.known.checked or len(this.missing) < this.call.size
+        this.is_timed = is_rare or this.device.type == "cpu"
+        if this.is_timed:
             synchronize(this.device)
         this.began = time.perf_counter()
 
@@ -63,7 +66,7 @@ class Passage:
         if boundary != this.known.boundary:
             return None
         this.fed = hidden.requires_grad
-        if not this.known.checked:
+        if this.is_timed:
             synchronize(hidden.device)
         this.seconds = time.perf_counter() - this.began
         this.drew = this.start is not None and this.start.drawn_since()

@@ -149,6 +149,7 @@ class Pass:
         fed: Whether the hidden states require grad: something below the boundary trains.
         drew: Whether random numbers were drawn before the boundary.
         seconds: Time to the boundary.
+        is_timed: Whether that is the time until it was computed, not only until the device was told to.
     """
 
     call: Call
@@ -169,6 +170,7 @@ class Pass:
     fed: bool = False
     drew: bool = False
     seconds: float = 0.0
+    is_timed: bool = True
 
     @property
     def spans(self) -> layout.Spans | None:

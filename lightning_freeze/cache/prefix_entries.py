@@ -178,8 +178,10 @@ class PrefixEntries:
     def end_pass(self, this: Pass) -> None:
         """A pass has run for real from its beginning: what it changed itself is no setting, and its time is known."""
         self._settings[this.known.boundary].end_pass()
-        if this.known.checked and this.device.type == "cpu":  # elsewhere only the first one is waited for
+        if this.known.checked and this.is_timed:
             this.known.seconds = min(this.known.seconds, this.seconds / this.call.size)
+            if this.device.type != "cpu":  # the first pass on an accelerator may have started it up
+                this.known.first = min(this.known.first, this.known.seconds)
 
     def slowness(self, known: Known, seconds: float, size: int) -> str | None:
         """Why reading is not worth while after all, once it has turned out so: the first one may come from memory.

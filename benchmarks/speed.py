@@ -63,12 +63,14 @@ def main() -> None:
     options.rounds = options.rounds or (1 if options.quick else 3)
     quiet(options.threads)
     known = QUICK if options.quick else FULL
+    given = {name: getattr(options, name) for name in ("batches", "epochs", "batch_size")}
+    own = {name: number for name, number in given.items() if number is not None}
+    if own and options.memory:
+        parser.error("--batches, --epochs and --batch-size do not go with --memory, which looks at one step")
     for name in options.subjects or known:
         if name not in known:
             parser.error(f"{name!r} is none of {', '.join(known)}")
-        own = {name: getattr(options, name) for name in ("batches", "epochs", "batch_size")}
-        subject = replace(known[name](), **{name: number for name, number in own.items() if number is not None})
-        text = memory_table(name, options) if options.memory else times(subject, options)
+        text = memory_table(name, options) if options.memory else times(replace(known[name](), **own), options)
         print(text, flush=True)
         if options.markdown:
             with options.markdown.open("a") as file:

@@ -12,7 +12,8 @@ from torch.nn import Parameter
 from lightning_freeze.cache.accelerator import AcceleratorTier
 from lightning_freeze.cache.gain import is_compiled
 from lightning_freeze.cache.passes import Store, Tally
-from lightning_freeze.cache.prefix import FORGETS, PATIENCE, FrozenPrefix
+from lightning_freeze.cache.patience import Patience
+from lightning_freeze.cache.prefix import FrozenPrefix
 from lightning_freeze.cache.prefix_entries import PrefixEntries
 from lightning_freeze.cache.towers import CachedTower, boundaries_ahead, find_towers
 from lightning_freeze.layers import LayerStack
@@ -40,7 +41,7 @@ class Keeping:
     dtype: torch.dtype | None
     budget: int | None
     verify: int
-    trims: bool = True
+    trims: bool
 
 
 class CachedModule:
@@ -74,7 +75,7 @@ class CachedModule:
         self._floors = floors
         self._on_off = on_off
         self._phases: list[int] | None = None
-        self._replaced = 0.0
+        self._patience = Patience()
         self._find({})
 
     @property
@@ -86,11 +87,10 @@ class CachedModule:
         """A training step, its backward pass included, or a batch of another loop is over."""
         for prefix in self.prefixes:
             prefix.end_step()
-        if any(prefix.is_outdated for prefix in self.prefixes):
-            self._replaced += 1
+        is_outdated = any(prefix.is_outdated for prefix in self.prefixes)
+        self._patience.note(is_outdated)
+        if is_outdated:
             self._find_anew()
-        else:
-            self._replaced = max(0.0, self._replaced - FORGETS)
 
     def look_again(self, thorough: bool) -> None:
         """Notice at the next pass if weights have changed in a way that left no trace."""
@@ -131,7 +131,7 @@ class CachedModule:
             prefix.close()
 
     def _find(self, tallies: Mapping[str, Tally]) -> None:
-        if not any(True for _ in self._module.parameters()):
+        if next(self._module.parameters(), None) is None:
             self.problems = ["it has no parameters"]
             return
         found, self.problems = find_towers(LayerStack(self._module, groups=self._groups))
@@ -153,7 +153,7 @@ class CachedModule:
         for prefix in self.prefixes:
             if (old := before.get(prefix.tower.name)) is not None:
                 prefix.off, prefix.entries.expected = old.off, old.entries.expected
-            if self._replaced > PATIENCE:
+            if self._patience.is_over:
                 prefix.switch_off("modules or parameters of it are replaced again and again")
 
     def _prefix(self, tower: CachedTower, tally: Tally) -> FrozenPrefix:

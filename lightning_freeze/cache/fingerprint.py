@@ -10,12 +10,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
 import torch
 import transformers
 from torch import Tensor, nn
 
-from lightning_freeze.cache.keys import new_hash
+from lightning_freeze.cache.keys import bytes_of, new_hash
+from lightning_freeze.cache.selfcheck import version_of
 from lightning_freeze.cache.towers import CachedTower
 
 #: Counts up when entries of an older version of this package must not be read any more.
@@ -97,7 +97,7 @@ class Fingerprint:
         while len(self._weights) <= boundary:
             self._weights.append(self._places(len(self._weights)))
         found = (parts.get(name) for step in self._weights[: boundary + 1] for parts, name in step)
-        return tuple((0 if t.is_inference() else t._version, t.data_ptr()) for t in found if t is not None)
+        return tuple((version_of(t), t.data_ptr()) for t in found if t is not None)
 
     def _places(self, step: int) -> list[tuple[Mapping[str, Tensor | None], str]]:
         """Where the weights of a step are looked up by name: another one may be put there."""
@@ -113,8 +113,8 @@ class Fingerprint:
         entry = new_hash()
         for step in range(boundary + 1):
             for _, tensor in self._state(step):
-                flat = tensor.detach().reshape(-1)
-                entry.update(_raw(flat[:: max(1, flat.numel() // _SAMPLES)]))
+                flat = tensor.detach().reshape(1, -1)
+                entry.update(bytes_of(flat[:, :: max(1, flat.numel() // _SAMPLES)]))
         return bytes(entry.digest())
 
     def _step(self, step: int) -> bytes:
@@ -130,7 +130,7 @@ class Fingerprint:
             entry.update(text.encode())
         for name, tensor in self._state(step):
             entry.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-            entry.update(_raw(tensor))
+            entry.update(bytes_of(tensor.reshape(1, -1)))
         return bytes(entry.digest())
 
     def _roots(self, step: int) -> list[nn.Module]:
@@ -218,8 +218,3 @@ def _source(cls: type) -> str:
         return name + inspect.getsource(cls)
     except (OSError, TypeError):
         return name
-
-
-def _raw(tensor: Tensor) -> np.ndarray[Any, Any]:
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy() if flat.numel() else np.zeros(0, np.uint8)

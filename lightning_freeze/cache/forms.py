@@ -15,6 +15,9 @@ Part = tuple[Literal["hidden", "constant", "argument", "row", "all", "withheld"]
 #: By number of the block, what it has computed from shapes alone: by the shapes, by the position in what it returns.
 Computed = dict[int, dict[Any, Any]]
 
+#: A block's own ``forward``.
+Run = Callable[..., Any]
+
 #: Shapes of which that is kept.
 _MOST_SHAPES = 4
 #: Largest argument that is no sample's own and is looked at element by element.
@@ -54,12 +57,7 @@ class BlockForm:
         return value
 
     def build(
-        self,
-        hidden: Tensor,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        run: Callable[..., Any],
-        earlier: dict[Any, Any],
+        self, hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], run: Run, earlier: dict[Any, Any]
     ) -> Any:
         """What a call would return if these were the hidden states that it computes.
 
@@ -72,7 +70,7 @@ class BlockForm:
         """
         if self.kind is Tensor:
             return hidden
-        computed = self._compute(hidden, args, kwargs, run, earlier)
+        computed = self._compute(hidden.shape[0], args, kwargs, run, earlier)
         values: list[Any] = []
         for position, (source, detail) in enumerate(self.parts):
             if source == "hidden":
@@ -84,22 +82,17 @@ class BlockForm:
         return tuple(values) if self.kind is tuple else list(values)
 
     def _compute(
-        self,
-        hidden: Tensor,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        run: Callable[..., Any],
-        earlier: dict[Any, Any],
+        self, size: int, args: tuple[Any, ...], kwargs: dict[str, Any], run: Run, earlier: dict[Any, Any]
     ) -> dict[int, Any]:
         """By position, what the block computes itself from shapes alone."""
         wanted = [position for position, (source, _) in enumerate(self.parts) if source in ("row", "all")]
         if not wanted:
             return {}
-        size = hidden.shape[0]
         is_row = all(self.parts[position][0] == "row" for position in wanted)
         key = _shapes_of(args, kwargs, size) if is_row else None
-        if key is not None and (before := earlier.get(key)) is not None and all(v._version == n for v, n in before[1]):
-            return dict(before[0])
+        before = earlier.get(key) if key is not None else None
+        if before is not None and all(value._version == version for value, version in before.values()):
+            return {position: value for position, (value, _) in before.items()}
         rows = slice(0, 1) if is_row else slice(None)
         few = [_some(value, rows, size) for value in args]
         with torch.no_grad():
@@ -109,7 +102,7 @@ class BlockForm:
             if len(earlier) >= _MOST_SHAPES:
                 earlier.clear()
             # Whoever writes into it later would be found out by its version.
-            earlier[key] = dict(found), [(value, value._version) for value in found.values()]
+            earlier[key] = {position: (value, value._version) for position, value in found.items()}
         return found
 
 

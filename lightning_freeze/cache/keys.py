@@ -94,10 +94,10 @@ class Call:
                 each = int(np.prod(tensor.shape[2:], dtype=int)) * tensor.element_size() if tensor.dim() > 1 else 0
                 tokenwise = self.length and name in TOKENWISE and tensor.dim() > 1 and tensor.shape[1] == self.length
                 title = f"{name}:{tensor.dtype}:{tuple(tensor.shape[2 if tokenwise else 1 :])};".encode()
-                columns.append((title, _bytes_of(tensor), each if tokenwise else 0))
+                columns.append((title, bytes_of(tensor), each if tokenwise else 0))
             else:
                 common.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-                common.update(_bytes_of(tensor.reshape(1, -1)))
+                common.update(bytes_of(tensor.reshape(1, -1)))
         keys = []
         for row in range(self.size):
             start, stop = self.spans[row] if self.spans else (0, 0)
@@ -240,7 +240,7 @@ def _padding(mask: Tensor | None, leaves: Mapping[str, Tensor], size: int) -> tu
     return length, list(zip(starts.tolist(), stops.tolist(), strict=True))
 
 
-def _bytes_of(tensor: Tensor) -> np.ndarray:
+def bytes_of(tensor: Tensor) -> np.ndarray:
     """The content of a tensor as one row of bytes for each sample."""
     tensor = tensor.detach().cpu().contiguous()
     if tensor.is_conj() or tensor.is_neg():

@@ -40,11 +40,6 @@ class Obstacles:
         self._around = [module for module in tower.around() if module is not tower.entry]
 
     @property
-    def are_quiet(self) -> bool:
-        """Whether all of the modules are in eval mode."""
-        return not any(module.training for module in self.modules)
-
-    @property
     def loud(self) -> frozenset[int]:
         """Which modules outside of the blocks, by number, are in training mode, in which they may draw at random."""
         return frozenset(number for number, module in enumerate(self._others) if module.training)
@@ -57,7 +52,7 @@ class Obstacles:
             named: All arguments of the call, by name.
 
         Returns:
-            The modes of the modules, as text.
+            The modes of the modules, as text; ``"eval"`` if none is in training mode.
 
         Raises:
             Unsupported: If there is anything.

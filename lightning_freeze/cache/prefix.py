@@ -14,11 +14,9 @@ from lightning_freeze.cache.obstacles import Generation, Hook, Obstacles, can_pr
 from lightning_freeze.cache.origins import Outputs
 from lightning_freeze.cache.passage import Passage
 from lightning_freeze.cache.passes import Known, Pass, Tally
+from lightning_freeze.cache.patience import Patience
 from lightning_freeze.cache.prefix_entries import PrefixEntries
 from lightning_freeze.cache.towers import CachedTower, Structure
-
-#: Passes, each of a prefix that has not been seen before, until it is given up; one in this many others is forgotten.
-PATIENCE, FORGETS = 8, 1 / 4
 
 
 class FrozenPrefix:
@@ -31,7 +29,7 @@ class FrozenPrefix:
         together: Shared by the towers of one module, this one among them: one may feed on the output of another.
         on_off: Called when the tower is switched off, with the reason, and with whether that is a fault rather than a
             choice.
-        tally: Where to go on counting, if modules of the tower have been replaced in mid-run.
+        tally: Where to count, on from what was there before the modules of the tower were replaced in mid-run.
 
     Attributes:
         off: Why it is switched off, ``None`` while it is not.
@@ -53,11 +51,11 @@ class FrozenPrefix:
         verify: int,
         together: list[FrozenPrefix],
         on_off: Callable[[FrozenPrefix, str, bool], None],
-        tally: Tally | None = None,
+        tally: Tally,
     ) -> None:
         self.tower = tower
         self.off: str | None = None
-        self.tally = tally if tally is not None else Tally()
+        self.tally = tally
         self.entries = entries
         self.current: Known | None = None
         self.calls = 0
@@ -73,7 +71,7 @@ class FrozenPrefix:
         self._reader = CallReader(tower.entry)
         self._pass: Pass | None = None
         self._busy = False
-        self._strange = 0.0
+        self._patience = Patience()
         self._generation = Generation(tower.entry, self._reader.names)
         self._obstacles = Obstacles(tower)
         self._structure = Structure(tower.entry)
@@ -138,8 +136,8 @@ class FrozenPrefix:
             raise Unsupported("something that trains, or is made to require grad, feeds into its frozen layers")
         namespace, known = self.entries.identify(self.boundary, mode, call)
         self.current, self.batch = known, call.size
-        self._strange = max(0.0, self._strange - FORGETS) if known.checked else self._strange + 1
-        if self._strange > PATIENCE:
+        self._patience.note(not known.checked)
+        if self._patience.is_over:
             raise Unsupported("its frozen layers change from one step to the next")
         is_new = not known.checked or not loud <= known.loud
         is_alone = known.alone and call.size > 1
@@ -152,7 +150,7 @@ class FrozenPrefix:
         keys = call.keys(trimmed, self._origin)
         this = Pass(call, known, namespace, keys, [None] * call.size, trimmed, proves, began=began)
         self._pass = this  # so that it is closed whatever goes wrong from here on
-        this.is_eval, this.loud = self._obstacles.are_quiet, loud
+        this.is_eval, this.loud = mode == "eval", loud
         this.rows = self.entries.read(this, namespace, known)
         this.rehearses = is_new or is_alone or (proves and not known.padded)
         hits = call.size - len(this.missing)

@@ -6,7 +6,7 @@ import random
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -258,8 +258,6 @@ def tensors_in(value: Any) -> Iterable[Tensor]:
     """Every tensor in an output, key-value caches left out."""
     if isinstance(value, Tensor):
         yield value
-    elif (is_dataclass(value) and not isinstance(value, (type, Mapping))) or isinstance(value, SimpleNamespace):
-        yield from tensors_in(vars(value))
     elif isinstance(value, Mapping):
         for key, part in value.items():
             if key != "past_key_values":
@@ -267,3 +265,13 @@ def tensors_in(value: Any) -> Iterable[Tensor]:
     elif isinstance(value, (Sequence, deque)) and not isinstance(value, (str, bytes)):
         for part in value:
             yield from tensors_in(part)
+    elif (record := record_of(value)) is not None:
+        yield from tensors_in(record)
+
+
+def record_of(value: Any) -> dict[str, Any] | None:
+    """The parts of a dataclass or of a namespace by name; ``None`` if a value is neither."""
+    if is_dataclass(value) and not isinstance(value, type):
+        own = {field.name: getattr(value, field.name, None) for field in fields(value)}  # with slots there is no dict
+        return {**own, **getattr(value, "__dict__", {})}
+    return vars(value) if isinstance(value, SimpleNamespace) else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import types
 from collections.abc import Sequence
-from dataclasses import is_dataclass
 from functools import partial
 from typing import Any
 
@@ -12,7 +11,8 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from lightning_freeze.cache.keys import new_hash
+from lightning_freeze.cache.keys import bytes_of, new_hash
+from lightning_freeze.cache.selfcheck import record_of, version_of
 
 #: What every module has, and what Lightning and the stand-ins of skipped layers write to.
 _OWN = frozenset({*vars(LightningModule()), "forward"})
@@ -32,9 +32,8 @@ class Settings:
     """
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
-        self._modules = modules
         # Lightning's module has attributes for many purposes, and its tensors are losses and metrics.
-        self._numbers = [(number, module, isinstance(module, LightningModule)) for number, module in enumerate(modules)]
+        self._owners = [(number, module, isinstance(module, LightningModule)) for number, module in enumerate(modules)]
         self._counters: set[tuple[int, str]] = set()
         self._found: dict[tuple[int, str], Any] | None = None
         self._digest = b""
@@ -58,7 +57,7 @@ class Settings:
     def _look(self) -> dict[tuple[int, str], Any]:
         found = {
             (number, name): _Written(value) if isinstance(value, Tensor) and not is_root else _shown(value)
-            for number, module, is_root in self._numbers
+            for number, module, is_root in self._owners
             for name, value in vars(module).items()
             if name not in _OWN
         }
@@ -70,7 +69,7 @@ class _Written:
 
     def __init__(self, tensor: Tensor) -> None:
         self._tensor = tensor
-        self._state = (tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version, tensor.shape, tensor.dtype)
+        self._state = (tensor.data_ptr(), version_of(tensor), tensor.shape, tensor.dtype)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Written) and self._state == other._state
@@ -80,25 +79,27 @@ class _Written:
     def content(self) -> str:
         """A hash of what is in it."""
         entry = new_hash()
-        entry.update(self._tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        entry.update(bytes_of(self._tensor.reshape(1, -1)))
         return f"{tuple(self._tensor.shape)} {self._tensor.dtype} {entry.hexdigest()}"
 
 
 def _shown(value: Any) -> str | None:
     """A value as text, ``None`` if it is no setting."""
     kind = type(value)
-    if hasattr(value, "to_dict"):  # the config of a Hugging Face model, which counts without what concerns its head
-        return None
-    if (is_dataclass(value) and kind is not type) or kind is types.SimpleNamespace:
-        shown = {name: _shown(part) for name, part in vars(value).items() if part is not value}
-        return f"{kind.__name__}{ {name: text for name, text in shown.items() if text is not None} }"
     if kind in _PLAIN:
         return repr(value)
     if kind in _CONTAINERS and len(value) <= _MOST:
         parts = [*value.items()] if kind is dict else sorted(value, key=repr) if "set" in kind.__name__ else value
         texts = [_shown(part) for part in parts]
         return None if None in texts else f"{kind.__name__}{texts}"
-    return _named(value) if kind in _CODE else None
+    if kind in _CODE:
+        return _named(value)
+    # The config of a Hugging Face model counts elsewhere, without what concerns its head.
+    record = None if hasattr(value, "to_dict") else record_of(value)
+    if record is None:
+        return None
+    shown = {name: _shown(part) for name, part in record.items() if part is not value}
+    return f"{kind.__name__}{ {name: text for name, text in shown.items() if text is not None} }"
 
 
 def _named(code: Any) -> str:

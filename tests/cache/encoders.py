@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 import transformers as tf
-from cached_fits import assert_same, both, make_cache
+from cached_fits import Examples, assert_same, both, loader, make_cache
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from lightning_freeze import LayerFreezing
@@ -65,6 +66,11 @@ class Encoder(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Any:
         return self.run(self.embeddings(input_ids))[-1]
+
+
+def same_length(seed: int = 3) -> DataLoader:
+    """Batches without padding."""
+    return loader(Examples(12, 5, 5, seed=seed))
 
 
 def classified(logits: Tensor, labels: Tensor, other: Tensor | float = 0.0) -> SequenceClassifierOutput:

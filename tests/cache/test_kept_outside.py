@@ -11,14 +11,10 @@ import pytest
 import torch
 import transformers as tf
 from cached_fits import Examples, Plain, loader
-from encoders import Block, Classifier, Encoder, check_equal, frozen
+from encoders import Block, Classifier, Encoder, check_equal, frozen, same_length
 from torch import Tensor, nn
 
 IN_AN_ATTRIBUTE = "keep what they compute in an attribute"
-
-
-def same_length() -> Any:
-    return loader(Examples(12, 5, 5))
 
 
 def one_by_one() -> Any:
@@ -85,6 +81,12 @@ class States:
     all: list[Tensor]
 
 
+@dataclass(slots=True)
+class SlottedStates:
+    last: Tensor
+    all: list[Tensor]
+
+
 class ReturnsStates(Encoder):
     def __init__(self, kind: Any) -> None:
         super().__init__()
@@ -107,7 +109,13 @@ class Opaque:
 
 
 @pytest.mark.parametrize(
-    ("kind", "reason"), [(States, "reads what"), (SimpleNamespace, "reads what"), (Opaque, "no tensor is found")]
+    ("kind", "reason"),
+    [
+        (States, "reads what"),
+        (SlottedStates, "reads what"),
+        (SimpleNamespace, "reads what"),
+        (Opaque, "no tensor is found"),
+    ],
 )
 def test_outputs_of_other_kinds(kind: Any, reason: str) -> None:
     check_equal(Plain(ReadsStates(ReturnsStates(kind))), frozen(), data=same_length, reason=reason)

@@ -13,12 +13,8 @@ import pytest
 import torch
 import transformers as tf
 from cached_fits import Examples, Plain, collate, freeze, loader, make_cache, make_trainer
-from encoders import AfterStep, Block, Classifier, Encoder, bert, check_equal, frozen
+from encoders import AfterStep, Block, Classifier, Encoder, bert, check_equal, frozen, same_length
 from torch import Tensor, nn
-
-
-def same_length() -> Any:
-    return loader(Examples(12, 5, 5))
 
 
 class DropsByCode(Encoder):

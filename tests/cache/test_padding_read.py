@@ -7,14 +7,9 @@ from typing import Any
 import pytest
 import torch
 import transformers as tf
-from cached_fits import Examples, Plain, loader
-from encoders import Block, Classifier, Encoder, bert, check_equal, frozen
+from cached_fits import Plain, loader
+from encoders import Block, Classifier, Encoder, bert, check_equal, frozen, same_length
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
-
-
-def same_length() -> DataLoader:
-    return loader(Examples(12, 5, 5))
 
 
 def pooled(mean: bool = False) -> Classifier:

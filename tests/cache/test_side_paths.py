@@ -7,11 +7,21 @@ from typing import Any
 
 import pytest
 import torch
-from cached_fits import Examples, Plain, freeze, loader
-from encoders import AfterStep, Block, Classifier, EachEpoch, Encoder, bert, check_equal, classified, frozen
+from cached_fits import Plain, freeze, loader
+from encoders import (
+    AfterStep,
+    Block,
+    Classifier,
+    EachEpoch,
+    Encoder,
+    bert,
+    check_equal,
+    classified,
+    frozen,
+    same_length,
+)
 from lightning.pytorch import Callback
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 READ = "a layer above the frozen ones reads what they compute on the way"
 
@@ -73,10 +83,6 @@ class ByAdam(Plain):
 
 def tell(module: Any, epoch: int) -> None:
     module.model.epoch = epoch
-
-
-def same_length(seed: int = 3) -> DataLoader:
-    return loader(Examples(12, 5, 5, seed=seed))
 
 
 @pytest.mark.parametrize(

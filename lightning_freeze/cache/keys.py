@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -58,6 +58,7 @@ class Call:
         length: Number of positions of the token-wise arguments, 0 if there is no mask that says what is padding.
         spans: For each sample the first position that is no padding, and the one behind the last.
         signature: Names of the positional parameters of the module's ``forward``.
+        part_of: The call that this one is a part of, and which of its samples these are.
     """
 
     args: tuple[Any, ...]
@@ -68,6 +69,7 @@ class Call:
     length: int
     spans: list[tuple[int, int]]
     signature: Sequence[str]
+    part_of: tuple[Call, Sequence[int]] | None = None
 
     @property
     def has_padding(self) -> bool:
@@ -142,6 +144,9 @@ class Call:
         Returns:
             Positional and named arguments, or ``None`` if samples or positions cannot be left out of them.
         """
+        if self.part_of is not None:  # with few samples there are more sizes that coincide
+            whole, own = self.part_of
+            return whole.only([own[row] for row in rows], stop)
         index = torch.as_tensor(rows)
 
         def take(name: str, value: Any) -> Any:
@@ -169,6 +174,17 @@ class Call:
             return args, {name: take(name, value) for name, value in self.kwargs.items()}
         except _NotDivisible:
             return None
+
+    def part(self, rows: Sequence[int]) -> Call | None:
+        """The same call with some of the samples, ``None`` if they cannot be told apart."""
+        cut = self.only(rows)
+        if cut is None:
+            return None
+        leaves = {name: t[list(rows)] if self.is_per_sample(t) else t for name, t in self.leaves.items()}
+        spans = [self.spans[row] for row in rows] if self.spans else []
+        return replace(
+            self, args=cut[0], kwargs=cut[1], leaves=leaves, size=len(rows), spans=spans, part_of=(self, rows)
+        )
 
 
 class _NotDivisible(Exception):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_freeze.cache import layout, selfcheck
+from lightning_freeze.cache.few_samples import FewSamples
 from lightning_freeze.cache.forms import BlockForm
 from lightning_freeze.cache.passes import Known, Pass, Tally
 from lightning_freeze.cache.prefix_entries import PrefixEntries, synchronize
@@ -113,7 +114,7 @@ class Passage:
             self._entries.end_pass(this)
         self._entries.measure(this, hidden)
         self._entries.put(this, this.taken, this.missing, whole=True)
-        return None if known.checked else self._entries.begin(this, hidden, self._origin)
+        return None if known.checked else self._entries.begin(this, self._origin)
 
     def _check(self, this: Pass, hidden: Tensor, output: Any) -> None:
         assert self._forms is not None
@@ -123,6 +124,16 @@ class Passage:
             compare(this, hidden, self._entries.dtype or hidden.dtype)
             if this.rehearses:
                 Rehearsal(self._tower, self._forms, this, hidden).run(output)
+
+    def check_few(self, this: Pass) -> bool:
+        """See on a few samples that the prefix can be skipped, where the whole batch was found.
+
+        Returns:
+            Whether it can; otherwise the whole batch has to run, and decides.
+        """
+        forms = FewSamples(self._tower, self._entries, self.run, self._forms).check(this, self._origin)
+        self._forms = self._forms or forms
+        return forms is not None
 
     # --------------------------------------------------------------------------------------------------- past
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_freeze.cache.few_samples import can_stand_for
 from lightning_freeze.cache.keys import CallReader, Unsupported, reason_of
 from lightning_freeze.cache.obstacles import Generation, Hook, Obstacles, can_prove, recomputes
 from lightning_freeze.cache.origins import Outputs
@@ -159,6 +160,8 @@ class FrozenPrefix:
             # The backward pass of activation checkpointing repeats a forward pass, and must find the same again.
             if is_new or this.missing:
                 return None
+            self._skip(this)
+        elif (is_new or is_alone) and can_stand_for(this) and self.passage.check_few(this):
             self._skip(this)
         elif this.rehearses or (hits and known.verified < self._verify) or (proves and not known.unread):
             self.passage.run(this)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
@@ -105,6 +106,19 @@ class PrefixEntries:
         rows = self._get(namespace, this)
         if not known.checked:
             return rows
+        found = self.fitting(this, rows, known)
+        if any(row is not None for row in found):
+            self.filled.add(known.boundary)
+        return found
+
+    def fitting(self, this: Pass, rows: Sequence[Tensor | None], known: Known) -> list[Tensor | None]:
+        """What was stored for the samples of a pass, ``None`` for what does not fit the batch.
+
+        Args:
+            this: The pass.
+            rows: One for each sample.
+            known: What is known about the layout of the hidden states.
+        """
         dtype = self.dtype or known.dtype
         whole = (this.call.length, *known.tail) if known.positions and this.call.length else None
         found: list[Tensor | None] = []
@@ -202,33 +216,50 @@ class PrefixEntries:
         known = this.known
         known.size = known.size or bytes_in(layout.pack(hidden, this.spans, self.dtype)) / this.call.size
 
-    def begin(self, this: Pass, hidden: Tensor, origin: Callable[[Tensor], Sequence[bytes] | None]) -> str | None:
+    def begin(self, this: Pass, origin: Callable[[Tensor], Sequence[bytes] | None]) -> str | None:
         """The prefix is checked: use it from now on, if reading it back is worth while.
 
         Args:
             this: The pass that has been stored.
-            hidden: What it computed.
             origin: As for :meth:`Call.keys`.
 
         Returns:
             Why it is not worth while, ``None`` if it is.
         """
-        known, size = this.known, this.call.size
+        known = this.known
+        self.time_reading(this, known, origin)
+        known.checked = True
+        known.seconds = known.first = this.seconds / this.call.size
+        return _slower(known)
+
+    def time_reading(self, this: Pass, known: Known, origin: Callable[[Tensor], Sequence[bytes] | None]) -> None:
+        """Measure what reading a batch takes, and see whether anything of it is stored.
+
+        Args:
+            this: The pass.
+            known: Where to note it, with the layout of the hidden states.
+            origin: As for :meth:`Call.keys`.
+        """
         times = []
         for _ in range(3):
             began = time.perf_counter()
             keys = this.call.keys(this.trimmed, origin)
             rows = [row for row in self._store.get(this.namespace, keys) if row is not None]
             known.fits = bool(rows)
-            if len(rows) < size:
+            if len(rows) < this.call.size:
                 break
-            layout.lay_out(rows, this.spans, this.call.length, hidden.dtype, hidden.device)
-            synchronize(hidden.device)
+            layout.lay_out(rows, this.spans, this.call.length, known.dtype, known.device)
+            synchronize(known.device)
             times.append(time.perf_counter() - began)
-        known.checked = True
-        known.seconds = known.first = this.seconds / size
-        known.reading = min(times, default=0.0) / size
-        return _slower(known)
+        known.reading = min(times, default=0.0) / this.call.size
+
+    def passing(self, boundary: int) -> AbstractContextManager[None]:
+        """A real forward pass runs inside: what it changes itself is no setting.
+
+        Args:
+            boundary: Number of blocks in the prefix, which has been identified.
+        """
+        return self._settings[boundary].passing()
 
 
 def _slower(known: Known) -> str | None:

@@ -130,8 +130,6 @@ class Rehearsal:
         """
         call, known, hidden, start = self._this.call, self._this.known, self._hidden, self._this.start
         assert start is not None
-        if not any(True for _ in selfcheck.tensors_in(output)):
-            raise Unsupported(f"it returns a {type(output).__name__}, in which no tensor is found to compare")
         known.padded = known.padded or self._this.spans is not None
         with selfcheck.rehearsal(self._tower.entry, start, hidden.device):
             if call.size > 1:
@@ -139,6 +137,20 @@ class Rehearsal:
                 known.alone = False
             else:
                 self._compute(call.args, call.kwargs)
+        self.skip(output)
+
+    def skip(self, output: Any) -> None:
+        """Check that skipping changes nothing, and note what may be skipped.
+
+        Args:
+            output: What the tower returned.
+
+        Raises:
+            Unsupported: If it does.
+        """
+        known = self._this.known
+        if not any(True for _ in selfcheck.tensors_in(output)):
+            raise Unsupported(f"it returns a {type(output).__name__}, in which no tensor is found to compare")
         spans = tuple(self._this.spans) if self._this.spans and known.trimmed else None
         stems = tuple(self._stems())
         for used, skipped in dict.fromkeys([(spans, stems), (spans, ()), (None, stems), (None, ())]):

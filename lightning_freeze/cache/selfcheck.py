@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from lightning_freeze.cache.layout import Spans
@@ -65,7 +66,7 @@ def rehearsal(module: nn.Module, start: Randomness, device: torch.device) -> Ite
     """Run a module once more as if from an earlier state of the random numbers, and leave no trace of it.
 
     Args:
-        module: What will be run; its buffers are put back.
+        module: What will be run; its buffers and attributes are put back, and nothing that it logs is kept.
         start: The state to begin with.
         device: Where it runs.
     """
@@ -81,6 +82,10 @@ def rehearsal(module: nn.Module, start: Randomness, device: torch.device) -> Ite
     # for its backward pass, and notices any writing.
     for owner, name, buffer in kept:
         owner._buffers[name] = buffer.detach().clone()
+    for owner, before in attributes:
+        vars(owner).update({name: _copy(value) for name, (value, _) in before.items() if isinstance(value, Tensor)})
+        if isinstance(owner, LightningModule):
+            vars(owner).update(log=_nothing, log_dict=_nothing)
     start.restore()
     try:
         with torch.no_grad():
@@ -103,6 +108,18 @@ def _attributes(module: nn.Module) -> dict[str, tuple[Any, Any]]:
 
 
 _CONTAINERS = (list, dict, set, deque, defaultdict, OrderedDict)
+#: Largest tensor in a plain attribute, such as the state of a metric, that is saved from being written to.
+_LARGEST = 2**24
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    if tensor.numel() * tensor.element_size() > _LARGEST:
+        return tensor
+    with torch.enable_grad():  # so that something that trains is still seen to
+        return tensor.clone()
+
+
+def _nothing(*args: Any, **kwargs: Any) -> None: ...
 
 
 def _put_back(module: nn.Module, before: Mapping[str, tuple[Any, Any]]) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -51,7 +52,17 @@ class Settings:
 
     def end_pass(self) -> None:
         """A real forward pass is over: what has changed since :meth:`digest` is left out from now on."""
-        now, before = self._look(), self._found or {}
+        self._leave_out(self._found or {})
+
+    @contextmanager
+    def passing(self) -> Iterator[None]:
+        """A real forward pass runs inside: what it changes is left out from now on."""
+        before = self._look()
+        yield
+        self._leave_out(before)
+
+    def _leave_out(self, before: dict[tuple[int, str], Any]) -> None:
+        now = self._look()
         self._counters |= {key for key in now.keys() | before.keys() if now.get(key) != before.get(key)}
 
     def _look(self) -> dict[tuple[int, str], Any]:

@@ -1,0 +1,329 @@
+"""A batch that an earlier run has stored as a whole is checked on two of its samples, and skipped at once."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import transformers as tf
+from cached_fits import MemoryStore, Plain, both, freeze, make_cache, make_trainer
+from encoders import Block, Classifier, Encoder, bert, check_equal, classified, frozen, same_length
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from torchmetrics import SumMetric
+
+from lightning_freeze import EpochTrigger, Phase, PhasedFineTuning
+from lightning_freeze.cache import few_samples, prefix_entries
+from lightning_freeze.callbacks.cache import FrozenPrefixCache
+
+
+class BatchSizes(Callback):
+    """The numbers of samples that a module computes before the training, and in each of its steps."""
+
+    seen: list[list[int]]
+
+    def __init__(self, find: Callable[[Any], nn.Module] = lambda module: module.model.bert.encoder.layer[0]) -> None:
+        self.find = find
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        found, seen = self.find(pl_module), [[]]
+        type(self).seen = seen
+        # Not on the block itself, whose forward is replaced when it is skipped.
+        inner = next(m for m in found.modules() if isinstance(m, nn.Linear))
+        run = inner.forward
+
+        def forward(x: Tensor) -> Tensor:
+            seen[-1].append(len(x))
+            return run(x)
+
+        inner.forward = forward  # type: ignore[method-assign]
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        self.seen.append([])
+
+
+def warm(
+    module: LightningModule,
+    *callbacks: Callback,
+    first: LightningModule | None = None,
+    reason: str | None = None,
+    change: Callable[[MemoryStore], None] = lambda store: None,
+    **options: Any,
+) -> FrozenPrefixCache:
+    """A run after one that has filled the store equals the one without the cache."""
+    store = MemoryStore()
+    defaults = {"data": same_length, **options}
+    both(first or module, *callbacks, cache=make_cache(store), **defaults)
+    assert store.entries
+    change(store)
+    return check_equal(module, *callbacks, cache=make_cache(store), reason=reason, **defaults)
+
+
+def layers_of(module: Any) -> nn.Module:
+    return module.model.encoder.layers[0]  # type: ignore[no-any-return]
+
+
+def test_two_samples_stand_for_the_first_batch() -> None:
+    cache = warm(Plain(bert()), frozen(), BatchSizes())
+    assert cache.hit_rate == 1.0
+    assert BatchSizes.seen[1] == [2]
+    assert not any(BatchSizes.seen[2:])
+
+
+def test_validation_and_dropout_above() -> None:
+    module = Plain(bert(hidden_dropout_prob=0.3, attention_probs_dropout_prob=0.3, classifier_dropout=0.3))
+    cache = warm(module, frozen(), BatchSizes(), validation=same_length, num_sanity_val_steps=2)
+    assert cache.hit_rate == 1.0
+    # Once more when the dropout above is at work.
+    assert BatchSizes.seen[:2] == [[2], [2]]
+    assert not any(BatchSizes.seen[2:])
+
+
+def test_each_phase() -> None:
+    phases = [Phase("3:,head", EpochTrigger(1)), Phase("2:,head", EpochTrigger(1)), Phase("1:,head")]
+    both(Plain(bert()), PhasedFineTuning(phases, verbose=False), BatchSizes(), data=same_length)
+    # Filled for all phases in the first epoch, read from the second on.
+    assert BatchSizes.seen[1:] == [[4, 1], [4], [4], [2], [], [], [2], [], []]
+
+
+def test_mixed_precision_trains_what_it_trains_without() -> None:
+    # Casts of weights are kept for a whole pass: those of a check must not come without a gradient.
+    cache = warm(Plain(bert()), frozen(), BatchSizes(), precision="bf16-mixed")
+    assert cache.hit_rate == 1.0
+    assert BatchSizes.seen[1] == [2]
+
+
+def test_what_is_stored_differs() -> None:
+    def spoil(store: MemoryStore) -> None:
+        for entry in store.entries.values():
+            entry += 0.1
+
+    warm(Plain(bert()), frozen(), change=spoil, reason="what was stored differs from what its frozen layers compute")
+
+
+def test_stored_in_another_shape_is_computed_anew() -> None:
+    def cut(store: MemoryStore) -> None:
+        for key, entry in list(store.entries.items())[::5]:
+            store.entries[key] = entry[:3].clone()
+
+    warm(Plain(bert()), frozen(), change=cut)
+
+
+def test_other_layers_above_are_looked_at() -> None:
+    class Skips(Encoder):
+        def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+            states = self.run(self.embeddings(input_ids))
+            return states[-1] + states[1].argmax(-1, keepdim=True)  # no gradient, and no NaN
+
+    first, second = (Plain(Classifier(kind())) for kind in (Encoder, Skips))
+    warm(second, frozen(), first=first, reason="reads what they compute on the way")
+
+
+class Prompted(Encoder):
+    """Adds to the embeddings what need not be frozen with them."""
+
+    def __init__(self, trains: bool) -> None:
+        super().__init__()
+        self.trains = [trains]
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        return self.run(self.embeddings(input_ids) + self.prompt())[-1]  # type: ignore[no-any-return]
+
+    def prompt(self) -> Tensor:
+        return torch.ones(32, requires_grad=self.trains[0])
+
+
+def test_something_that_trains_feeds_in() -> None:
+    first, second = Plain(Classifier(Prompted(False))), Plain(Classifier(Prompted(True)))
+
+    def rename(store: MemoryStore) -> None:
+        # Under whatever name the second run looks for them.
+        rows = {key: entry for (_, key), entry in store.entries.items()}
+        store.get = lambda namespace, keys: [rows.get(key) for key in keys]  # type: ignore[method-assign]
+
+    warm(second, frozen(), first=first, change=rename, reason="something that trains, or is made to require grad")
+
+
+def test_size_that_it_does_not_bear() -> None:
+    class Pairs(Encoder):
+        def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+            hidden = self.run(self.embeddings(input_ids))[-1]
+            return hidden.reshape(2, 2, *hidden.shape[1:]).reshape(4, *hidden.shape[1:])
+
+    cache = warm(Plain(Classifier(Pairs())), frozen(), BatchSizes(layers_of))
+    # Two, which fail above the prefix; all of them; one alone.
+    assert BatchSizes.seen[1] == [2, 4, 1]
+    assert not any(BatchSizes.seen[2:])
+    assert cache.hit_rate == pytest.approx(8 / 9)
+
+
+def test_what_frozen_layers_keep_is_seen() -> None:
+    class Keeps(Block):
+        def forward(self, x: Tensor) -> Tensor:
+            self.__dict__["kept"] = x
+            return super().forward(x)
+
+    class Reads(Encoder):
+        def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+            hidden = super().forward(input_ids)
+            kept = self.layers[0].__dict__.get("kept")
+            return hidden if kept is None else hidden + kept.detach().mean()
+
+    module = Plain(Classifier(Reads(Keeps(), Block(), Block(), Block())))
+    plain = Plain(Classifier(Reads(Block(), Block(), Block(), Block())))
+
+    def rename(store: MemoryStore) -> None:
+        rows = {key: entry for (_, key), entry in store.entries.items()}
+        store.get = lambda namespace, keys: [rows.get(key) for key in keys]  # type: ignore[method-assign]
+
+    plain.load_state_dict(module.state_dict())
+    warm(module, frozen(), first=plain, change=rename, reason="keep what they compute in an attribute")
+
+
+def test_statistics_above_are_those_of_whole_batches() -> None:
+    class Normed(Encoder):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(32)
+
+        def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+            hidden = self.run(self.embeddings(input_ids))[-1]
+            return self.norm(hidden.transpose(1, 2)).transpose(1, 2)  # type: ignore[no-any-return]
+
+    cache = warm(Plain(Classifier(Normed())), frozen(), BatchSizes(layers_of))
+    assert BatchSizes.seen[1] == [2]
+    assert cache.hit_rate == 1.0
+
+
+class Counts(Encoder):
+    """Counts its calls, as a schedule inside of a model would, and measures what it returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+        self.total = SumMetric()
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        self.calls += 1
+        hidden = self.run(self.embeddings(input_ids))[-1]
+        self.total.update(len(input_ids))
+        return hidden
+
+
+@pytest.mark.parametrize("is_warm", [False, True])
+def test_nothing_is_counted_twice(is_warm: bool) -> None:
+    found: list[tuple[int, float]] = []
+
+    class Tell(Callback):
+        def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            encoder: Any = pl_module.model.encoder
+            found.append((encoder.calls, float(encoder.total.compute())))
+
+    module = Plain(Classifier(Counts()))
+    cache = (warm if is_warm else check_equal)(module, frozen(), Tell(), data=same_length)
+    assert cache.hit_rate == (1.0 if is_warm else pytest.approx(4 / 9))
+    assert set(found) == {(9, 36.0)}
+
+
+def test_what_the_module_logs_is_logged_once() -> None:
+    class Whole(LightningModule):
+        """Holds the layers itself, and logs where it computes."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            encoder = Encoder()
+            self.embeddings, self.layers, self.classifier = encoder.embeddings, encoder.layers, nn.Linear(32, 2)
+
+        def forward(self, input_ids: Tensor) -> Tensor:
+            hidden = self.embeddings(input_ids)
+            for layer in self.layers:
+                hidden = layer(hidden)
+            self.log("size", float(len(input_ids)), reduce_fx="sum", on_step=False, on_epoch=True, batch_size=1)
+            return self.classifier(hidden[:, 0])  # type: ignore[no-any-return]
+
+        def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+            loss: Tensor = classified(self(batch["input_ids"]), batch["labels"]).loss
+            return loss
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.1)
+
+    store, module, sizes = MemoryStore(), Whole(), []
+    freeze(module.embeddings, *module.layers[:2])
+
+    class Tell(Callback):
+        def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            sizes.append(float(trainer.callback_metrics["size"]))
+
+    for _ in range(2):
+        cache = make_cache(store)
+        make_trainer(Tell(), cache, epochs=2).fit(copy.deepcopy(module), same_length())
+        assert not cache.reasons
+    assert cache.hit_rate == 1.0
+    assert sizes == [12.0] * 4
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_activation_checkpointing(whole: bool) -> None:
+    class Checkpointed(Classifier):
+        def encode(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
+            return checkpoint(self.encoder, input_ids, attention_mask, use_reentrant=False)
+
+    class Inside(Encoder):
+        def run(self, x: Tensor) -> list[Tensor]:
+            for layer in self.layers:
+                x = checkpoint(layer, x, use_reentrant=False)
+            return [x]
+
+    module = Plain(Checkpointed(Encoder()) if whole else Classifier(Inside()))
+    cache = warm(module, frozen(), BatchSizes(layers_of))
+    assert cache.hit_rate > 0.6
+    assert BatchSizes.seen[1][0] == (4 if whole else 2)
+
+
+def test_encoder_and_decoder() -> None:
+    torch.manual_seed(0)
+    config = tf.T5Config(
+        vocab_size=100, d_model=32, d_kv=8, d_ff=48, num_layers=4, num_heads=4, decoder_start_token_id=0,
+        dropout_rate=0.0,
+    )  # fmt: skip
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.t5 = tf.T5ForConditionalGeneration(config)
+
+        def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> Any:
+            return self.t5(input_ids=input_ids, attention_mask=attention_mask, labels=input_ids)
+
+    for layers in ("50%", "75%"):
+        cache = warm(Plain(Model()), frozen(layers))
+        assert cache.hit_rate == 1.0
+
+
+def test_random_numbers_of_which_nothing_comes() -> None:
+    class Draws(Encoder):
+        def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+            torch.rand(3)
+            return self.run(self.embeddings(input_ids))[-1]
+
+    module = Plain(Classifier(Draws()))
+    cache = warm(module, frozen(), BatchSizes(layers_of))
+    assert cache.hit_rate == 1.0
+
+
+def test_reading_that_may_be_slower_is_measured_on_a_whole_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (few_samples, prefix_entries):
+        monkeypatch.setattr(module, "SLOWER", 0.0)
+    store = MemoryStore()
+    with monkeypatch.context() as patch:
+        patch.setattr(prefix_entries, "SLOWER", 1e9)
+        both(Plain(bert()), frozen(), cache=make_cache(store), data=same_length)
+    cache = make_cache(store)
+    both(Plain(bert()), frozen(), BatchSizes(), cache=cache, data=same_length)
+    assert BatchSizes.seen[1] == [2, 4, 1]
+    assert "reading the hidden states of a sample takes" in "".join(cache.reasons.values())

@@ -7,6 +7,7 @@ import inspect
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any
 
@@ -21,6 +22,8 @@ from lightning_freeze.cache.towers import CachedTower
 #: Counts up when entries of an older version of this package must not be read any more.
 FORMAT = 1
 _SAMPLES = 256
+#: Elements of a weight that are hashed in one piece.
+_PART = 2**22
 #: Reading all weights again may take this share of the time, but for the first few hundredths of a second.
 _SHARE, _FREE = 0.01, 0.05
 #: Settings that concern the head; some models write them in their first forward pass.
@@ -65,8 +68,10 @@ class Fingerprint:
             self._watched = watched
         if len(self._digests) <= boundary:
             began = time.perf_counter()
-            while len(self._digests) <= boundary:
-                self._digests.append(self._step(len(self._digests)))
+            states = {step: self._state(step) for step in range(len(self._digests), boundary + 1)}
+            contents = iter(_contents([tensor for state in states.values() for _, tensor in state]))
+            for step, state in states.items():
+                self._digests.append(self._step(step, [(named, next(contents)) for named in state]))
             self._read = time.perf_counter()
             self._seconds = self._read - began
         entry = new_hash()
@@ -94,20 +99,21 @@ class Fingerprint:
 
     def _watch(self, boundary: int) -> tuple[Any, ...]:
         """Version and place of every weight: what changes when somebody writes to one in the usual way."""
-        while len(self._weights) <= boundary:
-            self._weights.append(self._places(len(self._weights)))
+        if len(self._weights) <= boundary:
+            owners = self._owners()
+            for step in range(len(self._weights), boundary + 1):
+                self._weights.append([owners.get(id(t), ({"": t}, "")) for _, t in self._state(step)])
         found = (parts.get(name) for step in self._weights[: boundary + 1] for parts, name in step)
         return tuple((version_of(t), t.data_ptr()) for t in found if t is not None)
 
-    def _places(self, step: int) -> list[tuple[Mapping[str, Tensor | None], str]]:
-        """Where the weights of a step are looked up by name: another one may be put there."""
-        owners: dict[int, tuple[Mapping[str, Tensor | None], str]] = {
+    def _owners(self) -> dict[int, tuple[Mapping[str, Tensor | None], str]]:
+        """Where each weight is looked up by name: another one may be put there."""
+        return {
             id(tensor): (parts, name)
             for module in self._tower.entry.modules()
             for parts in (module._parameters, module._buffers)
             for name, tensor in parts.items()
         }
-        return [owners.get(id(tensor), ({"": tensor}, "")) for _, tensor in self._state(step)]
 
     def _sample(self, boundary: int) -> bytes:
         entry = new_hash()
@@ -117,7 +123,7 @@ class Fingerprint:
                 entry.update(bytes_of(flat[:, :: max(1, flat.numel() // _SAMPLES)]))
         return bytes(entry.digest())
 
-    def _step(self, step: int) -> bytes:
+    def _step(self, step: int, state: Sequence[tuple[tuple[str, Tensor], bytes]]) -> bytes:
         entry = new_hash()
         if step:
             entry.update(self._digests[step - 1])
@@ -128,9 +134,9 @@ class Fingerprint:
             entry.update(_settings(self._tower.entry).encode())
         for text in self._code(step):
             entry.update(text.encode())
-        for name, tensor in self._state(step):
+        for (name, tensor), content in state:
             entry.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-            entry.update(bytes_of(tensor.reshape(1, -1)))
+            entry.update(content)
         return bytes(entry.digest())
 
     def _roots(self, step: int) -> list[nn.Module]:
@@ -173,6 +179,20 @@ class Fingerprint:
         if step == 0:
             classes[type(self._tower.entry)] = None
         return [*texts, *(_source(cls) for cls in classes)]
+
+
+def _contents(tensors: Sequence[Tensor]) -> list[bytes]:
+    """A hash of what is in each tensor, of large ones in parts, computed on all cores."""
+    parts = [tensor.detach().reshape(-1).split(_PART) for tensor in tensors]
+    with ThreadPoolExecutor(max(1, torch.get_num_threads())) as threads:
+        found = threads.map(_hash, [part for some in parts for part in some])
+        return [b"".join(next(found) for _ in some) for some in parts]
+
+
+def _hash(part: Tensor) -> bytes:
+    entry = new_hash()
+    entry.update(bytes_of(part.reshape(1, -1)))
+    return bytes(entry.digest())
 
 
 def surroundings(device: torch.device) -> str:

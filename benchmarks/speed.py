@@ -97,9 +97,10 @@ def times(subject: Subject, options: argparse.Namespace) -> str:
         seconds = sorted(seconds[contender] for seconds in found)[len(found) // 2]
         rows.append([contender, f"{seconds:.1f}", str(ratio), f"{limit:.2f}", f"{ratio.median / limit:.0%}", str(step)])
     frozen = "" if not subject.freeze else f"{work.frozen[0]:.0%} of the forward pass is frozen. "
+    rounds = f"{options.rounds} round{'s' if options.rounds > 1 else ''}"
     head = (
         f"### {subject.title}\n\nBatches of {subject.batch_size}, {subject.batches} in an epoch and one of validation, "
-        f"{subject.epochs} epochs, {options.rounds} rounds, {options.threads} threads. {frozen}torch "
+        f"{subject.epochs} epochs, {rounds}, {options.threads} threads. {frozen}torch "
         f"{version('torch')}, transformers {version('transformers')}, lightning {version('lightning')}.\n"
     )
     pairs = [

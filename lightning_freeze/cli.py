@@ -6,7 +6,6 @@ import argparse
 import inspect
 import logging
 import os
-import pickle
 import re
 import sys
 import traceback
@@ -14,7 +13,6 @@ import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
@@ -23,6 +21,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 
 import lightning_freeze  # noqa: F401  (makes the callbacks and triggers known by their short names)
+from lightning_freeze.checkpoint_file import saved_hyperparameters
 from lightning_freeze.data import TextDataModule
 from lightning_freeze.data.predictions import prediction_rows, write_predictions
 from lightning_freeze.errors import ConfigurationError
@@ -36,7 +35,6 @@ _DESCRIPTION = (
     "`lightning-freeze layers MODEL` prints a model's layers, `lightning-freeze cache` looks after a folder of "
     "FrozenPrefixCache. `lightning-freeze fit --data.help TextDataModule` lists the options for data."
 )
-_SPECIAL_CHECKPOINTS = ("best", "last", "hpc", "registry")
 
 
 class FreezeArgumentParser(LightningArgumentParser):
@@ -113,12 +111,12 @@ class FreezeCLI(LightningCLI):
         super().parse_arguments(parser, args)
         subcommand = self.config.get("subcommand")
         if subcommand:
-            self._checkpoint(self.config[subcommand].get("ckpt_path"))
+            saved_hyperparameters(self.config[subcommand].get("ckpt_path"))
 
     def before_instantiate_classes(self) -> None:
         """Fill in what the data can take from the model or from the checkpoint."""
         config = self.config[self.subcommand] if self.subcommand else self.config
-        checkpoint = self._checkpoint(config.get("ckpt_path"))
+        checkpoint = saved_hyperparameters(config.get("ckpt_path"))
         arguments = config.get("data.init_args")
         if arguments is None or "tokenizer" not in arguments:
             return
@@ -213,31 +211,6 @@ class FreezeCLI(LightningCLI):
         if wanted and "val" in tables and not any(isinstance(callback, Checkpoint) for callback in callbacks):
             callbacks.append(ModelCheckpoint(monitor="val_loss"))
         return callbacks
-
-    def _checkpoint(self, path: str | None) -> dict[str, Any]:
-        """Return the hyperparameters in a checkpoint."""
-        if path is None or path in _SPECIAL_CHECKPOINTS or "://" in str(path) or str(path).startswith("registry:"):
-            return {}
-        file = Path(path)
-        if not file.exists():
-            names = sorted(p.name for p in file.parent.glob("*.ckpt")) if file.parent.is_dir() else []
-            raise ConfigurationError(
-                f"The checkpoint {str(path)!r} does not exist: expected a .ckpt file.{suggest(file.name, names)}"
-            )
-        if file.is_dir():
-            if (file / "config.json").is_file():
-                raise ConfigurationError(
-                    f"{str(path)!r} is the folder of a model, not a checkpoint: expected a .ckpt file of a run."
-                )
-            return {}
-        try:
-            content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-            hyperparameters: dict[str, Any] = content.get("hyper_parameters", {})
-        except (pickle.UnpicklingError, RuntimeError, EOFError, IndexError, AttributeError) as error:
-            raise ConfigurationError(
-                f"{str(path)!r} is not a checkpoint that can be read: expected a .ckpt file of an earlier run."
-            ) from error
-        return hyperparameters
 
 
 def main(args: list[str] | None = None) -> None:

@@ -62,11 +62,11 @@ def text(length: int, vocabulary: int, classes: int | None) -> Callable[[int], B
     return inputs
 
 
-def pair(length: int, vocabulary: int) -> Callable[[int], Batch]:
-    """A source and a target of the same length."""
+def pair(source: int, length: int, vocabulary: int) -> Callable[[int], Batch]:
+    """A source and a target."""
 
     def inputs(samples: int) -> Batch:
-        batch = text(length, vocabulary, None)(samples)
+        batch = text(source, vocabulary, None)(samples)
         generator = torch.Generator().manual_seed(1)
         return {**batch, "labels": torch.randint(5, vocabulary, (samples, length), generator=generator)}
 
@@ -129,8 +129,16 @@ def gpt2(
     )
 
 
-def t5(frozen: int, blocks: int = 24, width: int = 1024, length: int = 64, words: int = 32128, **run: Any) -> Subject:
-    """T5; the encoder is frozen, and of the decoder the first blocks."""
+def t5(
+    frozen: int,
+    blocks: int = 24,
+    width: int = 1024,
+    length: int = 64,
+    source: int | None = None,
+    words: int = 32128,
+    **run: Any,
+) -> Subject:
+    """T5; the encoder is frozen, and of the decoder the first blocks. The source is as long as the target, or longer."""
     config = transformers.T5Config(
         vocab_size=words,
         num_layers=blocks,
@@ -142,9 +150,9 @@ def t5(frozen: int, blocks: int = 24, width: int = 1024, length: int = 64, words
     size = "T5-Large" if width == 1024 else "small T5"
     decoder = frozen - blocks
     return Subject(
-        title=f"{size}, {frozen} of {2 * blocks} blocks frozen",
+        title=f"{size}, {frozen} of {2 * blocks} blocks frozen, source {source or length}, target {length}",
         build=_build("T5ForConditionalGeneration", config),
-        inputs=pair(length, words),
+        inputs=pair(source or length, length, words),
         freeze=f"embeddings,:{frozen}",
         cut=lambda model: cuts.t5(model, decoder),
         **run,
@@ -212,15 +220,16 @@ def gradually(subject: Subject) -> Subject:
 REVIEWS = Path(__file__).resolve().parents[2] / "experiments" / "reviews" / "data"
 
 FULL: dict[str, Callable[[], Subject]] = {
-    "bert-75": lambda: bert(9, batch_size=8, batches=6, epochs=4),
+    "bert-75": lambda: bert(9, batch_size=8, batches=15, epochs=4),
     "bert-75-10-epochs": lambda: bert(9, batch_size=8, batches=3, epochs=10),
-    "bert-8": lambda: bert(8, batch_size=8, batches=6, epochs=4),
-    "gpt2-lm": lambda: gpt2("language model", 12, batch_size=4, batches=4, epochs=4),
-    "gpt2-classifier": lambda: gpt2("classifier", 12, batch_size=4, batches=4, epochs=4),
-    "t5-80": lambda: t5(38, batch_size=4, batches=2, epochs=4),
-    "vit-75": lambda: vit(9, batch_size=8, batches=4, epochs=4),
+    "bert-8": lambda: bert(8, batch_size=8, batches=15, epochs=4),
+    "gpt2-lm": lambda: gpt2("language model", 12, batch_size=4, batches=10, epochs=4),
+    "gpt2-classifier": lambda: gpt2("classifier", 12, batch_size=4, batches=10, epochs=4),
+    "t5-80": lambda: t5(38, source=128, batch_size=4, batches=12, epochs=4),
+    "t5-80-short-source": lambda: t5(38, batch_size=4, batches=12, epochs=4),
+    "vit-75": lambda: vit(9, batch_size=8, batches=15, epochs=4),
     "minilm": lambda: minilm(4, batch_size=32, batches=30, epochs=4),
-    "gradual": lambda: gradually(bert(0, batch_size=8, batches=2, epochs=12)),
+    "gradual": lambda: gradually(bert(0, batch_size=8, batches=8, epochs=12)),
 }
 _SMALL: dict[str, Any] = {"batch_size": 8, "batches": 5, "epochs": 3}
 QUICK: dict[str, Callable[[], Subject]] = {

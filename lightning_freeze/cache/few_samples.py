@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
 
-from lightning_freeze.cache import selfcheck
+from lightning_freeze.cache import no_trace, selfcheck, worth
 from lightning_freeze.cache.forms import BlockForm
 from lightning_freeze.cache.gain import Work, bytes_in, flops
 from lightning_freeze.cache.obstacles import can_prove
 from lightning_freeze.cache.passes import Pass
-from lightning_freeze.cache.prefix_entries import SLOWER, PrefixEntries
-from lightning_freeze.cache.rehearsal import Rehearsal, check_randomness, compare, taken_hidden
+from lightning_freeze.cache.prefix_entries import PrefixEntries
+from lightning_freeze.cache.rehearsal import Rehearsal, compare, taken_hidden
 from lightning_freeze.cache.towers import CachedTower
 
 #: Samples of a batch from which on two of them are less work than computing and checking all.
@@ -25,7 +27,8 @@ def can_stand_for(this: Pass) -> bool:
     """Whether a few samples may stand for the batch of a pass.
 
     Not on an accelerator, which computes a whole batch in hardly more time; not where padding is left out, which only
-    the backward pass of a whole batch shows to be right; and not where something counts what is kept for that pass.
+    the backward pass of a whole batch shows to be right; not where something counts what is kept for that pass; and not
+    beside other ranks, which may compute a whole batch, with another number of forward passes to meet in.
     """
     return (
         this.call.size >= _LEAST
@@ -33,6 +36,7 @@ def can_stand_for(this: Pass) -> bool:
         and this.spans is None
         and this.device.type == "cpu"
         and (can_prove() or not torch.is_grad_enabled())
+        and not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1)
     )
 
 
@@ -43,23 +47,15 @@ class FewSamples:
         tower: The tower.
         entries: The hidden states that are stored.
         run: Lets a pass run for real and takes what it computes.
-        forms: The forms of the blocks, ``None`` if they are still to be learned.
     """
 
-    def __init__(
-        self,
-        tower: CachedTower,
-        entries: PrefixEntries,
-        run: Callable[[Pass], None],
-        forms: Sequence[BlockForm] | None,
-    ) -> None:
+    def __init__(self, tower: CachedTower, entries: PrefixEntries, run: Callable[[Pass], None]) -> None:
         self._tower = tower
         self._entries = entries
         self._run = run
-        self._forms = forms
 
     def check(self, this: Pass, origin: Callable[[Tensor], Sequence[bytes] | None]) -> list[BlockForm] | None:
-        """Check on the first and the last sample, and note what may be skipped, as a whole batch would.
+        """Check on two samples, and note what may be skipped, as a whole batch would.
 
         Args:
             this: The pass, whose samples were all found.
@@ -68,7 +64,8 @@ class FewSamples:
         Returns:
             The forms of the blocks; ``None``, with nothing noted, if anything is not as it should be.
         """
-        few = _few(this)
+        # That samples do not depend on others must have been seen in a whole batch: it may have room for two of them.
+        few = _few(this) if self._entries.is_independent(this.namespace) else None
         if few is None:
             return None
         try:
@@ -81,11 +78,13 @@ class FewSamples:
         known.per_sample = this.call.per_sample
         known.size = known.size or bytes_in([row for row in found if row is not None]) / this.call.size
         known.loud |= this.loud
+        known.graded = known.graded or torch.is_grad_enabled()
         if not known.checked:
             self._entries.time_reading(this, known, origin)
-            # All samples take between this time and several times as long. If that is not enough to tell, they run.
-            if known.reading * this.call.size > SLOWER * few.seconds:
+            # The whole batch takes at least as long as two of its samples. If that does not tell, it runs.
+            if worth.is_slow(known, this.call.size, few.seconds):
                 return None
+            # A sample takes about as long among two as among many, but in models so small that it does not matter.
             known.checked, known.seconds = True, few.seconds / few.call.size
             known.first = known.seconds
         vars(this.known).update(vars(known))
@@ -96,7 +95,11 @@ class FewSamples:
     def _compare(self, few: Pass) -> list[BlockForm] | None:
         known, call, entry = few.known, few.call, self._tower.entry
         trains = torch.is_grad_enabled()  # as the pass will: only then it shows if something that trains feeds into it
-        with selfcheck.rehearsal(entry, selfcheck.Randomness(few.device), few.device), torch.set_grad_enabled(trains):
+        with (
+            no_trace.rehearsal(entry, no_trace.Randomness(few.device), few.device),
+            torch.set_grad_enabled(trains),
+            _own_gradients(entry),
+        ):
             kept = selfcheck.Kept(self._tower.prefix_modules(known.boundary))
             self._run(few)
             assert few.watch is not None
@@ -105,11 +108,11 @@ class FewSamples:
             if kept.differ(by_content=True):
                 return None
         hidden = taken_hidden(self._tower, few)
+        if few.drew or hidden.device.type != "cpu":  # of random numbers many samples show more than two
+            return None
         forms = [form for form in few.watch.forms if form is not None]
         known.describe(hidden, call)
         known.is_nan = known.is_nan or selfcheck.has_nan(output)
-        if few.drew:
-            check_randomness(self._tower, forms, few, hidden)
         # Their hidden states were computed among other samples: that these are independent is seen here too.
         compare(few, hidden, self._entries.dtype or hidden.dtype)
         known.alone = False
@@ -118,9 +121,23 @@ class FewSamples:
         return None if few.missing else forms
 
 
+@contextmanager
+def _own_gradients(module: nn.Module) -> Iterator[None]:
+    """Leave the gradients of a module as they are, whatever backward passes it makes itself."""
+    before = [(parameter, parameter.grad) for parameter in module.parameters()]
+    for parameter, _ in before:
+        parameter.grad = None
+    try:
+        yield
+    finally:
+        for parameter, gradient in before:
+            parameter.grad = gradient
+
+
 def _few(this: Pass) -> Pass | None:
-    """A pass of the first and the last sample; one would not show what blocks compute for each and what for all."""
-    rows = [0, this.call.size - 1]
+    """A pass of the first sample and the last other one; one would not show what is computed for each, what for all."""
+    other = next((i for i in reversed(range(this.call.size)) if this.keys[i] != this.keys[0]), this.call.size - 1)
+    rows = [0, other]
     call = this.call.part(rows)
     if call is None:
         return None

@@ -68,10 +68,9 @@ class Fingerprint:
             self._watched = watched
         if len(self._digests) <= boundary:
             began = time.perf_counter()
-            states = {step: self._state(step) for step in range(len(self._digests), boundary + 1)}
-            contents = iter(_contents([tensor for state in states.values() for _, tensor in state]))
-            for step, state in states.items():
-                self._digests.append(self._step(step, [(named, next(contents)) for named in state]))
+            with ThreadPoolExecutor(max(1, torch.get_num_threads())) as threads:
+                while len(self._digests) <= boundary:
+                    self._digests.append(self._step(len(self._digests), threads))
             self._read = time.perf_counter()
             self._seconds = self._read - began
         entry = new_hash()
@@ -102,18 +101,21 @@ class Fingerprint:
         if len(self._weights) <= boundary:
             owners = self._owners()
             for step in range(len(self._weights), boundary + 1):
-                self._weights.append([owners.get(id(t), ({"": t}, "")) for _, t in self._state(step)])
+                weights = [place for _, t in self._state(step) for place in owners.get(id(t), [({"": t}, "")])]
+                inside = [module._buffers for root in self._roots(step) for module in root.modules()]
+                empty = [(buffers, name) for buffers in inside for name, buffer in buffers.items() if buffer is None]
+                self._weights.append([*weights, *empty])
         found = (parts.get(name) for step in self._weights[: boundary + 1] for parts, name in step)
-        return tuple((version_of(t), t.data_ptr()) for t in found if t is not None)
+        return tuple(None if t is None else (version_of(t), t.data_ptr()) for t in found)
 
-    def _owners(self) -> dict[int, tuple[Mapping[str, Tensor | None], str]]:
-        """Where each weight is looked up by name: another one may be put there."""
-        return {
-            id(tensor): (parts, name)
-            for module in self._tower.entry.modules()
-            for parts in (module._parameters, module._buffers)
-            for name, tensor in parts.items()
-        }
+    def _owners(self) -> dict[int, list[tuple[Mapping[str, Tensor | None], str]]]:
+        """Where each weight is looked up by name, in one module or in several: another one may be put there."""
+        found: dict[int, list[tuple[Mapping[str, Tensor | None], str]]] = {}
+        for module in self._tower.entry.modules():
+            for parts in (module._parameters, module._buffers):
+                for name, tensor in parts.items():
+                    found.setdefault(id(tensor), []).append((parts, name))
+        return found
 
     def _sample(self, boundary: int) -> bytes:
         entry = new_hash()
@@ -123,7 +125,7 @@ class Fingerprint:
                 entry.update(bytes_of(flat[:, :: max(1, flat.numel() // _SAMPLES)]))
         return bytes(entry.digest())
 
-    def _step(self, step: int, state: Sequence[tuple[tuple[str, Tensor], bytes]]) -> bytes:
+    def _step(self, step: int, threads: ThreadPoolExecutor) -> bytes:
         entry = new_hash()
         if step:
             entry.update(self._digests[step - 1])
@@ -134,9 +136,13 @@ class Fingerprint:
             entry.update(_settings(self._tower.entry).encode())
         for text in self._code(step):
             entry.update(text.encode())
-        for (name, tensor), content in state:
+        state = self._state(step)
+        # Copied to the CPU here: a thread of its own would not wait for what the device is still to do.
+        parts = [tensor.detach().cpu().reshape(-1).split(_PART) for _, tensor in state]
+        contents = threads.map(_hash, [part for some in parts for part in some])
+        for (name, tensor), some in zip(state, parts, strict=True):
             entry.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-            entry.update(content)
+            entry.update(b"".join(next(contents) for _ in some))
         return bytes(entry.digest())
 
     def _roots(self, step: int) -> list[nn.Module]:
@@ -181,15 +187,8 @@ class Fingerprint:
         return [*texts, *(_source(cls) for cls in classes)]
 
 
-def _contents(tensors: Sequence[Tensor]) -> list[bytes]:
-    """A hash of what is in each tensor, of large ones in parts, computed on all cores."""
-    parts = [tensor.detach().reshape(-1).split(_PART) for tensor in tensors]
-    with ThreadPoolExecutor(max(1, torch.get_num_threads())) as threads:
-        found = threads.map(_hash, [part for some in parts for part in some])
-        return [b"".join(next(found) for _ in some) for some in parts]
-
-
 def _hash(part: Tensor) -> bytes:
+    """A hash of a part of a weight; the library lets other threads go on meanwhile."""
     entry = new_hash()
     entry.update(bytes_of(part.reshape(1, -1)))
     return bytes(entry.digest())

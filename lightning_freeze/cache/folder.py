@@ -23,6 +23,8 @@ from lightning_freeze.cache.sizes import show_size
 MARKER = "lightning-freeze-cache.json"
 DATA = "data.mdb"
 INFO = "info.json"
+#: An empty file: samples of this namespace were seen not to depend on the rest of their batch.
+_NOTE = "independent"
 #: A namespace that was used within this many seconds is never evicted to make room for another.
 IDLE = 600.0
 #: Room that is left on the disk: a full one would also stop the run's own checkpoints.
@@ -148,6 +150,18 @@ def touch(path: Path) -> None:
     # A read-only folder keeps no such note.
     with contextlib.suppress(OSError):
         os.utime(path / INFO)
+
+
+def note(path: Path) -> None:
+    """Note of a namespace that its samples do not depend on one another, where it can be written."""
+    if path.is_dir():
+        with contextlib.suppress(OSError):
+            (path / _NOTE).touch()
+
+
+def is_noted(path: Path) -> bool:
+    """Whether that was noted of a namespace."""
+    return (path / _NOTE).exists()
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

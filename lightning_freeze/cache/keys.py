@@ -58,7 +58,6 @@ class Call:
         length: Number of positions of the token-wise arguments, 0 if there is no mask that says what is padding.
         spans: For each sample the first position that is no padding, and the one behind the last.
         signature: Names of the positional parameters of the module's ``forward``.
-        part_of: The call that this one is a part of, and which of its samples these are.
     """
 
     args: tuple[Any, ...]
@@ -69,7 +68,6 @@ class Call:
     length: int
     spans: list[tuple[int, int]]
     signature: Sequence[str]
-    part_of: tuple[Call, Sequence[int]] | None = None
 
     @property
     def has_padding(self) -> bool:
@@ -144,9 +142,6 @@ class Call:
         Returns:
             Positional and named arguments, or ``None`` if samples or positions cannot be left out of them.
         """
-        if self.part_of is not None:  # with few samples there are more sizes that coincide
-            whole, own = self.part_of
-            return whole.only([own[row] for row in rows], stop)
         index = torch.as_tensor(rows)
 
         def take(name: str, value: Any) -> Any:
@@ -182,9 +177,7 @@ class Call:
             return None
         leaves = {name: t[list(rows)] if self.is_per_sample(t) else t for name, t in self.leaves.items()}
         spans = [self.spans[row] for row in rows] if self.spans else []
-        return replace(
-            self, args=cut[0], kwargs=cut[1], leaves=leaves, size=len(rows), spans=spans, part_of=(self, rows)
-        )
+        return replace(self, args=cut[0], kwargs=cut[1], leaves=leaves, size=len(rows), spans=spans)
 
 
 class _NotDivisible(Exception):

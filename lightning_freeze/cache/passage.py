@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_freeze.cache import layout, selfcheck
+from lightning_freeze.cache import layout, no_trace, selfcheck, worth
 from lightning_freeze.cache.few_samples import FewSamples
 from lightning_freeze.cache.forms import BlockForm
 from lightning_freeze.cache.passes import Known, Pass, Tally
@@ -50,7 +50,7 @@ class Passage:
 
     def run(self, this: Pass) -> None:
         """Let the prefix run for real, and take what it computes."""
-        this.start = selfcheck.Randomness(this.device)
+        this.start = no_trace.Randomness(this.device)
         wanted = self._entries.boundaries(this.known.boundary)
         stems = self._tower.stems if this.rehearses else ()
         this.watch = Watch(self._tower, wanted, self._forms, lambda b, hidden: self._take(this, b, hidden), stems)
@@ -106,6 +106,7 @@ class Passage:
         known.is_nan = known.is_nan or selfcheck.has_nan(output)
         self._check(this, hidden, output)
         known.loud |= this.loud
+        known.graded = known.graded or torch.is_grad_enabled()
         if this.trimmed and not known.trimmed and this.call.has_padding:
             this.trimmed = False
             this.keys = this.call.keys(False, self._origin)
@@ -131,7 +132,7 @@ class Passage:
         Returns:
             Whether it can; otherwise the whole batch has to run, and decides.
         """
-        forms = FewSamples(self._tower, self._entries, self.run, self._forms).check(this, self._origin)
+        forms = FewSamples(self._tower, self._entries, self.run).check(this, self._origin)
         self._forms = self._forms or forms
         return forms is not None
 
@@ -144,7 +145,7 @@ class Passage:
             Why reading turns out not to be worth while, ``None`` if it is.
         """
         missing = this.missing
-        this.start = selfcheck.Randomness(this.device)
+        this.start = no_trace.Randomness(this.device)
         if missing and not self._compute(this, missing):
             self.run(this)
             return None
@@ -154,7 +155,7 @@ class Passage:
         self._detour(this, this.known, [row for row in this.rows if row is not None], keeps=True)
         reading = 0.0 if missing else time.perf_counter() - this.began
         self._tally.saved += hits * this.known.seconds - reading
-        return None if missing else self._entries.slowness(this.known, reading, this.call.size)
+        return None if missing else worth.why_not_after_all(this.known, reading, this.call.size)
 
     def _compute(self, this: Pass, missing: Sequence[int]) -> bool:
         """Compute and store the prefix of some of the samples alone, if they can be told apart."""
@@ -162,7 +163,7 @@ class Passage:
         if some is None or self._forms is None:
             return False
         wanted = self._entries.boundaries(this.known.boundary)
-        with selfcheck.undrawn(this.device) if this.known.draws else nullcontext():
+        with no_trace.undrawn(this.device) if this.known.draws else nullcontext():
             computed = run_prefix(self._tower, self._forms, wanted, some)
         self._entries.put(this, computed, missing, whole=False)
         spans = [this.spans[i] for i in missing] if this.spans else None
@@ -215,20 +216,25 @@ class Passage:
             return True
         return not this.known.is_nan and selfcheck.has_nan(output)
 
-    def again(self, this: Pass) -> tuple[Any, str | None]:
-        """Compute a pass that skipped once more as if it had not.
-
-        Returns:
-            What it should have returned, and what was wrong with it; ``None`` if that was the module's own NaN.
-        """
-        assert this.start is not None and this.detour is not None
+    def again(self, this: Pass) -> Any:
+        """Compute a pass that skipped once more as if it had not, and return what it should have returned."""
+        assert this.start is not None
         this.start.restore()
-        output = self._tower.entry.forward(*this.call.args, **this.call.kwargs)
+        return self._tower.entry.forward(*this.call.args, **this.call.kwargs)
+
+    def problem(self, this: Pass, output: Any) -> str | None:
+        """What was wrong with a pass that skipped; ``None`` if it was only the module's own NaN.
+
+        Args:
+            this: The pass.
+            output: What it should have returned.
+        """
+        assert this.detour is not None
         if this.detour.is_strange:
-            return output, "its blocks were called with other options than before"
+            return "its blocks were called with other options than before"
         if not this.detour.reached:
-            return output, "its blocks were not run in the order in which they ran before"
+            return "its blocks were not run in the order in which they ran before"
         if not selfcheck.has_nan(output):
-            return output, "a layer above the frozen ones reads what they compute on the way"
+            return "a layer above the frozen ones reads what they compute on the way"
         this.known.is_nan = True
-        return output, None
+        return None

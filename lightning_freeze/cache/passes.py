@@ -13,7 +13,7 @@ from lightning_freeze.cache import layout
 from lightning_freeze.cache.forms import Computed
 from lightning_freeze.cache.gain import Work
 from lightning_freeze.cache.keys import Call
-from lightning_freeze.cache.selfcheck import Randomness
+from lightning_freeze.cache.no_trace import Randomness
 from lightning_freeze.cache.skip import Detour, Watch
 
 #: Padded batches of an epoch in which it is seen anew whether padding is read: the first, and then one in so many.
@@ -28,6 +28,10 @@ class Store(Protocol):
     def put(self, namespace: bytes, keys: Sequence[bytes], tensors: Sequence[Tensor]) -> None: ...  # noqa: D102
 
     def declare(self, namespace: bytes, info: dict[str, str | int]) -> None: ...  # noqa: D102
+
+    def note(self, namespace: bytes) -> None: ...  # noqa: D102
+
+    def is_noted(self, namespace: bytes) -> bool: ...  # noqa: D102
 
 
 @dataclass
@@ -53,6 +57,7 @@ class Known:
         boundary: Number of blocks in it.
         checked: Whether a pass that skips it was compared with one that does not.
         padded: Whether that pass had padding, and left it out.
+        graded: Whether that was so for a pass with gradients.
         alone: Whether only batches of a single sample have been seen, which cannot tell if samples are independent.
         verified: Number of batches whose hits were compared with what the prefix computes.
         draws: Whether code around the blocks draws random numbers, of which nothing comes.
@@ -82,6 +87,7 @@ class Known:
     checked: bool = False
     padded: bool = False
     alone: bool = True
+    graded: bool = False
     draws: bool = False
     loud: frozenset[int] = frozenset()
     per_sample: frozenset[str] = frozenset()

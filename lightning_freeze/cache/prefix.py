@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -140,7 +141,8 @@ class FrozenPrefix:
         self._patience.note(not known.checked)
         if self._patience.is_over:
             raise Unsupported("its frozen layers change from one step to the next")
-        is_new = not known.checked or not loud <= known.loud
+        # Only with a gradient it shows if something that trains feeds into the prefix.
+        is_new = not known.checked or not loud <= known.loud or (torch.is_grad_enabled() and not known.graded)
         is_alone = known.alone and call.size > 1
         if not (is_new or is_alone) and not call.agrees(known.per_sample):
             return None
@@ -187,13 +189,15 @@ class FrozenPrefix:
             return None
         self._end_pass()
         if output is None:
+            _explain(this, sys.exc_info()[1])
             return None
         self._busy = True
-        if self.passage.was_read(this, output):
-            try:
+        try:
+            if self._is_wrong(this, output):
                 return self._again(this)  # what goes wrong in there is the module's own
-            finally:
-                self._busy = False
+        finally:
+            self._busy = False
+        self._busy = True
         try:
             if this.watch is not None and (slow := self.passage.finish(this, output)) is not None:
                 self.switch_off(slow, is_fault=False)
@@ -207,8 +211,19 @@ class FrozenPrefix:
             self._busy = False
         return None
 
+    def _is_wrong(self, this: Pass, output: Any) -> bool:
+        try:
+            return self.passage.was_read(this, output)
+        except Exception as reason:  # nothing can be told from such an output
+            self.switch_off(reason_of(reason))
+            return this.detour is not None
+
     def _again(self, this: Pass) -> Any:
-        output, problem = self.passage.again(this)
+        output = self.passage.again(this)
+        try:
+            problem = self.passage.problem(this, output)
+        except Exception as reason:
+            problem = reason_of(reason)
         if problem is not None:
             self.switch_off(problem)
         return output
@@ -219,3 +234,12 @@ class FrozenPrefix:
             for stack in (this.detour, this.watch):
                 if stack is not None:
                     stack.close()
+
+
+def _explain(this: Pass, error: BaseException | None) -> None:
+    """Say in an error what it may come from: there is no way to go on from here."""
+    if error is not None and this.detour is not None and hasattr(error, "add_note"):
+        error.add_note(
+            "FrozenPrefixCache was skipping frozen layers in this forward pass; what it skips returns NaN. If that is "
+            "what this code ran into, fit this module without it."
+        )

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor
 
-from lightning_freeze.cache import layout
+from lightning_freeze.cache import layout, worth
 from lightning_freeze.cache.accelerator import AcceleratorTier, has_own_memory
 from lightning_freeze.cache.fingerprint import Fingerprint, surroundings
 from lightning_freeze.cache.gain import bytes_in
@@ -17,13 +17,6 @@ from lightning_freeze.cache.keys import Call
 from lightning_freeze.cache.passes import Known, Pass, Store
 from lightning_freeze.cache.settings import Settings
 from lightning_freeze.cache.towers import CachedTower
-
-#: Reading may take this many times as long as computing before it is given up.
-SLOWER = 1.0
-#: Batches that are read before it is seen again whether that is worth while.
-READS = 8
-#: Seconds of reading a batch that are not worth a thought.
-LITTLE = 0.005
 
 
 class PrefixEntries:
@@ -59,12 +52,15 @@ class PrefixEntries:
         self._accelerator = accelerator
         self._fingerprint = Fingerprint(tower)
         self._look: bool | None = True
+        self._independent: set[bytes] = set()
         self._settings: dict[int, Settings] = {}
 
     def look_again(self, thorough: bool) -> None:
         """Notice at the next pass if the weights have changed in a way that left no trace."""
         self._look = thorough or bool(self._look)
         if thorough:
+            for settings in self._settings.values():
+                settings.look_again()
             for known in self.known.values():
                 known.proofs = 0
 
@@ -163,6 +159,8 @@ class PrefixEntries:
             rows: The samples to store.
             whole: Whether the hidden states are those of all samples, or of the given ones alone.
         """
+        if not this.known.alone:
+            self._note(this.namespace)
         if not rows:
             return
         keys = [this.keys[i] for i in rows]
@@ -176,11 +174,22 @@ class PrefixEntries:
                 namespace = this.namespace
             else:
                 namespace, _ = self.identify(boundary, "eval", this.call)
+                if not this.known.alone:
+                    self._note(namespace)
             entries = list(zip(keys, packed, strict=True))
             if self.dtype == torch.float16:  # what is beyond its range would come back as infinity
                 entries = [(key, row) for key, row in entries if bool(torch.isfinite(row).all())]
             self._store.put(namespace, [key for key, _ in entries], [row for _, row in entries])
             self.filled.add(boundary)
+
+    def is_independent(self, namespace: bytes) -> bool:
+        """Whether it was seen, in this run or in an earlier one, that samples do not depend on the rest of a batch."""
+        return self._store.is_noted(namespace)
+
+    def _note(self, namespace: bytes) -> None:
+        if namespace not in self._independent:
+            self._independent.add(namespace)
+            self._store.note(namespace)
 
     def _affordable(self, known: Known) -> Sequence[int]:
         """The lower boundaries that there is room for beside the present one."""
@@ -196,20 +205,6 @@ class PrefixEntries:
             this.known.seconds = min(this.known.seconds, this.seconds / this.call.size)
             if this.device.type != "cpu":  # the first pass on an accelerator may have started it up
                 this.known.first = min(this.known.first, this.known.seconds)
-
-    def slowness(self, known: Known, seconds: float, size: int) -> str | None:
-        """Why reading is not worth while after all, once it has turned out so: the first one may come from memory.
-
-        Args:
-            known: The prefix.
-            seconds: What reading a batch has just taken.
-            size: Its number of samples.
-        """
-        known.reads.append(seconds / size)
-        if len(known.reads) != READS or min(known.reads) * size < LITTLE:
-            return None
-        known.reading = min(known.reads)
-        return _slower(known)
 
     def measure(self, this: Pass, hidden: Tensor) -> None:
         """Note how much room a sample takes."""
@@ -230,7 +225,7 @@ class PrefixEntries:
         self.time_reading(this, known, origin)
         known.checked = True
         known.seconds = known.first = this.seconds / this.call.size
-        return _slower(known)
+        return worth.why_not(known)
 
     def time_reading(self, this: Pass, known: Known, origin: Callable[[Tensor], Sequence[bytes] | None]) -> None:
         """Measure what reading a batch takes, and see whether anything of it is stored.
@@ -260,16 +255,6 @@ class PrefixEntries:
             boundary: Number of blocks in the prefix, which has been identified.
         """
         return self._settings[boundary].passing()
-
-
-def _slower(known: Known) -> str | None:
-    # By the first batch, which takes longest: with models so small that it matters, there is little to lose.
-    if known.reading <= SLOWER * known.first:
-        return None
-    return (
-        f"reading the hidden states of a sample takes {1e3 * known.reading:.2g} ms, computing them "
-        f"{1e3 * known.first:.2g} ms"
-    )
 
 
 def synchronize(device: torch.device) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_freeze.cache import layout, selfcheck
+from lightning_freeze.cache import layout, no_trace, selfcheck
 from lightning_freeze.cache.forms import BlockForm
 from lightning_freeze.cache.gain import flops
 from lightning_freeze.cache.keys import Unsupported
@@ -92,8 +92,8 @@ def check_randomness(tower: CachedTower, forms: Sequence[BlockForm], this: Pass,
     skipped = [*tower.stems, *tower.blocks[: known.boundary]]
     for seed in (1, 2, 3):
         with (
-            selfcheck.rehearsal(entry, this.start, hidden.device),
-            selfcheck.Draws(skipped, hidden.device) as draws,
+            no_trace.rehearsal(entry, this.start, hidden.device),
+            no_trace.Draws(skipped, hidden.device) as draws,
         ):
             torch.manual_seed(seed)
             again = run_prefix(tower, forms, [known.boundary], (call.args, call.kwargs))
@@ -131,7 +131,7 @@ class Rehearsal:
         call, known, hidden, start = self._this.call, self._this.known, self._hidden, self._this.start
         assert start is not None
         known.padded = known.padded or self._this.spans is not None
-        with selfcheck.rehearsal(self._tower.entry, start, hidden.device):
+        with no_trace.rehearsal(self._tower.entry, start, hidden.device):
             if call.size > 1:
                 self._check_independence()
                 known.alone = False
@@ -158,7 +158,17 @@ class Rehearsal:
                 known.stems = list(skipped)
                 known.trimmed = known.trimmed and (used is not None or not self._this.spans)
                 return
+        self._repeat(output)
         raise Unsupported("a layer above the frozen ones reads what they compute on the way")
+
+    def _repeat(self, output: Any) -> None:
+        """See that it is not the module itself that returns something else each time."""
+        call, hidden, start = self._this.call, self._hidden, self._this.start
+        assert start is not None
+        with no_trace.rehearsal(self._tower.entry, start, hidden.device):
+            again = self._tower.entry.forward(*call.args, **call.kwargs)
+        if selfcheck.outputs_differ(again, output, self._this.spans, call.length, self._limit):
+            raise Unsupported("it does not return the same again for the same inputs: it has a state of its own")
 
     def _stems(self) -> list[nn.Module]:
         """The modules before the blocks whose output could be anything of the shape of the hidden states."""
@@ -177,7 +187,7 @@ class Rehearsal:
         rows = layout.pack(hidden, spans)
         laid_out = layout.lay_out(rows, spans, call.length, hidden.dtype, hidden.device, layout.order_of(hidden))
         with (
-            selfcheck.rehearsal(entry, start, hidden.device),
+            no_trace.rehearsal(entry, start, hidden.device),
             Detour(self._tower, self._forms, known.boundary, laid_out, stems) as detour,
         ):
             try:

@@ -2,172 +2,21 @@
 
 from __future__ import annotations
 
-import random
-from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from lightning_freeze.cache.layout import Spans
-from lightning_freeze.cache.skip import replaced
+from lightning_freeze.cache.no_trace import OWN
 
 #: Largest relative difference that another batch size, order or padding may make, by precision.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-4, torch.bfloat16: 3e-2, torch.float16: 5e-3}
-
-
-#: What every module has.
-_OWN = frozenset({*vars(nn.Module()), "forward"})
-
-
-class Randomness:
-    """The state of every random number generator that a forward pass may draw from.
-
-    Args:
-        device: Where the pass runs.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._torch = torch.get_rng_state()
-        self._accelerator = _module(device).get_rng_state(device) if _module(device) else None
-        self._python = random.getstate()
-        self._numpy: Any = np.random.get_state()
-
-    def drawn_since(self) -> bool:
-        """Whether anything has been drawn since this state was taken."""
-        now = Randomness(self._device)
-        same = torch.equal(self._torch, now._torch) and self._python == now._python
-        if same and self._accelerator is not None and now._accelerator is not None:
-            same = torch.equal(self._accelerator, now._accelerator)
-        return not (same and self._numpy[2] == now._numpy[2] and np.array_equal(self._numpy[1], now._numpy[1]))
-
-    def restore(self) -> None:
-        """Go back to this state."""
-        torch.set_rng_state(self._torch)
-        if self._accelerator is not None:
-            _module(self._device).set_rng_state(self._accelerator, self._device)
-        random.setstate(self._python)
-        np.random.set_state(self._numpy)
-
-
-def _module(device: torch.device) -> Any:
-    return getattr(torch, device.type) if device.type in ("cuda", "xpu") else None
-
-
-@contextmanager
-def rehearsal(module: nn.Module, start: Randomness, device: torch.device) -> Iterator[None]:
-    """Run a module once more as if from an earlier state of the random numbers, and leave no trace of it.
-
-    Args:
-        module: What will be run; its buffers and attributes are put back, and nothing that it logs is kept.
-        start: The state to begin with.
-        device: Where it runs.
-    """
-    now = Randomness(device)
-    attributes = [(owner, _attributes(owner)) for owner in module.modules()]
-    kept = [
-        (owner, name, buffer)
-        for owner in module.modules()
-        for name, buffer in owner._buffers.items()
-        if buffer is not None
-    ]
-    # Copies take their place, rather than their values being put back: the pass that has just ended keeps some of them
-    # for its backward pass, and notices any writing.
-    for owner, name, buffer in kept:
-        owner._buffers[name] = buffer.detach().clone()
-    for owner, before in attributes:
-        vars(owner).update({name: _copy(value) for name, (value, _) in before.items() if isinstance(value, Tensor)})
-        if isinstance(owner, LightningModule):
-            vars(owner).update(log=_nothing, log_dict=_nothing)
-    start.restore()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        now.restore()
-        for owner, name, buffer in kept:
-            owner._buffers[name] = buffer
-        for owner, before in attributes:
-            _put_back(owner, before)
-
-
-def _attributes(module: nn.Module) -> dict[str, tuple[Any, Any]]:
-    """A module's attributes, those that can change in place with a copy of their content."""
-    return {
-        name: (value, value.copy() if type(value) in _CONTAINERS else None)
-        for name, value in vars(module).items()
-        if name not in _OWN
-    }
-
-
-_CONTAINERS = (list, dict, set, deque, defaultdict, OrderedDict)
-#: Largest tensor in a plain attribute, such as the state of a metric, that is saved from being written to.
-_LARGEST = 2**24
-
-
-def _copy(tensor: Tensor) -> Tensor:
-    if tensor.numel() * tensor.element_size() > _LARGEST:
-        return tensor
-    with torch.enable_grad():  # so that something that trains is still seen to
-        return tensor.clone()
-
-
-def _nothing(*args: Any, **kwargs: Any) -> None: ...
-
-
-def _put_back(module: nn.Module, before: Mapping[str, tuple[Any, Any]]) -> None:
-    own = vars(module)
-    for name in [name for name in own if name not in _OWN and name not in before]:
-        del own[name]
-    for name, (value, content) in before.items():
-        own[name] = value
-        if content is not None:
-            value.clear()
-            value.extend(content) if isinstance(value, (list, deque)) else value.update(content)
-
-
-@contextmanager
-def undrawn(device: torch.device) -> Iterator[None]:
-    """Put the random numbers back to where they were."""
-    before = Randomness(device)
-    try:
-        yield
-    finally:
-        before.restore()
-
-
-class Draws(ExitStack):
-    """Open while it is watched which modules draw random numbers.
-
-    Args:
-        modules: The modules to watch.
-        device: Where they run.
-
-    Attributes:
-        any: Whether any of them has.
-    """
-
-    def __init__(self, modules: Sequence[nn.Module], device: torch.device) -> None:
-        super().__init__()
-        self.any = False
-        for module in modules:
-            self.enter_context(replaced(module, self._watched(module.forward, device)))
-
-    def _watched(self, run: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            before = Randomness(device)
-            output = run(*args, **kwargs)
-            self.any = self.any or before.drawn_since()
-            return output
-
-        return forward
 
 
 def has_nan(value: Any) -> bool:
@@ -179,12 +28,12 @@ def has_nan(value: Any) -> bool:
 
 def keeps_nan(module: nn.Module) -> bool:
     """Whether a module, or one in it, has an attribute that is, or holds, a tensor with NaN."""
-    attributes = (v for m in module.modules() for name, v in vars(m).items() if name not in _OWN)
+    attributes = (v for m in module.modules() for name, v in vars(m).items() if name not in OWN)
     return any(has_nan(value) for value in attributes)
 
 
 class Kept:
-    """The tensors that some modules have in plain attributes, to see later which of them are others.
+    """The tensors and numbers that some modules have in plain attributes, to see later which of them are others.
 
     Args:
         modules: The modules.
@@ -193,14 +42,24 @@ class Kept:
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         self._modules = list(modules)
         self._found = self._look()
+        self._numbers = self._look_at_numbers()
 
     def _look(self) -> dict[tuple[int, str, int], tuple[Tensor, int]]:
         return {
             (number, name, place): (tensor, version_of(tensor))
             for number, module in enumerate(self._modules)
             for name, value in vars(module).items()
-            if name not in _OWN and not callable(value)
+            if name not in OWN and not callable(value)
             for place, tensor in enumerate(tensors_in(value))
+        }
+
+    def _look_at_numbers(self) -> dict[tuple[int, str], str]:
+        # Not at whole numbers: what counts calls is nobody's hidden states.
+        return {
+            (number, name): repr(value)
+            for number, module in enumerate(self._modules)
+            for name, value in vars(module).items()
+            if name not in OWN and isinstance(value, (float, np.floating, np.ndarray))
         }
 
     def differ(self, by_content: bool) -> bool:
@@ -210,7 +69,7 @@ class Kept:
             by_content: Whether a new tensor with the same content counts as the same.
         """
         now = self._look()
-        if now.keys() != self._found.keys():
+        if now.keys() != self._found.keys() or self._look_at_numbers() != self._numbers:
             return True
         for key, (tensor, version) in now.items():
             before, then = self._found[key]

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import types
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from enum import Enum
 from functools import partial
+from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
@@ -18,8 +22,9 @@ from lightning_freeze.cache.selfcheck import record_of, version_of
 #: What every module has, and what Lightning and the stand-ins of skipped layers write to.
 _OWN = frozenset({*vars(LightningModule()), "forward"})
 _PLAIN = frozenset({bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size})
-_CONTAINERS = frozenset({list, tuple, set, frozenset, dict})
+_CONTAINERS = (list, tuple, set, frozenset, dict, deque)
 _CODE = frozenset({types.FunctionType, types.BuiltinFunctionType, type, partial})
+#: Elements of a container or an array that are looked at.
 _MOST = 64
 
 
@@ -46,7 +51,7 @@ class Settings:
             self._found = found
             entry = new_hash()
             for key, value in sorted(found.items(), key=lambda item: item[0]):
-                entry.update(f"{key}={value.content() if isinstance(value, _Written) else value};".encode())
+                entry.update(f"{key}={_text(value)};".encode())
             self._digest = entry.digest()
         return self._digest
 
@@ -65,9 +70,13 @@ class Settings:
         now = self._look()
         self._counters |= {key for key in now.keys() | before.keys() if now.get(key) != before.get(key)}
 
+    def look_again(self) -> None:
+        """Read tensors again at the next :meth:`digest`: somebody may have written to them without a trace."""
+        self._found = None
+
     def _look(self) -> dict[tuple[int, str], Any]:
         found = {
-            (number, name): _Written(value) if isinstance(value, Tensor) and not is_root else _shown(value)
+            (number, name): _seen(value, tensors=not is_root)
             for number, module, is_root in self._owners
             for name, value in vars(module).items()
             if name not in _OWN
@@ -94,28 +103,49 @@ class _Written:
         return f"{tuple(self._tensor.shape)} {self._tensor.dtype} {entry.hexdigest()}"
 
 
-def _shown(value: Any) -> str | None:
-    """A value as text, ``None`` if it is no setting."""
+def _seen(value: Any, tensors: bool = True) -> Any:
+    """A value as text or, with tensors in it, as a list of such; ``None`` if it is no setting.
+
+    Args:
+        value: An attribute, or a part of one.
+        tensors: Whether tensors are settings.
+    """
     kind = type(value)
     if kind in _PLAIN:
         return repr(value)
-    if kind in _CONTAINERS and len(value) <= _MOST:
-        parts = [*value.items()] if kind is dict else sorted(value, key=repr) if "set" in kind.__name__ else value
-        texts = [_shown(part) for part in parts]
-        return None if None in texts else f"{kind.__name__}{texts}"
+    if isinstance(value, Tensor):
+        return _Written(value) if tensors else None
+    if isinstance(value, Enum):
+        return f"{kind.__name__}.{value.name}"
+    if isinstance(value, (np.generic, np.ndarray)):
+        flat = np.asarray(value).reshape(-1)
+        return f"{flat.dtype}{np.shape(value)}{flat[:: max(1, flat.size // _MOST)].tolist()}"
+    if isinstance(value, _CONTAINERS):
+        parts: Any = value.items() if isinstance(value, dict) else value
+        if isinstance(value, (set, frozenset)):  # in no order that another process would repeat
+            parts = sorted(value, key=repr) if len(value) <= _MOST else ()
+        seen = [_seen(part, tensors) for part in islice(parts, _MOST)]
+        return [kind.__name__, len(value), *seen] if any(part is not None for part in seen) or not seen else None
     if kind in _CODE:
         return _named(value)
     # The config of a Hugging Face model counts elsewhere, without what concerns its head.
     record = None if hasattr(value, "to_dict") else record_of(value)
     if record is None:
         return None
-    shown = {name: _shown(part) for name, part in record.items() if part is not value}
-    return f"{kind.__name__}{ {name: text for name, text in shown.items() if text is not None} }"
+    fields = {name: _seen(part, tensors) for name, part in record.items() if part is not value}
+    return [kind.__name__, *([name, part] for name, part in fields.items() if part is not None)]
+
+
+def _text(seen: Any) -> str:
+    """What was seen as text that depends on no process."""
+    if isinstance(seen, list):
+        return f"[{', '.join(map(_text, seen))}]"
+    return seen.content() if isinstance(seen, _Written) else str(seen)
 
 
 def _named(code: Any) -> str:
     if isinstance(code, partial):
-        return f"{_named(code.func)}{_shown(code.args)}{_shown(code.keywords)}"
+        return f"{_named(code.func)}{_text(_seen(code.args))}{_text(_seen(code.keywords))}"
     body = getattr(code, "__code__", None)  # what a lambda does is not in its name
     return (
         f"{getattr(code, '__module__', '')}.{getattr(code, '__qualname__', code)} {body.co_code.hex() if body else ''}"

@@ -8,7 +8,7 @@ in what the model returns, also where it is multiplied by a gate that is still z
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
@@ -84,22 +84,31 @@ class Detour(ExitStack):
         self._computed = {} if computed is None else computed
         nan = (nothing or Nothing()).like(hidden)
         for stem in stems:
-            self.enter_context(replaced(stem, lambda *args, **kwargs: nan))
+            self.enter_context(replaced(stem, self._no_stem(stem.forward, nan)))
         for number, block in enumerate(tower.blocks[:boundary]):
             is_last = number == boundary - 1
             stand_in = self._stand_in(number, block.forward, forms[number], hidden if is_last else nan, is_last)
             self.enter_context(replaced(block, stand_in))
+
+    def _no_stem(self, run: Callable[..., Any], nan: Tensor) -> Callable[..., Any]:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            # What is not computed for each sample may have had as many rows as there were samples, by chance.
+            given = (value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.dim())
+            return nan if any(value.shape[0] == nan.shape[0] for value in given) else run(*args, **kwargs)
+
+        return forward
 
     def _stand_in(
         self, number: int, run: Callable[..., Any], form: BlockForm, value: Tensor, is_last: bool
     ) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
             self.reached = self.reached or is_last
-            if form.options != options_of(args, kwargs):
-                # What it returns now may have another form. It comes from NaN, and the pass will be computed again.
-                self.is_strange = True
-                return run(*args, **kwargs)
-            return form.build(value, args, kwargs, run, self._computed.setdefault(number, {}))
+            if form.options == options_of(args, kwargs):
+                with suppress(Exception):
+                    return form.build(value, args, kwargs, run, self._computed.setdefault(number, {}))
+            # What it returns now may have another form. It comes from NaN, and the pass will be computed again.
+            self.is_strange = True
+            return run(*args, **kwargs)
 
         return forward
 

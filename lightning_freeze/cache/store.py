@@ -107,6 +107,7 @@ class Store:
         self._memory = memory
         self._disk = disk
         self._hits = self._misses = self._dropped = 0
+        self._noted: set[bytes] = set()
         self._begin()
 
     def _begin(self) -> None:
@@ -209,6 +210,21 @@ class Store:
         _check_namespace(namespace)
         if self._disk is not None:
             self._disk.declare(namespace, info)
+
+    def note(self, namespace: bytes) -> None:
+        """Note of a namespace, for later runs too, that its samples were seen not to depend on one another.
+
+        Args:
+            namespace: 16 bytes.
+        """
+        _check_namespace(namespace)
+        self._noted.add(namespace)
+        if self._disk is not None:
+            self._disk.note(namespace)
+
+    def is_noted(self, namespace: bytes) -> bool:
+        """Whether that was noted, here or on disk."""
+        return namespace in self._noted or (self._disk is not None and self._disk.is_noted(namespace))
 
     @property
     def stats(self) -> StoreStats:

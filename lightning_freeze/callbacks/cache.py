@@ -46,7 +46,8 @@ class FrozenPrefixCache(Callback):
         max_disk: The most disk space to use in ``cache_dir``; ``None`` for no limit.
         dtype: ``"bfloat16"`` or ``"float16"`` to store in half the space of float32, at the cost of rounding. ``None``
             stores what was computed, bit for bit.
-        verify: How many batches with hits are compared with a real forward pass, for each set of layers that is frozen.
+        verify: How many batches with hits are compared with a real forward pass, for each set of layers that is frozen;
+            on the CPU two samples stand for the first one, if it is found as a whole.
         verbose: Whether to say at the start what is gained and at the end what was.
         groups: An explicit, ordered map from layer name to module-name prefixes, instead of the layers that are found
             automatically; see :class:`~lightning_freeze.LayerStack`.

@@ -23,6 +23,7 @@ from lightning_freeze.missed_validation import catch_up, validation_is_due
 from lightning_freeze.optimizer_steps import OptimizerSteps, index_of_optimizer
 from lightning_freeze.phases import Phase, Progress
 from lightning_freeze.report import phase_line
+from lightning_freeze.resolved_phases import ResolvedPhases
 from lightning_freeze.session import Session
 from lightning_freeze.triggers import Clock
 
@@ -93,9 +94,7 @@ class PhasedFineTuning(FreezingCallback):
         self._reset()
 
     def _reset(self) -> None:
-        self._plan: list[Phase] = self.phases
-        self._trains: list[dict[Parameter, None]] = []
-        self._freezes: list[tuple[Sequence[Parameter], Sequence[Module]]] = []
+        self._resolved = ResolvedPhases(self.phases)
         self._progress = Progress()
         self._steps = OptimizerSteps()
         self._best = BestWeights(self.mode)
@@ -112,7 +111,7 @@ class PhasedFineTuning(FreezingCallback):
     @property
     def plan(self) -> list[Phase]:
         """The phases of the module that is being fitted, or was fitted last."""
-        return list(self._plan)
+        return list(self._resolved.plan)
 
     @property
     def steps_taken(self) -> int:
@@ -122,7 +121,7 @@ class PhasedFineTuning(FreezingCallback):
     @property
     def freezes(self) -> list[tuple[Sequence[Parameter], Sequence[Module]]]:
         """For each phase, what it holds frozen and what it puts in eval mode."""
-        return list(self._freezes)
+        return list(self._resolved.freezes)
 
     def build_phases(self, stack: LayerStack) -> list[Phase]:
         """The phases for a module with these layers."""
@@ -135,9 +134,9 @@ class PhasedFineTuning(FreezingCallback):
 
     def prepare(self, session: Session) -> None:  # noqa: D102
         self._layers = self.stack.signature()
-        self._resolve(self.build_phases(self.stack))
-        checks.check_phases_differ(type(self).__name__, self._plan, self._trains)
-        session.holds.hold(self, *self._freezes[self.phase])
+        self._resolved = ResolvedPhases.on(self.stack, self.build_phases(self.stack), self.frozen_eval)
+        checks.check_phases_differ(type(self).__name__, self._resolved.plan, self._resolved.trains)
+        session.holds.hold(self, *self._resolved.freezes[self.phase])
         session.rates.sources.append(self)
 
     def on_all_built(self, session: Session) -> None:  # noqa: D102
@@ -151,36 +150,22 @@ class PhasedFineTuning(FreezingCallback):
                     f"{type(self).__name__} and {type(other).__name__} both schedule the same layers; keep one of "
                     f"them, or give them groups that do not overlap."
                 )
-        checks.check_phases_train(self, self._plan, self._trains, session.holds)
+        checks.check_phases_train(self, self._resolved.plan, self._resolved.trains, session.holds)
         if self.skips_idle_phases:
-            self._skip_idle_phases(session)
-
-    def _resolve(self, phases: Sequence[Phase]) -> None:
-        self._plan, self._trains, self._freezes = list(phases), [], []
-        everything = [p for layer in self.stack for p in layer.parameters()]
-        for phase in phases:
-            trains = dict.fromkeys(self.stack.select(phase.train).parameters)
-            frozen = [p for p in everything if p not in trains]
-            self._trains.append(trains)
-            self._freezes.append((frozen, self.stack.modules_within(frozen) if self.frozen_eval else ()))
-
-    def _skip_idle_phases(self, session: Session) -> None:
-        can_train = [{p for p in trains if session.holds.can_train(p, self)} for trains in self._trains]
-        keep = [i for i, now in enumerate(can_train) if i == 0 or now != can_train[i - 1]]
-        if len(keep) < len(self._plan):
-            plan = [self._plan[i] for i in keep]
-            self._resolve([*plan[:-1], Phase(plan[-1].train)])
+            plan = self._resolved.without_idle(lambda parameter: session.holds.can_train(parameter, self))
+            self._resolved = ResolvedPhases.on(self.stack, plan, self.frozen_eval)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         super().on_fit_start(trainer, pl_module)
         if self._session is not None:
             name, given = type(self).__name__, self._session.holds.given
-            checks.check_phases_are_optimized(name, self._plan, self._trains, trainer, pl_module, given)
-            checks.warn_of_layers_left_out(name, self.stack, self._trains, trainer, given)
+            plan, trains = self._resolved.plan, self._resolved.trains
+            checks.check_phases_are_optimized(name, plan, trains, trainer, pl_module, given)
+            checks.warn_of_layers_left_out(name, self.stack, trains, trainer, given)
         self._steps.attach(trainer.optimizers)
         if self.guard_early_stopping:
             for stopping in trainer.early_stopping_callbacks:
-                guard = PatienceGuard(stopping, lambda: self.phase < len(self._plan) - 1)
+                guard = PatienceGuard(stopping, lambda: self.phase < len(self._resolved.plan) - 1)
                 guard.install()
                 self._guards.append(guard)
 
@@ -188,7 +173,7 @@ class PhasedFineTuning(FreezingCallback):
         super().on_train_start(trainer, pl_module)
         if self._session is not None and self._session.is_running:
             checks.check_metrics_are_validated(type(self).__name__, self._watched(), trainer)
-            checks.warn_if_too_long(type(self).__name__, self._plan, self._progress, trainer)
+            checks.warn_if_too_long(type(self).__name__, self._resolved.plan, self._progress, trainer)
             if self._awaited is not None and self._watched():
                 catch_up(trainer, self._awaited)
 
@@ -203,11 +188,11 @@ class PhasedFineTuning(FreezingCallback):
     ) -> None:
         if self._session is not None and self._session.is_running:
             clock = Clock(trainer.current_epoch, trainer.global_step)
-            progress = schedule.advance(self._plan, self._progress, clock)
+            progress = schedule.advance(self._resolved.plan, self._progress, clock)
             if progress.phase != self.phase:
                 self._change(self._session, progress)
             elif not self._progress.starts:
-                self._session.since.update(dict.fromkeys(self._trains[0], clock))
+                self._session.since.update(dict.fromkeys(self._resolved.trains[0], clock))
             self._progress = progress
             self._steps.mark(len(progress.starts))
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
@@ -217,15 +202,14 @@ class PhasedFineTuning(FreezingCallback):
         restored = self._best.restore(session.module) if self.restore_best else None
         for parameter in session.module.parameters():
             parameter.grad = None
-        fresh = self._trains[progress.phase].keys() - self._trains[self.phase].keys()
-        session.since.update(dict.fromkeys(fresh, progress.starts[-1]))
+        phases = self._resolved
+        session.since.update(dict.fromkeys(phases.fresh(progress.phase, self.phase), progress.starts[-1]))
         if self.drop_optimizer_state:
-            for optimizer, parameter in product(session.trainer.optimizers, self._trains[self.phase]):
-                if parameter not in self._trains[progress.phase]:
-                    optimizer.state.pop(parameter, None)
+            for optimizer, parameter in product(session.trainer.optimizers, phases.fresh(self.phase, progress.phase)):
+                optimizer.state.pop(parameter, None)
         self._progress = progress
         self._steps.mark(len(progress.starts))
-        if session.holds.hold(self, *self._freezes[progress.phase]):
+        if session.holds.hold(self, *phases.freezes[progress.phase]):
             resynchronise(session.trainer, session.module)
         for guard in self._guards:
             guard.restart()
@@ -242,12 +226,12 @@ class PhasedFineTuning(FreezingCallback):
         if not self._progress.starts:
             return
         values = {name: read_metric(self._session, type(self).__name__, name) for name in self._watched()}
-        self._progress = schedule.observe(self._plan, self._progress, values)
+        self._progress = schedule.observe(self._resolved.plan, self._progress, values)
         if self.restore_best and self.monitor is not None:
             self._best.observe(pl_module, values[self.monitor])
 
     def _watched(self) -> list[str]:
-        names = list(schedule.monitors(self._plan))
+        names = list(schedule.monitors(self._resolved.plan))
         if self.restore_best and self.monitor is not None and self.monitor not in names:
             names.append(self.monitor)
         return names
@@ -256,7 +240,7 @@ class PhasedFineTuning(FreezingCallback):
         if not self.warmup_steps or self._session is None:
             return ()
         optimizer = index_of_optimizer(self._session.trainer.optimizers, parameter)
-        return optimizer, tuple(parameter in trains for trains in self._trains)
+        return optimizer, tuple(parameter in trains for trains in self._resolved.trains)
 
     def rate_factor(self, key: Hashable) -> float:  # noqa: D102
         return 1.0
@@ -287,7 +271,7 @@ class PhasedFineTuning(FreezingCallback):
             self._rates = self._session.rates.state_dict()
         return {
             **self._progress.state_dict(),
-            "plan": [str(phase) for phase in self._plan],
+            "plan": [str(phase) for phase in self._resolved.plan],
             "layers": self._layers,
             "awaited": self._awaited,
             "best": self._best.state_dict(),
@@ -299,7 +283,7 @@ class PhasedFineTuning(FreezingCallback):
         session = self._session
         is_fitting = session is not None and session.is_built
         if is_fitting:  # a test or a prediction has no schedule to go on with
-            checks.check_same_schedule(type(self).__name__, state_dict, self._plan, self._layers)
+            checks.check_same_schedule(type(self).__name__, state_dict, self._resolved.plan, self._layers)
         self._progress = Progress.from_state_dict(state_dict)
         self._best.load_state_dict(state_dict["best"])
         self._rates = state_dict["rates"]
@@ -307,10 +291,9 @@ class PhasedFineTuning(FreezingCallback):
         self._awaited = state_dict["awaited"]
         if session is not None and is_fitting:
             for phase, clock in enumerate(self._progress.starts):
-                fresh = self._trains[phase].keys() - (self._trains[phase - 1].keys() if phase else set())
-                session.since.update(dict.fromkeys(fresh, clock))
+                session.since.update(dict.fromkeys(self._resolved.fresh(phase, phase - 1), clock))
             session.rates.load_state_dict(self._rates)
-            if session.holds.hold(self, *self._freezes[self.phase]):
+            if session.holds.hold(self, *self._resolved.freezes[self.phase]):
                 resynchronise(session.trainer, session.module)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -335,7 +318,7 @@ class PhasedFineTuning(FreezingCallback):
         super()._leave()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_trains": [], "_freezes": [], "_guards": []}
+        return {**super().__getstate__(), "_resolved": ResolvedPhases(self._resolved.plan), "_guards": []}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(phases={self.phases!r})"

@@ -95,6 +95,7 @@ class MemoryStore:
     def __init__(self) -> None:
         self.entries: dict[tuple[bytes, bytes], Tensor] = {}
         self.declared: dict[bytes, dict[str, Any]] = {}
+        self.noted: set[bytes] = set()
 
     def get(self, namespace: bytes, keys: Sequence[bytes]) -> list[Tensor | None]:
         return [self.entries.get((namespace, key)) for key in keys]
@@ -104,6 +105,12 @@ class MemoryStore:
 
     def declare(self, namespace: bytes, info: dict[str, Any]) -> None:
         self.declared[namespace] = info
+
+    def note(self, namespace: bytes) -> None:
+        self.noted.add(namespace)
+
+    def is_noted(self, namespace: bytes) -> bool:
+        return namespace in self.noted
 
     def rest(self) -> None: ...
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers as tf
-from cached_fits import MemoryStore, Plain, both, freeze, make_cache, make_trainer
+from cached_fits import Examples, MemoryStore, Plain, both, freeze, loader, make_cache, make_trainer
 from encoders import Block, Classifier, Encoder, bert, check_equal, classified, frozen, same_length
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from torchmetrics import SumMetric
 
 from lightning_freeze import EpochTrigger, Phase, PhasedFineTuning
-from lightning_freeze.cache import few_samples, prefix_entries
+from lightning_freeze.cache import worth
 from lightning_freeze.callbacks.cache import FrozenPrefixCache
 
 
@@ -61,6 +62,13 @@ def warm(
     assert store.entries
     change(store)
     return check_equal(module, *callbacks, cache=make_cache(store), reason=reason, **defaults)
+
+
+def rename(store: MemoryStore) -> None:
+    """Give the rows of a first run to a second one, under whatever name it looks for them."""
+    rows = {key: entry for (_, key), entry in store.entries.items()}
+    store.get = lambda namespace, keys: [rows.get(key) for key in keys]  # type: ignore[method-assign]
+    store.is_noted = lambda namespace: True  # type: ignore[method-assign]
 
 
 def layers_of(module: Any) -> nn.Module:
@@ -120,7 +128,10 @@ def test_other_layers_above_are_looked_at() -> None:
             return states[-1] + states[1].argmax(-1, keepdim=True)  # no gradient, and no NaN
 
     first, second = (Plain(Classifier(kind())) for kind in (Encoder, Skips))
-    warm(second, frozen(), first=first, reason="reads what they compute on the way")
+    reason = "reads what they compute on the way"
+    warm(second, frozen(), BatchSizes(layers_of), first=first, change=rename, reason=reason)
+    assert BatchSizes.seen[1][0] == 2
+    assert 4 in BatchSizes.seen[1]
 
 
 class Prompted(Encoder):
@@ -139,11 +150,6 @@ class Prompted(Encoder):
 
 def test_something_that_trains_feeds_in() -> None:
     first, second = Plain(Classifier(Prompted(False))), Plain(Classifier(Prompted(True)))
-
-    def rename(store: MemoryStore) -> None:
-        # Under whatever name the second run looks for them.
-        rows = {key: entry for (_, key), entry in store.entries.items()}
-        store.get = lambda namespace, keys: [rows.get(key) for key in keys]  # type: ignore[method-assign]
 
     warm(second, frozen(), first=first, change=rename, reason="something that trains, or is made to require grad")
 
@@ -175,10 +181,6 @@ def test_what_frozen_layers_keep_is_seen() -> None:
 
     module = Plain(Classifier(Reads(Keeps(), Block(), Block(), Block())))
     plain = Plain(Classifier(Reads(Block(), Block(), Block(), Block())))
-
-    def rename(store: MemoryStore) -> None:
-        rows = {key: entry for (_, key), entry in store.entries.items()}
-        store.get = lambda namespace, keys: [rows.get(key) for key in keys]  # type: ignore[method-assign]
 
     plain.load_state_dict(module.state_dict())
     warm(module, frozen(), first=plain, change=rename, reason="keep what they compute in an attribute")
@@ -305,23 +307,153 @@ def test_encoder_and_decoder() -> None:
         assert cache.hit_rate == 1.0
 
 
-def test_random_numbers_of_which_nothing_comes() -> None:
+def test_random_numbers_are_looked_at_in_a_whole_batch() -> None:
     class Draws(Encoder):
         def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
             torch.rand(3)
             return self.run(self.embeddings(input_ids))[-1]
 
-    module = Plain(Classifier(Draws()))
-    cache = warm(module, frozen(), BatchSizes(layers_of))
+    warm(Plain(Classifier(Draws())), frozen(), BatchSizes(layers_of))
+    assert 4 in BatchSizes.seen[1]
+
+
+class DropsSamples(Encoder):
+    """Leaves out one input in twenty while it trains, as captions are for classifier-free guidance."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        x = self.embeddings(input_ids)
+        if self.training:
+            x = x * (torch.rand(len(x), 1, 1) <= 0.95)
+        return self.run(x)[-1]
+
+
+def test_inputs_that_are_left_out_now_and_then() -> None:
+    module = Plain(Classifier(DropsSamples()))
+    # The first run is in eval mode, as a prediction or a validation of the same samples would be.
+    first, data = copy.deepcopy(module).eval(), lambda: loader(Examples(64, 5, 5), 64)
+    warm(module, frozen(), first=first, data=data, reason="draws random numbers")
+
+
+class TwoKinds(Encoder):
+    """Mixes two vectors, the table of which is as large as two samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embeddings = nn.ModuleDict({"words": nn.Embedding(100, 32), "kinds": nn.Embedding(2, 32)})
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        x = self.embeddings["words"](input_ids).mean(1)
+        table = self.embeddings["kinds"](torch.arange(2))
+        weights = (x @ table.T).view(len(x), 2).softmax(-1)
+        return self.run(x + weights @ table)[-1]
+
+
+def test_stem_that_returns_two_rows() -> None:
+    class OfVectors(Classifier):
+        def encode(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+            return self.encoder(input_ids)[:, None]  # type: ignore[no-any-return]
+
+    cache = warm(Plain(OfVectors(TwoKinds())), frozen(), BatchSizes(layers_of))
     assert cache.hit_rate == 1.0
 
 
+class Borrows(Encoder):
+    """Adds a vector that belongs to somebody else."""
+
+    borrowed: list[Tensor]
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        return self.run(self.embeddings(input_ids) + self.borrowed[0])[-1]
+
+
+class Lends(Classifier):
+    def __init__(self, trains: bool) -> None:
+        super().__init__(Borrows())
+        if trains:
+            self.head_prompt = nn.Parameter(torch.zeros(32))
+        self.encoder.borrowed = [self.head_prompt if trains else torch.zeros(32)]
+
+
+def test_what_was_checked_without_a_gradient_is_checked_again_with_one() -> None:
+    # In eval mode, in which models of `from_pretrained` come and Lightning leaves them.
+    first, second = Plain(Lends(False)).eval(), Plain(Lends(True)).eval()
+    options = {"validation": same_length, "num_sanity_val_steps": 1}
+    warm(second, frozen(), first=first, change=rename, reason="something that trains", **options)
+
+
+class Local(Encoder):
+    """Has a loss of its own, with its own backward pass."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        hidden = self.run(self.embeddings(input_ids))[-1]
+        if torch.is_grad_enabled() and hidden.requires_grad:
+            hidden.pow(2).mean().backward(retain_graph=True)
+        return hidden
+
+
+class Manual(Plain):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.automatic_optimization = False
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:  # type: ignore[override]
+        optimizer: Any = self.optimizers()
+        optimizer.zero_grad()
+        loss = self.model(**batch).loss
+        self.losses.append(loss.detach().clone())
+        self.manual_backward(loss)
+        optimizer.step()
+
+
+def test_gradients_of_the_check_are_nobodys() -> None:
+    warm(Manual(Classifier(Local())), frozen(), BatchSizes(layers_of))
+    assert BatchSizes.seen[1] == [2]
+
+
+class Capacity(Block):
+    """Has room for 15 tokens of a batch; the others pass by."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x).reshape(-1, 32)
+        fits = (torch.arange(len(y)) < 15)[:, None]
+        return torch.where(fits, y, x.reshape(-1, 32)).view_as(x)
+
+
+class Centred(Block):
+    """Takes off the mean of the batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return y - y.mean(0, keepdim=True) * 0.5
+
+
+@pytest.mark.parametrize("is_on_disk", [False, True])
+@pytest.mark.parametrize("kind", [Capacity, Centred])
+def test_what_was_stored_sample_by_sample_is_compared_in_a_whole_batch(
+    kind: type[Block], is_on_disk: bool, tmp_path: Path
+) -> None:
+    examples, store = Examples(12, 5, 5), MemoryStore()
+    if kind is Centred:  # the first and the last sample of a batch are the same one
+        for start in (0, 4, 8):
+            examples.rows[start + 3] = examples.rows[start].clone()
+    module = Plain(Classifier(Encoder(*(kind() for _ in range(4)))))
+    one, other = (make_cache(cache_dir=tmp_path) if is_on_disk else make_cache(store) for _ in range(2))
+    both(module, frozen(), cache=one, data=lambda: loader(examples, 1))
+    assert one.hit_rate > 0.5
+    check_equal(module, frozen(), cache=other, data=lambda: loader(examples), reason="depends on the other|differs")
+
+
+def test_it_is_known_on_disk_that_samples_are_independent(tmp_path: Path) -> None:
+    for expected in ([4, 1], [2]):
+        both(Plain(bert()), frozen(), BatchSizes(), cache=make_cache(cache_dir=tmp_path), data=same_length)
+        assert BatchSizes.seen[1] == expected
+
+
 def test_reading_that_may_be_slower_is_measured_on_a_whole_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (few_samples, prefix_entries):
-        monkeypatch.setattr(module, "SLOWER", 0.0)
+    monkeypatch.setattr(worth, "SLOWER", 0.0)
     store = MemoryStore()
     with monkeypatch.context() as patch:
-        patch.setattr(prefix_entries, "SLOWER", 1e9)
+        patch.setattr(worth, "SLOWER", 1e9)
         both(Plain(bert()), frozen(), cache=make_cache(store), data=same_length)
     cache = make_cache(store)
     both(Plain(bert()), frozen(), BatchSizes(), cache=cache, data=same_length)

@@ -123,8 +123,8 @@ NEW_SETTING = """
 import torch
 from cached_fits import Plain
 from encoders import bert, check_equal, frozen
-import lightning_freeze.cache.prefix_entries as entries
-entries.SLOWER = 1e9
+import lightning_freeze.cache.worth as worth
+worth.SLOWER = 1e9
 torch.backends.cuda.matmul.fp32_precision = "tf32"
 assert check_equal(Plain(bert()), frozen()).hit_rate > 0.5
 """
@@ -166,7 +166,7 @@ class Slow(MemoryStore):
 def test_store_that_turns_out_slow_is_given_up(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("lightning_freeze.cache.prefix_entries.SLOWER", 1.0)
+    monkeypatch.setattr("lightning_freeze.cache.worth.SLOWER", 1.0)
     module = Plain(bert(hidden_size=64, intermediate_size=256))
     cache = make_cache(Slow(quick=3), verbose=True)
     check_equal(module, frozen(), cache=cache, epochs=6, reason="^reading the hidden states of a sample", warns=False)

@@ -295,7 +295,7 @@ def test_shared_layer_that_runs_several_times() -> None:
 
 
 def test_slow_store_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lightning_freeze.cache.prefix_entries.SLOWER", 1.0)
+    monkeypatch.setattr("lightning_freeze.cache.worth.SLOWER", 1.0)
 
     class Slow(MemoryStore):
         def get(self, namespace: bytes, keys: Any) -> list[Tensor | None]:

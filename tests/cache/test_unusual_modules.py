@@ -1,0 +1,235 @@
+"""Modules that do something unusual: what they come to does not depend on whether the cache is there."""
+
+from __future__ import annotations
+
+import traceback
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cached_fits import Examples, Plain, both, freeze, loader, make_cache, make_trainer
+from encoders import AfterStep, Block, Classifier, Encoder, check_equal, classified, frozen, same_length
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from lightning_freeze.cache import no_trace
+
+
+class Hands(Block):
+    """Hands its mask on."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Any:
+        return super().forward(x), mask
+
+
+class CallsOtherwise(Encoder):
+    """Gives the mask by position while it trains, and by name otherwise."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        x = self.embeddings(input_ids)
+        for layer in self.layers:
+            x = (layer(x, attention_mask) if self.training else layer(x, mask=attention_mask))[0]
+        return x
+
+
+def test_argument_by_position_and_by_name() -> None:
+    module = Plain(Classifier(CallsOtherwise(*(Hands() for _ in range(4)))))
+    check_equal(module, frozen(), data=same_length, validation=same_length, reason="called with other options")
+
+
+class Guarded(Encoder):
+    """Looks closely where a certain token is."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        states = self.run(self.embeddings(input_ids))
+        if bool((input_ids == 88).any()) and not bool(torch.isfinite(states[1]).all()):
+            raise FloatingPointError("hidden states are not finite")
+        return states[-1]
+
+
+def test_code_that_raises_on_nan_in_a_later_batch_is_told_of_the_cache() -> None:
+    examples = Examples(12, 5, 5, vocabulary=80)
+    examples.rows[9][0] = 88
+    with pytest.raises(FloatingPointError) as raised:
+        both(Plain(Classifier(Guarded())), frozen(), data=lambda: loader(examples))
+    assert "FrozenPrefixCache" in "".join(traceback.format_exception(raised.value))
+
+
+class Gain(Enum):
+    ONE = 1.0
+    TWO = 2.0
+
+
+@dataclass
+class Options:
+    gain: Any
+
+
+def value_of(gain: Any) -> Any:
+    if isinstance(gain, Enum):
+        return gain.value
+    if isinstance(gain, Options):
+        return gain.gain
+    if isinstance(gain, dict):
+        return gain["scale"]
+    if isinstance(gain, list):
+        return gain[0]
+    return float(gain) if isinstance(gain, (np.ndarray, np.floating)) else gain
+
+
+class Gained(Block):
+    def __init__(self, gain: Any) -> None:
+        super().__init__()
+        self.gain = gain
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * value_of(self.gain)
+
+
+def put(layer: Any, value: Any) -> None:
+    layer.gain = value
+
+
+def write(layer: Any) -> None:
+    layer.gain[...] = 2.0
+
+
+@pytest.mark.parametrize(
+    ("make", "change"),
+    [
+        pytest.param(lambda: Gain.ONE, lambda x: put(x, Gain.TWO), id="enum"),
+        pytest.param(lambda: np.float64(1.0), lambda x: put(x, np.float64(2.0)), id="numpy number"),
+        pytest.param(lambda: np.ones(()), write, id="numpy array"),
+        pytest.param(lambda: [torch.ones(())], lambda x: put(x, [torch.tensor(2.0)]), id="tensor in a list"),
+        pytest.param(lambda: Options(torch.ones(())), lambda x: x.gain.gain.fill_(2.0), id="tensor in a dataclass"),
+        pytest.param(
+            lambda: {"scale": 1.0, "table": torch.ones(())}, lambda x: x.gain.update(scale=2.0), id="beside a tensor"
+        ),
+        pytest.param(lambda: OrderedDict(scale=1.0), lambda x: x.gain.update(scale=2.0), id="OrderedDict"),
+        pytest.param(lambda: torch.ones(()), lambda x: x.gain.data.fill_(2.0), id="tensor through .data"),
+    ],
+)
+def test_settings_of_other_kinds(make: Callable[[], Any], change: Callable[[Any], Any]) -> None:
+    module = Plain(Classifier(Encoder(*(Gained(make()) for _ in range(4)))))
+    data = lambda: loader(Examples(24, 5, 5))  # noqa: E731
+
+    def change_all(module: Any) -> None:
+        for layer in module.model.encoder.layers:
+            change(layer)
+
+    # After the last step of an epoch, so that `.data` too should be noticed when the next one begins.
+    check_equal(module, frozen(), AfterStep(12, change_all), data=data, epochs=4)
+
+
+class Averages(Encoder):
+    """Subtracts a running mean, kept in a list of one tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.means = [torch.zeros(32)]
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        hidden = self.run(self.embeddings(input_ids))[-1]
+        if self.training:
+            self.means[0].mul_(0.9).add_(hidden.detach().mean((0, 1)), alpha=0.1)
+        return hidden - self.means[0]
+
+
+class Noisy(Encoder):
+    """Adds noise from a generator of its own, above all blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rng = np.random.default_rng(0)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        hidden = self.run(self.embeddings(input_ids))[-1]
+        if self.training:
+            hidden = hidden + 0.1 * torch.from_numpy(self.rng.normal(size=tuple(hidden.shape))).float()
+        return hidden
+
+
+@pytest.mark.parametrize("kind", [Averages, Noisy])
+def test_traces_of_the_check(kind: type[Encoder]) -> None:
+    check_equal(Plain(Classifier(kind())), frozen(), data=same_length, reason="it has a state of its own")
+
+
+class Measures(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        self.level = float(y.detach().abs().mean())
+        return y
+
+
+class ByLevel(Encoder):
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        return self.run(self.embeddings(input_ids))[-1] * self.layers[0].level
+
+
+def test_number_that_a_frozen_block_leaves() -> None:
+    model = Classifier(ByLevel(*(Measures() for _ in range(4))))
+    check_equal(Plain(model), frozen(), data=same_length, reason="keep what they compute in an attribute")
+
+
+class Optional(Block):
+    def __init__(self, gain: Tensor | None) -> None:
+        super().__init__()
+        self.register_buffer("gain", gain)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return y if self.gain is None else y * self.gain
+
+
+def take_last(module: Any) -> None:
+    module.model.encoder.layers[1].gain = None
+
+
+def give_first(module: Any) -> None:
+    module.model.encoder.layers[0].gain = torch.tensor(2.0)
+
+
+@pytest.mark.parametrize(("gain", "change"), [(torch.tensor(2.0), take_last), (None, give_first)])
+def test_buffer_that_comes_or_goes(gain: Tensor | None, change: Callable[[Any], None]) -> None:
+    module = Plain(Classifier(Encoder(*(Optional(gain) for _ in range(4)))))
+    data = lambda: loader(Examples(24, 5, 5))  # noqa: E731
+    check_equal(module, frozen(), AfterStep(8, change), data=data, epochs=4)
+
+
+class Whole(LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        encoder = Encoder()
+        self.embeddings, self.layers, self.classifier = encoder.embeddings, encoder.layers, nn.Linear(32, 2)
+        self.layers[3].table = torch.zeros(3)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        hidden = self.embeddings(input_ids)
+        for layer in self.layers:
+            hidden = layer(hidden)
+        return self.classifier(hidden[:, 0])  # type: ignore[no-any-return]
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        loss: Tensor = classified(self(batch["input_ids"]), batch["labels"]).loss
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.1)
+
+
+def test_error_while_a_rehearsal_is_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(tensor: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(no_trace, "_copy", fails)
+    module = Whole()
+    freeze(module.embeddings, *module.layers[:2])
+    with pytest.warns(UserWarning, match="out of memory"):
+        make_trainer(make_cache(), epochs=1).fit(module, same_length())
+    assert "log" not in vars(module)
+    assert "log_dict" not in vars(module)

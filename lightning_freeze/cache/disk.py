@@ -52,7 +52,7 @@ class DiskTier:
         self.recovered = 0
         self.dropped = 0
         self._info: dict[bytes, dict[str, str | int]] = {}
-        self._noted: set[bytes] = set()
+        self._noted: dict[bytes, int] = {}
         self._damaged: set[bytes] = set()
         self._broken: set[bytes] = set()
         # The last one is the one that was used last. Whoever uses one holds it once more meanwhile (`_borrowed`), so
@@ -94,15 +94,15 @@ class DiskTier:
         """
         self._info[namespace] = dict(info)
 
-    def note(self, namespace: bytes) -> None:
-        """Note of a namespace, for whoever opens it later, that its samples do not depend on one another."""
-        self._noted.add(namespace)
+    def note(self, namespace: bytes, extent: int) -> None:
+        """Note that samples do not depend on the rest of a batch with so many elements, for whoever comes later."""
+        self._noted[namespace] = extent
         if self._writes:
-            folder.note(self._path(namespace))  # where that is still to be made, it is noted then
+            folder.note(self._path(namespace), extent)  # where that is still to be made, it is noted then
 
-    def is_noted(self, namespace: bytes) -> bool:
-        """Whether that was noted, by any process."""
-        return folder.is_noted(self._path(namespace))
+    def noted(self, namespace: bytes) -> int:
+        """The largest batch for which that was noted, by any process; 0 if there is none."""
+        return folder.noted(self._path(namespace))
 
     def read(
         self, namespace: bytes, keys: Sequence[bytes], use: Callable[[bytes, Any], _Result | None]
@@ -298,7 +298,7 @@ class DiskTier:
         if not (path / folder.INFO).exists():
             folder.write_json(path / folder.INFO, dict(self._info.get(namespace, {})))
         if namespace in self._noted:
-            folder.note(path)
+            folder.note(path, self._noted[namespace])
 
     def _give_up(self, namespace: bytes, error: Exception) -> None:
         self._broken.add(namespace)

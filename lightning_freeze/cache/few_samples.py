@@ -65,7 +65,7 @@ class FewSamples:
             The forms of the blocks; ``None``, with nothing noted, if anything is not as it should be.
         """
         # That samples do not depend on others must have been seen in a whole batch: it may have room for two of them.
-        few = _few(this) if self._entries.is_independent(this.namespace) else None
+        few = _few(this) if self._entries.is_independent(this) else None
         if few is None:
             return None
         try:

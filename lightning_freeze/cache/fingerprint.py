@@ -39,6 +39,10 @@ _HEAD_SETTINGS = (
 )
 
 
+#: Where the weights of a step are looked up by name, and the buffers of its modules.
+_Watched = tuple[list[tuple[Mapping[str, Tensor | None], str]], list[Mapping[str, Tensor | None]]]
+
+
 class Fingerprint:
     """The identity of every possible prefix of one tower, computed when asked for.
 
@@ -49,7 +53,7 @@ class Fingerprint:
     def __init__(self, tower: CachedTower) -> None:
         self._tower = tower
         self._digests: list[bytes] = []
-        self._weights: list[list[tuple[Mapping[str, Tensor | None], str]]] = []
+        self._weights: list[_Watched] = []
         self._watched: tuple[Any, ...] = ()
         self._sampled: bytes = b""
         self._seconds = 0.0
@@ -102,11 +106,12 @@ class Fingerprint:
             owners = self._owners()
             for step in range(len(self._weights), boundary + 1):
                 weights = [place for _, t in self._state(step) for place in owners.get(id(t), [({"": t}, "")])]
-                inside = [module._buffers for root in self._roots(step) for module in root.modules()]
-                empty = [(buffers, name) for buffers in inside for name, buffer in buffers.items() if buffer is None]
-                self._weights.append([*weights, *empty])
-        found = (parts.get(name) for step in self._weights[: boundary + 1] for parts, name in step)
-        return tuple(None if t is None else (version_of(t), t.data_ptr()) for t in found)
+                inside = [module for root in self._roots(step) for module in root.modules()]
+                # A buffer may be registered later, or stop being there.
+                owning = inside if step else [*inside, *self._tower.around()]
+                names: list[Mapping[str, Tensor | None]] = [module._buffers for module in owning]
+                self._weights.append((weights, names))
+        return tuple(map(_state_of, self._weights[: boundary + 1]))
 
     def _owners(self) -> dict[int, list[tuple[Mapping[str, Tensor | None], str]]]:
         """Where each weight is looked up by name, in one module or in several: another one may be put there."""
@@ -185,6 +190,15 @@ class Fingerprint:
         if step == 0:
             classes[type(self._tower.entry)] = None
         return [*texts, *(_source(cls) for cls in classes)]
+
+
+def _state_of(watched: _Watched) -> tuple[Any, ...]:
+    weights, names = watched
+    found = (parts.get(name) for parts, name in weights)
+    return (
+        *(None if t is None else (version_of(t), t.data_ptr()) for t in found),
+        *((name, buffer is None) for buffers in names for name, buffer in buffers.items()),
+    )
 
 
 def _hash(part: Tensor) -> bytes:

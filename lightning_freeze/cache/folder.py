@@ -2,7 +2,8 @@
 
 ``lightning-freeze-cache.json`` marks the folder and tells the version of the format. Each namespace, one state of one
 frozen prefix, is a folder named with 32 hex digits: ``data.mdb`` and ``lock.mdb`` are its entries, an LMDB environment;
-``info.json`` says what they are, and its modification time is the last use.
+``info.json`` says what they are, and its modification time is the last use; ``independent.json`` has the size of the
+largest batch in which samples were seen not to depend on one another.
 """
 
 from __future__ import annotations
@@ -23,8 +24,7 @@ from lightning_freeze.cache.sizes import show_size
 MARKER = "lightning-freeze-cache.json"
 DATA = "data.mdb"
 INFO = "info.json"
-#: An empty file: samples of this namespace were seen not to depend on the rest of their batch.
-_NOTE = "independent"
+_NOTE = "independent.json"
 #: A namespace that was used within this many seconds is never evicted to make room for another.
 IDLE = 600.0
 #: Room that is left on the disk: a full one would also stop the run's own checkpoints.
@@ -152,16 +152,24 @@ def touch(path: Path) -> None:
         os.utime(path / INFO)
 
 
-def note(path: Path) -> None:
-    """Note of a namespace that its samples do not depend on one another, where it can be written."""
-    if path.is_dir():
-        with contextlib.suppress(OSError):
-            (path / _NOTE).touch()
+def note(path: Path, extent: int) -> None:
+    """Note in which batch samples were seen not to depend on one another, where that can be written.
+
+    Args:
+        path: The folder of the namespace.
+        extent: The size of the batch.
+    """
+    with contextlib.suppress(OSError):
+        if path.is_dir():
+            write_json(path / _NOTE, {"elements": extent})
 
 
-def is_noted(path: Path) -> bool:
-    """Whether that was noted of a namespace."""
-    return (path / _NOTE).exists()
+def noted(path: Path) -> int:
+    """The size of that batch, 0 if there is no note, or none that can be read."""
+    try:
+        return int(json.loads((path / _NOTE).read_text(encoding="utf-8"))["elements"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return 0
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -81,6 +81,10 @@ class BlockForm:
                 values.append(computed.get(position, detail))
         return tuple(values) if self.kind is tuple else list(values)
 
+    def blank(self, hidden: Tensor) -> Any:
+        """The hidden states in something of the same form, with nothing else in it."""
+        return hidden if self.kind is Tensor else self.kind([hidden, *[None] * (len(self.parts) - 1)])
+
     def _compute(
         self, size: int, args: tuple[Any, ...], kwargs: dict[str, Any], run: Run, earlier: dict[Any, Any]
     ) -> dict[int, Any]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
+from operator import is_
 from typing import Any
 
 import numpy as np
@@ -64,94 +66,101 @@ def rehearsal(module: nn.Module, start: Randomness, device: torch.device) -> Ite
         device: Where it runs.
     """
     now = Randomness(device)
-    attributes = [(owner, _attributes(owner)) for owner in module.modules()]
-    kept = [
-        (owner, name, buffer)
-        for owner in module.modules()
-        for name, buffer in owner._buffers.items()
-        if buffer is not None
-    ]
+    owners = list(module.modules())
+    attributes = [(owner, {name: value for name, value in vars(owner).items() if name not in OWN}) for owner in owners]
+    buffers = [(owner, name, b) for owner in owners for name, b in owner._buffers.items() if b is not None]
+    contents = [undo for _, own in attributes for value in own.values() for undo in _undoing(value)]
     try:
         # Copies take their place, rather than their values being put back: the pass that has just ended keeps some of
         # them for its backward pass, and notices any writing.
-        for owner, name, buffer in kept:
+        for owner, name, buffer in buffers:
             owner._buffers[name] = buffer.detach().clone()
-        for owner, before in attributes:
-            _copy_tensors(owner, before)
+        copies = _Copies()
+        for owner, own in attributes:
+            vars(owner).update({name: copies.of(value) for name, value in own.items()})
+            if isinstance(owner, LightningModule):
+                vars(owner).update(log=_nothing, log_dict=_nothing)
         start.restore()
         with torch.no_grad():
             yield
     finally:
         now.restore()
-        for owner, name, buffer in kept:
+        for owner, name, buffer in buffers:
             owner._buffers[name] = buffer
-        for owner, before in attributes:
-            _put_back(owner, before)
+        for owner, own in attributes:
+            for name in [name for name in vars(owner) if name not in OWN and name not in own]:
+                del vars(owner)[name]
+            vars(owner).update(own)
+        for undo in contents:
+            with suppress(Exception):  # a container of a kind that cannot be written so: the next one may
+                undo()
 
 
-def _attributes(module: nn.Module) -> dict[str, tuple[Any, Any]]:
-    """A module's attributes, those that can change in place with their content."""
-    return {name: (value, _content(value)) for name, value in vars(module).items() if name not in OWN}
+#: How deep containers are looked into, and the bytes of tensors in attributes that are copied in all.
+_DEPTH, _MOST_BYTES = 4, 2**28
 
 
-def _content(value: Any) -> Any:
-    if type(value) in _CONTAINERS:
-        return value.copy()
-    if isinstance(value, torch.Generator):
-        return value.get_state()
-    if isinstance(value, random.Random):
-        return value.getstate()
-    if isinstance(value, np.random.Generator):
-        return value.bit_generator.state
-    return value.get_state() if isinstance(value, np.random.RandomState) else None
+def _undoing(value: Any, depth: int = _DEPTH) -> Iterator[Callable[[], Any]]:
+    """Yield what gives a value, and what is in it, the content back that it has now."""
+    parts: Iterable[Any] = ()
+    if isinstance(value, (dict, list, deque, set)):
+        content: Any = dict(value) if isinstance(value, dict) else list(value)
+        parts = () if isinstance(value, set) else content.values() if isinstance(value, dict) else content
+        yield lambda: _refill(value, content)
+    elif isinstance(value, tuple):
+        parts = value
+    elif isinstance(value, np.ndarray):
+        if value.nbytes <= _MOST_BYTES // 16 and value.flags.writeable:
+            copied = value.copy()
+            yield lambda: np.copyto(value, copied)
+    elif isinstance(value, torch.Generator):
+        yield partial(value.set_state, value.get_state())
+    elif isinstance(value, random.Random):
+        yield partial(value.setstate, value.getstate())
+    elif isinstance(value, np.random.Generator):
+        yield partial(setattr, value.bit_generator, "state", value.bit_generator.state)
+    elif isinstance(value, np.random.RandomState):
+        yield partial(value.set_state, value.get_state())
+    for part in parts if depth else ():
+        if not isinstance(part, (Tensor, str, int, float, bytes)):
+            yield from _undoing(part, depth - 1)
 
 
-_CONTAINERS = (list, dict, set, deque, defaultdict, OrderedDict)
-#: Largest tensor in a plain attribute, such as the state of a metric, that is saved from being written to.
-_LARGEST = 2**24
+def _refill(value: Any, content: Any) -> None:
+    is_same = len(value) == len(content) and all(map(is_, value, content))
+    if is_same and (not isinstance(value, dict) or all(map(is_, value.values(), content.values()))):
+        return
+    value.clear()
+    value.extend(content) if isinstance(value, (list, deque)) else value.update(content)
 
 
-def _copy_tensors(module: nn.Module, attributes: Mapping[str, tuple[Any, Any]]) -> None:
-    """Let copies take the place of the tensors in attributes, and let nothing be logged."""
-    own = vars(module)
-    for name, (value, content) in attributes.items():
+class _Copies:
+    """Copies of tensors, as long as they are not too many: states of metrics are small, a data set may be kept too."""
+
+    def __init__(self) -> None:
+        self._left = _MOST_BYTES
+
+    def of(self, value: Any, depth: int = _DEPTH) -> Any:
+        """A value with copies in the place of its tensors. Containers stay the ones that they are."""
         if isinstance(value, Tensor):
-            own[name] = _copy(value)
-        elif type(value) in _CONTAINERS and not isinstance(value, set):
-            for key, part in content.items() if isinstance(content, dict) else enumerate(content):
-                if isinstance(part, Tensor):
-                    value[key] = _copy(part)
-    if isinstance(module, LightningModule):
-        own.update(log=_nothing, log_dict=_nothing)
+            self._left -= value.numel() * value.element_size()
+            return _copy(value) if self._left >= 0 else value
+        if depth and type(value) is tuple:
+            parts = tuple(self.of(part, depth - 1) for part in value)
+            return value if all(map(is_, parts, value)) else parts
+        if depth and isinstance(value, (list, deque, dict)):
+            for key, part in [*value.items()] if isinstance(value, dict) else [*enumerate(value)]:
+                if (other := self.of(part, depth - 1)) is not part:
+                    value[key] = other
+        return value
 
 
 def _copy(tensor: Tensor) -> Tensor:
-    if tensor.numel() * tensor.element_size() > _LARGEST:
-        return tensor
     with torch.enable_grad():  # so that something that trains is still seen to
         return tensor.clone()
 
 
 def _nothing(*args: Any, **kwargs: Any) -> None: ...
-
-
-def _put_back(module: nn.Module, before: Mapping[str, tuple[Any, Any]]) -> None:
-    own = vars(module)
-    for name in [name for name in own if name not in OWN and name not in before]:
-        del own[name]
-    for name, (value, content) in before.items():
-        own[name] = value
-        if type(value) in _CONTAINERS:
-            value.clear()
-            value.extend(content) if isinstance(value, (list, deque)) else value.update(content)
-        elif isinstance(value, torch.Generator):
-            value.set_state(content)
-        elif isinstance(value, random.Random):
-            value.setstate(content)
-        elif isinstance(value, np.random.Generator):
-            value.bit_generator.state = content
-        elif isinstance(value, np.random.RandomState):
-            value.set_state(content)
 
 
 @contextmanager

@@ -231,7 +231,7 @@ class Passage:
         """
         assert this.detour is not None
         if this.detour.is_strange:
-            return "its blocks were called with other options than before"
+            return "its blocks were called with other options or arguments than before"
         if not this.detour.reached:
             return "its blocks were not run in the order in which they ran before"
         if not selfcheck.has_nan(output):

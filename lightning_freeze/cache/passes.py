@@ -29,9 +29,9 @@ class Store(Protocol):
 
     def declare(self, namespace: bytes, info: dict[str, str | int]) -> None: ...  # noqa: D102
 
-    def note(self, namespace: bytes) -> None: ...  # noqa: D102
+    def note(self, namespace: bytes, extent: int) -> None: ...  # noqa: D102
 
-    def is_noted(self, namespace: bytes) -> bool: ...  # noqa: D102
+    def noted(self, namespace: bytes) -> int: ...  # noqa: D102
 
 
 @dataclass

@@ -141,8 +141,10 @@ class FrozenPrefix:
         self._patience.note(not known.checked)
         if self._patience.is_over:
             raise Unsupported("its frozen layers change from one step to the next")
-        # Only with a gradient it shows if something that trains feeds into the prefix.
-        is_new = not known.checked or not loud <= known.loud or (torch.is_grad_enabled() and not known.graded)
+        # Only with a gradient it shows if something that trains feeds into the prefix. A pass that is repeated in a
+        # backward pass has one where the first one had none.
+        is_graded = known.graded or not torch.is_grad_enabled() or recomputes()
+        is_new = not known.checked or not loud <= known.loud or not is_graded
         is_alone = known.alone and call.size > 1
         if not (is_new or is_alone) and not call.agrees(known.per_sample):
             return None

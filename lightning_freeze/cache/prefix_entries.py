@@ -52,7 +52,6 @@ class PrefixEntries:
         self._accelerator = accelerator
         self._fingerprint = Fingerprint(tower)
         self._look: bool | None = True
-        self._independent: set[bytes] = set()
         self._settings: dict[int, Settings] = {}
 
     def look_again(self, thorough: bool) -> None:
@@ -159,8 +158,9 @@ class PrefixEntries:
             rows: The samples to store.
             whole: Whether the hidden states are those of all samples, or of the given ones alone.
         """
-        if not this.known.alone:
-            self._note(this.namespace)
+        extent = computed[this.known.boundary].numel() if this.rehearses and this.call.size > 1 else 0
+        if extent:
+            self._store.note(this.namespace, extent)
         if not rows:
             return
         keys = [this.keys[i] for i in rows]
@@ -174,22 +174,17 @@ class PrefixEntries:
                 namespace = this.namespace
             else:
                 namespace, _ = self.identify(boundary, "eval", this.call)
-                if not this.known.alone:
-                    self._note(namespace)
+                if extent:
+                    self._store.note(namespace, extent)
             entries = list(zip(keys, packed, strict=True))
             if self.dtype == torch.float16:  # what is beyond its range would come back as infinity
                 entries = [(key, row) for key, row in entries if bool(torch.isfinite(row).all())]
             self._store.put(namespace, [key for key, _ in entries], [row for _, row in entries])
             self.filled.add(boundary)
 
-    def is_independent(self, namespace: bytes) -> bool:
-        """Whether it was seen, in this run or in an earlier one, that samples do not depend on the rest of a batch."""
-        return self._store.is_noted(namespace)
-
-    def _note(self, namespace: bytes) -> None:
-        if namespace not in self._independent:
-            self._independent.add(namespace)
-            self._store.note(namespace)
+    def is_independent(self, this: Pass) -> bool:
+        """Whether it was seen in a batch as large, here or in an earlier run, that samples do not depend on others."""
+        return sum(row.numel() for row in this.rows if row is not None) <= self._store.noted(this.namespace)
 
     def _affordable(self, known: Known) -> Sequence[int]:
         """The lower boundaries that there is room for beside the present one."""

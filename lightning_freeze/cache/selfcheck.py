@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from lightning_freeze.cache.layout import Spans
 from lightning_freeze.cache.no_trace import OWN
 
+#: Longest container in an attribute that is looked into for numbers.
+_MOST = 64
 #: Largest relative difference that another batch size, order or padding may make, by precision.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-4, torch.bfloat16: 3e-2, torch.float16: 5e-3}
 
@@ -53,13 +55,14 @@ class Kept:
             for place, tensor in enumerate(tensors_in(value))
         }
 
-    def _look_at_numbers(self) -> dict[tuple[int, str], str]:
+    def _look_at_numbers(self) -> dict[tuple[int, str, int], Any]:
         # Not at whole numbers: what counts calls is nobody's hidden states.
         return {
-            (number, name): repr(value)
+            (number, name, place): value
             for number, module in enumerate(self._modules)
-            for name, value in vars(module).items()
-            if name not in OWN and isinstance(value, (float, np.floating, np.ndarray))
+            for name, attribute in vars(module).items()
+            if name not in OWN
+            for place, value in enumerate(_numbers_in(attribute))
         }
 
     def differ(self, by_content: bool) -> bool:
@@ -68,16 +71,29 @@ class Kept:
         Args:
             by_content: Whether a new tensor with the same content counts as the same.
         """
-        now = self._look()
-        if now.keys() != self._found.keys() or self._look_at_numbers() != self._numbers:
+        numbers, now = self._look_at_numbers(), self._look()
+        if now.keys() != self._found.keys() or numbers.keys() != self._numbers.keys():
             return True
+        for place, value in numbers.items():
+            before = self._numbers[place]
+            if value is not before and (not by_content or repr(value) != repr(before)):
+                return True
         for key, (tensor, version) in now.items():
-            before, then = self._found[key]
-            if tensor is before and version == then:
+            earlier, then = self._found[key]
+            if tensor is earlier and version == then:
                 continue
-            if not by_content or tensor is before or difference(tensor, before) > 0:
+            if not by_content or tensor is earlier or difference(tensor, earlier) > 0:
                 return True
         return False
+
+
+def _numbers_in(value: Any, depth: int = 3) -> Iterable[Any]:
+    """Every number with a fraction, and every array, in an attribute."""
+    if isinstance(value, (float, np.floating, np.ndarray)):
+        yield value.copy() if isinstance(value, np.ndarray) else value
+    elif depth and isinstance(value, (list, tuple, deque, dict)) and len(value) <= _MOST:
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _numbers_in(part, depth - 1)
 
 
 def version_of(tensor: Tensor) -> int:

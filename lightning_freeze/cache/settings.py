@@ -5,7 +5,7 @@ from __future__ import annotations
 import types
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import Enum
 from functools import partial
 from itertools import islice
@@ -23,9 +23,10 @@ from lightning_freeze.cache.selfcheck import record_of, version_of
 _OWN = frozenset({*vars(LightningModule()), "forward"})
 _PLAIN = frozenset({bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size})
 _CONTAINERS = (list, tuple, set, frozenset, dict, deque)
+_EXACT = frozenset(_CONTAINERS) - {deque}
 _CODE = frozenset({types.FunctionType, types.BuiltinFunctionType, type, partial})
-#: Elements of a container or an array that are looked at.
-_MOST = 64
+#: Elements of one container or array that are looked at, and parts of one attribute.
+_MOST, _MOST_PARTS = 64, 512
 
 
 class Settings:
@@ -76,7 +77,7 @@ class Settings:
 
     def _look(self) -> dict[tuple[int, str], Any]:
         found = {
-            (number, name): _seen(value, tensors=not is_root)
+            (number, name): _setting(value, is_root)
             for number, module, is_root in self._owners
             for name, value in vars(module).items()
             if name not in _OWN
@@ -103,37 +104,63 @@ class _Written:
         return f"{tuple(self._tensor.shape)} {self._tensor.dtype} {entry.hexdigest()}"
 
 
-def _seen(value: Any, tensors: bool = True) -> Any:
+def _setting(value: Any, is_root: bool) -> Any:
     """A value as text or, with tensors in it, as a list of such; ``None`` if it is no setting.
 
     Args:
-        value: An attribute, or a part of one.
-        tensors: Whether tensors are settings.
+        value: An attribute.
+        is_root: Whether it is one of a LightningModule, where tensors, and all that is kept with them, are results.
     """
+    try:
+        return _seen(value, is_root, [_MOST_PARTS])
+    except _Result:
+        return None
+
+
+class _Result(Exception):
+    """There is a tensor among the attributes of a LightningModule."""
+
+
+def _seen(value: Any, is_root: bool, left: list[int]) -> Any:
+    """The same for an attribute or a part of one; ``left`` counts how many parts may still be looked at."""
+    left[0] -= 1
     kind = type(value)
     if kind in _PLAIN:
         return repr(value)
     if isinstance(value, Tensor):
-        return _Written(value) if tensors else None
+        if is_root:
+            raise _Result
+        return None if value.requires_grad else _Written(value)  # what trains and feeds in is noticed elsewhere
     if isinstance(value, Enum):
         return f"{kind.__name__}.{value.name}"
-    if isinstance(value, (np.generic, np.ndarray)):
+    if isinstance(value, (np.generic, np.ndarray)) and not is_root:
         flat = np.asarray(value).reshape(-1)
-        return f"{flat.dtype}{np.shape(value)}{flat[:: max(1, flat.size // _MOST)].tolist()}"
-    if isinstance(value, _CONTAINERS):
-        parts: Any = value.items() if isinstance(value, dict) else value
-        if isinstance(value, (set, frozenset)):  # in no order that another process would repeat
-            parts = sorted(value, key=repr) if len(value) <= _MOST else ()
-        seen = [_seen(part, tensors) for part in islice(parts, _MOST)]
-        return [kind.__name__, len(value), *seen] if any(part is not None for part in seen) or not seen else None
+        some = "" if flat.dtype == object else flat[:: max(1, flat.size // _MOST)].tolist()
+        return f"{flat.dtype}{np.shape(value)}{some}"
+    if kind in _EXACT or (isinstance(value, _CONTAINERS) and not is_root):
+        return _container(value, is_root, left)
     if kind in _CODE:
         return _named(value)
     # The config of a Hugging Face model counts elsewhere, without what concerns its head.
     record = None if hasattr(value, "to_dict") else record_of(value)
-    if record is None:
+    if record is None or left[0] <= 0:
         return None
-    fields = {name: _seen(part, tensors) for name, part in record.items() if part is not value}
-    return [kind.__name__, *([name, part] for name, part in fields.items() if part is not None)]
+    seen: list[Any] = [kind.__name__]
+    for name, part in record.items():
+        with suppress(_Result):
+            if part is not value and (shown := _seen(part, is_root, left)) is not None:
+                seen.append([name, shown])
+    return seen
+
+
+def _container(value: Any, is_root: bool, left: list[int]) -> Any:
+    parts: Any = value.items() if isinstance(value, dict) else value
+    if isinstance(value, (set, frozenset)):  # in no order that another process would repeat
+        parts = sorted(value, key=repr) if len(value) <= _MOST else ()
+    seen = [_seen(part, is_root, left) for part in islice(parts, _MOST) if left[0] > 0]
+    if all(part is None for part in seen) and (seen or is_root):  # one that is still empty may be for results
+        return None
+    return [type(value).__name__, len(value), *seen]
 
 
 def _text(seen: Any) -> str:
@@ -145,7 +172,7 @@ def _text(seen: Any) -> str:
 
 def _named(code: Any) -> str:
     if isinstance(code, partial):
-        return f"{_named(code.func)}{_text(_seen(code.args))}{_text(_seen(code.keywords))}"
+        return f"{_named(code.func)}{_text(_setting(code.args, False))}{_text(_setting(code.keywords, False))}"
     body = getattr(code, "__code__", None)  # what a lambda does is not in its name
     return (
         f"{getattr(code, '__module__', '')}.{getattr(code, '__qualname__', code)} {body.co_code.hex() if body else ''}"

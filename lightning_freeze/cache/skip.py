@@ -108,7 +108,9 @@ class Detour(ExitStack):
                     return form.build(value, args, kwargs, run, self._computed.setdefault(number, {}))
             # What it returns now may have another form. It comes from NaN, and the pass will be computed again.
             self.is_strange = True
-            return run(*args, **kwargs)
+            with suppress(Exception):
+                return run(*args, **kwargs)
+            return form.blank(value)
 
         return forward
 

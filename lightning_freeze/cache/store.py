@@ -107,7 +107,7 @@ class Store:
         self._memory = memory
         self._disk = disk
         self._hits = self._misses = self._dropped = 0
-        self._noted: set[bytes] = set()
+        self._noted: dict[bytes, int] = {}
         self._begin()
 
     def _begin(self) -> None:
@@ -211,20 +211,23 @@ class Store:
         if self._disk is not None:
             self._disk.declare(namespace, info)
 
-    def note(self, namespace: bytes) -> None:
-        """Note of a namespace, for later runs too, that its samples were seen not to depend on one another.
+    def note(self, namespace: bytes, extent: int) -> None:
+        """Note of a namespace, for later runs too, that samples were seen not to depend on the rest of their batch.
 
         Args:
             namespace: 16 bytes.
+            extent: How large that batch was, in elements of its hidden states.
         """
         _check_namespace(namespace)
-        self._noted.add(namespace)
-        if self._disk is not None:
-            self._disk.note(namespace)
+        if extent > self.noted(namespace):
+            self._noted[namespace] = extent
+            if self._disk is not None:
+                self._disk.note(namespace, extent)
 
-    def is_noted(self, namespace: bytes) -> bool:
-        """Whether that was noted, here or on disk."""
-        return namespace in self._noted or (self._disk is not None and self._disk.is_noted(namespace))
+    def noted(self, namespace: bytes) -> int:
+        """The largest batch for which that was noted, here or on disk; 0 if there is none."""
+        on_disk = self._disk.noted(namespace) if self._disk is not None else 0
+        return max(self._noted.get(namespace, 0), on_disk)
 
     @property
     def stats(self) -> StoreStats:

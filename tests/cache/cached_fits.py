@@ -95,7 +95,7 @@ class MemoryStore:
     def __init__(self) -> None:
         self.entries: dict[tuple[bytes, bytes], Tensor] = {}
         self.declared: dict[bytes, dict[str, Any]] = {}
-        self.noted: set[bytes] = set()
+        self.notes: dict[bytes, int] = {}
 
     def get(self, namespace: bytes, keys: Sequence[bytes]) -> list[Tensor | None]:
         return [self.entries.get((namespace, key)) for key in keys]
@@ -106,11 +106,11 @@ class MemoryStore:
     def declare(self, namespace: bytes, info: dict[str, Any]) -> None:
         self.declared[namespace] = info
 
-    def note(self, namespace: bytes) -> None:
-        self.noted.add(namespace)
+    def note(self, namespace: bytes, extent: int) -> None:
+        self.notes[namespace] = max(extent, self.noted(namespace))
 
-    def is_noted(self, namespace: bytes) -> bool:
-        return namespace in self.noted
+    def noted(self, namespace: bytes) -> int:
+        return self.notes.get(namespace, 0)
 
     def rest(self) -> None: ...
 

@@ -68,7 +68,7 @@ def rename(store: MemoryStore) -> None:
     """Give the rows of a first run to a second one, under whatever name it looks for them."""
     rows = {key: entry for (_, key), entry in store.entries.items()}
     store.get = lambda namespace, keys: [rows.get(key) for key in keys]  # type: ignore[method-assign]
-    store.is_noted = lambda namespace: True  # type: ignore[method-assign]
+    store.noted = lambda namespace: 10**9  # type: ignore[method-assign]
 
 
 def layers_of(module: Any) -> nn.Module:
@@ -441,6 +441,15 @@ def test_what_was_stored_sample_by_sample_is_compared_in_a_whole_batch(
     both(module, frozen(), cache=one, data=lambda: loader(examples, 1))
     assert one.hit_rate > 0.5
     check_equal(module, frozen(), cache=other, data=lambda: loader(examples), reason="depends on the other|differs")
+
+
+def test_independence_that_was_seen_in_smaller_batches() -> None:
+    examples, store = Examples(12, 5, 5), MemoryStore()
+    module = Plain(Classifier(Encoder(*(Capacity() for _ in range(4)))))
+    both(module, frozen(), cache=make_cache(store), data=lambda: loader(examples, 2))
+    assert store.entries
+    cache = make_cache(store)
+    check_equal(module, frozen(), cache=cache, data=lambda: loader(examples), reason="depends on the other|differs")
 
 
 def test_it_is_known_on_disk_that_samples_are_independent(tmp_path: Path) -> None:

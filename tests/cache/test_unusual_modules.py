@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections import OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cached_fits import Examples, Plain, both, freeze, loader, make_cache, make_trainer
+from cached_fits import Examples, MemoryStore, Plain, both, freeze, loader, make_cache, make_trainer
 from encoders import AfterStep, Block, Classifier, Encoder, check_equal, classified, frozen, same_length
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from lightning_freeze.cache import no_trace
+from lightning_freeze.cache.disk import DiskTier
 
 
 class Hands(Block):
@@ -160,20 +161,45 @@ def test_traces_of_the_check(kind: type[Encoder]) -> None:
 
 
 class Measures(Block):
+    def __init__(self) -> None:
+        super().__init__()
+        self.level: Any = 0.0
+
     def forward(self, x: Tensor) -> Tensor:
         y = super().forward(x)
-        self.level = float(y.detach().abs().mean())
+        self.keep(float(y.detach().abs().mean()))
         return y
+
+    def keep(self, level: float) -> None:
+        self.level = level
+
+    def read(self) -> float:
+        return float(self.level)
+
+
+class MeasuresInDict(Measures):
+    def __init__(self) -> None:
+        super().__init__()
+        self.level = {}
+
+    def keep(self, level: float) -> None:
+        self.level["mean"] = level
+
+    def read(self) -> float:
+        return float(self.level["mean"])
 
 
 class ByLevel(Encoder):
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        return self.run(self.embeddings(input_ids))[-1] * self.layers[0].level
+        return self.run(self.embeddings(input_ids))[-1] * self.layers[0].read()
 
 
-def test_number_that_a_frozen_block_leaves() -> None:
-    model = Classifier(ByLevel(*(Measures() for _ in range(4))))
-    check_equal(Plain(model), frozen(), data=same_length, reason="keep what they compute in an attribute")
+@pytest.mark.parametrize("size", [1, 4])
+@pytest.mark.parametrize("kind", [Measures, MeasuresInDict])
+def test_number_that_a_frozen_block_leaves(kind: type[Measures], size: int) -> None:
+    module = Plain(Classifier(ByLevel(*(kind() for _ in range(4)))))
+    data = lambda: loader(Examples(12, 5, 5), size)  # noqa: E731
+    check_equal(module, frozen(), data=data, reason="keep what they compute in an attribute")
 
 
 class Optional(Block):
@@ -233,3 +259,124 @@ def test_error_while_a_rehearsal_is_prepared(monkeypatch: pytest.MonkeyPatch) ->
         make_trainer(make_cache(), epochs=1).fit(module, same_length())
     assert "log" not in vars(module)
     assert "log_dict" not in vars(module)
+
+
+class Notes(LightningModule):
+    """Holds embeddings and blocks itself, so that it is the entry; `note` keeps something of each step."""
+
+    def __init__(self, lr: float = 0.1, keeps: Any = None, note: Callable[[Any, Tensor], None] | None = None) -> None:
+        super().__init__()
+        self.save_hyperparameters("lr")
+        encoder = Encoder()
+        self.embeddings, self.layers, self.classifier = encoder.embeddings, encoder.layers, nn.Linear(32, 2)
+        self.losses: list[Tensor] = []
+        self.validated: list[Tensor] = []
+        self.kept = keeps
+        self.note = note
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        hidden = self.embeddings(input_ids)
+        for layer in self.layers:
+            hidden = layer(hidden)
+        return self.classifier(hidden[:, 0])  # type: ignore[no-any-return]
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        loss: Tensor = classified(self(batch["input_ids"]), batch["labels"]).loss
+        self.losses.append(loss.detach().clone())
+        if self.note is not None:
+            self.note(self.kept, loss.detach())
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=self.hparams["lr"])
+
+
+def in_dicts(kept: Any, loss: Tensor) -> None:
+    kept.append({"loss": loss})
+
+
+def in_pairs(kept: Any, loss: Tensor) -> None:
+    kept.append((loss, 4))
+
+
+def in_numbers(kept: Any, loss: Tensor) -> None:
+    kept.append(float(loss))
+
+
+@pytest.mark.parametrize(
+    ("kept", "note"), [([], in_dicts), ([], in_pairs), (deque(maxlen=50), in_numbers)], ids=["dicts", "pairs", "deque"]
+)
+def test_outputs_of_steps_are_no_settings(kept: Any, note: Callable[[Any, Tensor], None]) -> None:
+    data = lambda: loader(Examples(24, 5, 5))  # noqa: E731
+    cache = check_equal(Notes(keeps=kept, note=note), frozen(), data=data, epochs=4)
+    assert cache.hit_rate > 0.4
+
+
+def test_a_sweep_of_learning_rates_shares_what_is_stored() -> None:
+    store = MemoryStore()
+    for lr in (0.1, 0.01):
+        both(Notes(lr), frozen(), cache=make_cache(store), data=same_length)
+    assert len({namespace for namespace, _ in store.entries}) == 1
+
+
+class ListsWhatTrains(Encoder):
+    def __init__(self) -> None:
+        super().__init__()
+        self.late = [*self.layers[3].parameters()]
+
+
+def test_list_of_weights_that_train() -> None:
+    data = lambda: loader(Examples(24, 5, 5))  # noqa: E731
+    cache = check_equal(Plain(Classifier(ListsWhatTrains())), frozen(), data=data, epochs=4)
+    assert cache.hit_rate > 0.4
+
+
+class Traced(Encoder):
+    """Keeps a record of its calls, of which nothing comes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nested: dict[str, list[int]] = {"calls": []}
+        self.counts: Counter[str] = Counter()
+        self.array = np.zeros(1)
+        self.pair = (torch.zeros(()),)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        self.nested["calls"].append(len(input_ids))
+        self.counts["calls"] += 1
+        self.array += 1
+        self.pair[0].add_(1)
+        return super().forward(input_ids, attention_mask)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("name", ["nested", "counts", "array", "pair"])
+def test_traces_of_a_check(name: str) -> None:
+    plain, cached, _ = both(Plain(Classifier(Traced())), frozen(), data=same_length)
+    one, other = (getattr(m.model.encoder, name) for m in (plain, cached))
+    assert repr(one) == repr(other)
+
+
+class Maybe(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return y * self.gain if hasattr(self, "gain") else y
+
+
+def register(module: Any) -> None:
+    module.model.encoder.layers[0].register_buffer("gain", torch.tensor(2.0))
+
+
+def test_buffer_that_is_registered_in_the_middle_of_an_epoch() -> None:
+    module = Plain(Classifier(Encoder(*(Maybe() for _ in range(4)))))
+    check_equal(module, frozen(), AfterStep(8, register), data=lambda: loader(Examples(24, 5, 5)), epochs=4)
+
+
+def test_a_folder_that_cannot_be_looked_into_has_no_notes(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    tier = DiskTier(tmp_path, None)
+
+    def fails(*args: Any, **kwargs: Any) -> Any:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("pathlib.Path.stat", fails)
+    tier.note(bytes(16), 100)
+    assert tier.noted(bytes(15) + b"1") == 0

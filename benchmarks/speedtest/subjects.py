@@ -138,7 +138,7 @@ def t5(
     words: int = 32128,
     **run: Any,
 ) -> Subject:
-    """T5; the encoder is frozen, and of the decoder the first blocks. The source is as long as the target, or longer."""
+    """T5; the encoder is frozen, and of the decoder the first blocks; the source may be longer than the target."""
     config = transformers.T5Config(
         vocab_size=words,
         num_layers=blocks,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections import deque
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
+from itertools import islice
 from operator import is_
 from typing import Any
 
@@ -69,7 +70,10 @@ def rehearsal(module: nn.Module, start: Randomness, device: torch.device) -> Ite
     owners = list(module.modules())
     attributes = [(owner, {name: value for name, value in vars(owner).items() if name not in OWN}) for owner in owners]
     buffers = [(owner, name, b) for owner in owners for name, b in owner._buffers.items() if b is not None]
-    contents = [undo for _, own in attributes for value in own.values() for undo in _undoing(value)]
+    contents = _Contents()
+    for _, own in attributes:
+        for value in own.values():
+            contents.keep(value)
     try:
         # Copies take their place, rather than their values being put back: the pass that has just ended keeps some of
         # them for its backward pass, and notices any writing.
@@ -91,39 +95,59 @@ def rehearsal(module: nn.Module, start: Randomness, device: torch.device) -> Ite
             for name in [name for name in vars(owner) if name not in OWN and name not in own]:
                 del vars(owner)[name]
             vars(owner).update(own)
-        for undo in contents:
-            with suppress(Exception):  # a container of a kind that cannot be written so: the next one may
+        contents.put_back()
+
+
+#: How deep containers are looked into, how many of their parts, and the bytes that are copied in all.
+_DEPTH, _MOST_PARTS, _MOST_BYTES = 4, 20_000, 2**28
+#: What can be written to in the usual way: other kinds may refuse it, or mirror what they hold elsewhere.
+_CONTAINERS = frozenset({list, dict, set, deque, defaultdict, OrderedDict, Counter})
+
+
+class _Contents:
+    """What is in values that can change in place: containers, arrays, generators of random numbers."""
+
+    def __init__(self) -> None:
+        self._undo: list[Callable[[], Any]] = []
+        self._parts = _MOST_PARTS
+        self._bytes = _MOST_BYTES
+
+    def put_back(self) -> None:
+        """Give everything the content back that it had."""
+        for undo in self._undo:
+            with suppress(Exception):  # the others are to have theirs in any case
                 undo()
 
+    def keep(self, value: Any, depth: int = _DEPTH) -> None:
+        """Note what is in a value, and in what is in it.
 
-#: How deep containers are looked into, and the bytes of tensors in attributes that are copied in all.
-_DEPTH, _MOST_BYTES = 4, 2**28
-
-
-def _undoing(value: Any, depth: int = _DEPTH) -> Iterator[Callable[[], Any]]:
-    """Yield what gives a value, and what is in it, the content back that it has now."""
-    parts: Iterable[Any] = ()
-    if isinstance(value, (dict, list, deque, set)):
-        content: Any = dict(value) if isinstance(value, dict) else list(value)
-        parts = () if isinstance(value, set) else content.values() if isinstance(value, dict) else content
-        yield lambda: _refill(value, content)
-    elif isinstance(value, tuple):
-        parts = value
-    elif isinstance(value, np.ndarray):
-        if value.nbytes <= _MOST_BYTES // 16 and value.flags.writeable:
+        Args:
+            value: The value.
+            depth: How much deeper to look.
+        """
+        self._parts -= 1
+        parts: Iterable[Any] = ()
+        if type(value) in _CONTAINERS:
+            content: Any = dict(value) if isinstance(value, dict) else list(value)
+            parts = () if isinstance(value, set) else content.values() if isinstance(value, dict) else content
+            self._undo.append(lambda: _refill(value, content))
+        elif type(value) is tuple:
+            parts = value
+        elif type(value) is np.ndarray and value.flags.writeable and value.nbytes <= self._bytes:
+            self._bytes -= value.nbytes
             copied = value.copy()
-            yield lambda: np.copyto(value, copied)
-    elif isinstance(value, torch.Generator):
-        yield partial(value.set_state, value.get_state())
-    elif isinstance(value, random.Random):
-        yield partial(value.setstate, value.getstate())
-    elif isinstance(value, np.random.Generator):
-        yield partial(setattr, value.bit_generator, "state", value.bit_generator.state)
-    elif isinstance(value, np.random.RandomState):
-        yield partial(value.set_state, value.get_state())
-    for part in parts if depth else ():
-        if not isinstance(part, (Tensor, str, int, float, bytes)):
-            yield from _undoing(part, depth - 1)
+            self._undo.append(lambda: _rewrite(value, copied))
+        elif isinstance(value, torch.Generator):
+            self._undo.append(partial(value.set_state, value.get_state()))
+        elif isinstance(value, random.Random):
+            self._undo.append(partial(value.setstate, value.getstate()))
+        elif isinstance(value, np.random.Generator):
+            self._undo.append(partial(setattr, value.bit_generator, "state", value.bit_generator.state))
+        elif isinstance(value, np.random.RandomState):
+            self._undo.append(partial(value.set_state, value.get_state()))
+        for part in islice(parts, max(0, self._parts)) if depth else ():
+            if not isinstance(part, (Tensor, str, int, float, bytes)):
+                self.keep(part, depth - 1)
 
 
 def _refill(value: Any, content: Any) -> None:
@@ -134,24 +158,36 @@ def _refill(value: Any, content: Any) -> None:
     value.extend(content) if isinstance(value, (list, deque)) else value.update(content)
 
 
+def _rewrite(value: np.ndarray, content: np.ndarray) -> None:
+    if not np.array_equal(value, content):
+        np.copyto(value, content)
+
+
 class _Copies:
     """Copies of tensors, as long as they are not too many: states of metrics are small, a data set may be kept too."""
 
     def __init__(self) -> None:
-        self._left = _MOST_BYTES
+        self._parts = _MOST_PARTS
+        self._bytes = _MOST_BYTES
 
     def of(self, value: Any, depth: int = _DEPTH) -> Any:
         """A value with copies in the place of its tensors. Containers stay the ones that they are."""
         if isinstance(value, Tensor):
-            self._left -= value.numel() * value.element_size()
-            return _copy(value) if self._left >= 0 else value
-        if depth and type(value) is tuple:
+            size = value.numel() * value.element_size()
+            if size > self._bytes:
+                return value
+            self._bytes -= size
+            return _copy(value)
+        is_container = type(value) in _CONTAINERS and not isinstance(value, set)
+        if not depth or not (is_container or type(value) is tuple) or len(value) > self._parts:
+            return value
+        self._parts -= len(value)
+        if type(value) is tuple:
             parts = tuple(self.of(part, depth - 1) for part in value)
             return value if all(map(is_, parts, value)) else parts
-        if depth and isinstance(value, (list, deque, dict)):
-            for key, part in [*value.items()] if isinstance(value, dict) else [*enumerate(value)]:
-                if (other := self.of(part, depth - 1)) is not part:
-                    value[key] = other
+        for key, part in [*value.items()] if isinstance(value, dict) else [*enumerate(value)]:
+            if (other := self.of(part, depth - 1)) is not part:
+                value[key] = other
         return value
 
 

@@ -74,10 +74,9 @@ class Kept:
         numbers, now = self._look_at_numbers(), self._look()
         if now.keys() != self._found.keys() or numbers.keys() != self._numbers.keys():
             return True
-        for place, value in numbers.items():
-            before = self._numbers[place]
-            if value is not before and (not by_content or repr(value) != repr(before)):
-                return True
+        # By value: a number that is the same each time may be set anew in each pass.
+        if any(not np.array_equal(value, self._numbers[place], equal_nan=True) for place, value in numbers.items()):
+            return True
         for key, (tensor, version) in now.items():
             earlier, then = self._found[key]
             if tensor is earlier and version == then:
@@ -89,8 +88,8 @@ class Kept:
 
 def _numbers_in(value: Any, depth: int = 3) -> Iterable[Any]:
     """Every number with a fraction, and every array, in an attribute."""
-    if isinstance(value, (float, np.floating, np.ndarray)):
-        yield value.copy() if isinstance(value, np.ndarray) else value
+    if isinstance(value, (float, np.floating)) or (isinstance(value, np.ndarray) and value.dtype.kind == "f"):
+        yield np.array(value)  # a copy
     elif depth and isinstance(value, (list, tuple, deque, dict)) and len(value) <= _MOST:
         for part in value.values() if isinstance(value, dict) else value:
             yield from _numbers_in(part, depth - 1)

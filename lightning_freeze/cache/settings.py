@@ -133,7 +133,7 @@ def _seen(value: Any, is_root: bool, left: list[int]) -> Any:
         return None if value.requires_grad else _Written(value)  # what trains and feeds in is noticed elsewhere
     if isinstance(value, Enum):
         return f"{kind.__name__}.{value.name}"
-    if isinstance(value, (np.generic, np.ndarray)) and not is_root:
+    if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and not is_root):
         flat = np.asarray(value).reshape(-1)
         some = "" if flat.dtype == object else flat[:: max(1, flat.size // _MOST)].tolist()
         return f"{flat.dtype}{np.shape(value)}{some}"

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers as tf
 from cached_fits import Examples, MemoryStore, Plain, both, freeze, loader, make_cache, make_trainer
-from encoders import AfterStep, Block, Classifier, Encoder, check_equal, classified, frozen, same_length
+from encoders import AfterStep, Block, Classifier, Encoder, bert, check_equal, classified, frozen, same_length
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
@@ -194,12 +195,59 @@ class ByLevel(Encoder):
         return self.run(self.embeddings(input_ids))[-1] * self.layers[0].read()
 
 
-@pytest.mark.parametrize("size", [1, 4])
 @pytest.mark.parametrize("kind", [Measures, MeasuresInDict])
-def test_number_that_a_frozen_block_leaves(kind: type[Measures], size: int) -> None:
+def test_number_that_a_frozen_block_leaves(kind: type[Measures]) -> None:
     module = Plain(Classifier(ByLevel(*(kind() for _ in range(4)))))
-    data = lambda: loader(Examples(12, 5, 5), size)  # noqa: E731
-    check_equal(module, frozen(), data=data, reason="keep what they compute in an attribute")
+    check_equal(module, frozen(), data=same_length, reason="keep what they compute in an attribute")
+
+
+class Scales(Block):
+    """Sets a number that is the same for all samples, and has an array."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.window = np.hanning(16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.scale = x.shape[-1] ** -0.5
+        return super().forward(x) * self.scale
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_number_that_is_set_anew_in_each_pass(size: int) -> None:
+    module = Plain(Classifier(Encoder(*(Scales() for _ in range(4)))))
+    assert check_equal(module, frozen(), data=lambda: loader(Examples(12, 5, 5), size)).hit_rate > 0.5
+
+
+class KeepsOutput(tf.BertModel):
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        self.last = super().forward(*args, **kwargs)
+        return self.last
+
+
+def test_output_that_the_module_keeps_stays_whole() -> None:
+    model = bert()
+    model.bert = KeepsOutput(model.config)
+    check_equal(Plain(model), frozen(), data=same_length)
+
+
+class Steps(Encoder):
+    """Counts its steps in a tensor, beside one that is too large to be copied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = torch.zeros(2**26 + 1)
+        self.steps = torch.zeros(1)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        self.steps += 1
+        return super().forward(input_ids, attention_mask)  # type: ignore[no-any-return]
+
+
+def test_small_tensor_beside_a_large_one() -> None:
+    module = Plain(Classifier(Steps()))
+    plain, cached, _ = both(module, frozen(), data=same_length)
+    assert plain.model.encoder.steps == cached.model.encoder.steps == 9
 
 
 class Optional(Block):

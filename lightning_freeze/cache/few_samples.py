@@ -77,16 +77,14 @@ class FewSamples:
             return None
         known.per_sample = this.call.per_sample
         known.size = known.size or bytes_in([row for row in found if row is not None]) / this.call.size
-        known.loud |= this.loud
-        known.graded = known.graded or torch.is_grad_enabled()
+        known.include(this.loud)
         if not known.checked:
             self._entries.time_reading(this, known, origin)
             # The whole batch takes at least as long as two of its samples. If that does not tell, it runs.
             if worth.is_slow(known, this.call.size, few.seconds):
                 return None
             # A sample takes about as long among two as among many, but in models so small that it does not matter.
-            known.checked, known.seconds = True, few.seconds / few.call.size
-            known.first = known.seconds
+            known.begin(few.seconds / few.call.size)
         vars(this.known).update(vars(known))
         this.rows = found
         self._entries.filled.add(known.boundary)

@@ -15,7 +15,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from lightning_freeze.cache.keys import bytes_of, new_hash
+from lightning_freeze.cache.keys import bytes_of, hash_of, new_hash
 from lightning_freeze.cache.selfcheck import version_of
 from lightning_freeze.cache.towers import CachedTower
 
@@ -144,7 +144,7 @@ class Fingerprint:
         state = self._state(step)
         # Copied to the CPU here: a thread of its own would not wait for what the device is still to do.
         parts = [tensor.detach().cpu().reshape(-1).split(_PART) for _, tensor in state]
-        contents = threads.map(_hash, [part for some in parts for part in some])
+        contents = threads.map(hash_of, [part for some in parts for part in some])
         for (name, tensor), some in zip(state, parts, strict=True):
             entry.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
             entry.update(b"".join(next(contents) for _ in some))
@@ -199,13 +199,6 @@ def _state_of(watched: _Watched) -> tuple[Any, ...]:
         *(None if t is None else (version_of(t), t.data_ptr()) for t in found),
         *((name, buffer is None) for buffers in names for name, buffer in buffers.items()),
     )
-
-
-def _hash(part: Tensor) -> bytes:
-    """A hash of a part of a weight; the library lets other threads go on meanwhile."""
-    entry = new_hash()
-    entry.update(bytes_of(part.reshape(1, -1)))
-    return bytes(entry.digest())
 
 
 def surroundings(device: torch.device) -> str:

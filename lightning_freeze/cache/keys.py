@@ -249,6 +249,13 @@ def _padding(mask: Tensor | None, leaves: Mapping[str, Tensor], size: int) -> tu
     return length, list(zip(starts.tolist(), stops.tolist(), strict=True))
 
 
+def hash_of(tensor: Tensor) -> bytes:
+    """A hash of the content of a tensor; other threads go on meanwhile."""
+    entry = new_hash()
+    entry.update(bytes_of(tensor.reshape(1, -1)))
+    return bytes(entry.digest())
+
+
 def bytes_of(tensor: Tensor) -> np.ndarray:
     """The content of a tensor as one row of bytes for each sample."""
     tensor = tensor.detach().cpu().contiguous()

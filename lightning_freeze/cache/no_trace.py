@@ -18,8 +18,12 @@ from torch import Tensor, nn
 
 from lightning_freeze.cache.skip import replaced
 
-#: What every module has.
-OWN = frozenset({*vars(nn.Module()), "forward"})
+_OWN = frozenset({*vars(nn.Module()), "forward"})
+
+
+def attributes_of(module: nn.Module) -> dict[str, Any]:
+    """The attributes of a module besides those that every module has."""
+    return {name: value for name, value in vars(module).items() if name not in _OWN}
 
 
 class Randomness:
@@ -67,21 +71,16 @@ def rehearsal(module: nn.Module, start: Randomness, device: torch.device) -> Ite
         device: Where it runs.
     """
     now = Randomness(device)
-    owners = list(module.modules())
-    attributes = [(owner, {name: value for name, value in vars(owner).items() if name not in OWN}) for owner in owners]
-    buffers = [(owner, name, b) for owner in owners for name, b in owner._buffers.items() if b is not None]
-    contents = _Contents()
-    for _, own in attributes:
-        for value in own.values():
-            contents.keep(value)
+    attributes = [(owner, attributes_of(owner)) for owner in module.modules()]
+    buffers = [(owner, name, b) for owner, _ in attributes for name, b in owner._buffers.items() if b is not None]
+    saved = _Saved()
     try:
         # Copies take their place, rather than their values being put back: the pass that has just ended keeps some of
         # them for its backward pass, and notices any writing.
         for owner, name, buffer in buffers:
             owner._buffers[name] = buffer.detach().clone()
-        copies = _Copies()
         for owner, own in attributes:
-            vars(owner).update({name: copies.of(value) for name, value in own.items()})
+            vars(owner).update({name: saved.copy(value) for name, value in own.items()})
             if isinstance(owner, LightningModule):
                 vars(owner).update(log=_nothing, log_dict=_nothing)
         start.restore()
@@ -92,20 +91,24 @@ def rehearsal(module: nn.Module, start: Randomness, device: torch.device) -> Ite
         for owner, name, buffer in buffers:
             owner._buffers[name] = buffer
         for owner, own in attributes:
-            for name in [name for name in vars(owner) if name not in OWN and name not in own]:
+            for name in attributes_of(owner).keys() - own.keys():
                 del vars(owner)[name]
             vars(owner).update(own)
-        contents.put_back()
+        saved.put_back()
 
 
 #: How deep containers are looked into, how many of their parts, and the bytes that are copied in all.
 _DEPTH, _MOST_PARTS, _MOST_BYTES = 4, 20_000, 2**28
 #: What can be written to in the usual way: other kinds may refuse it, or mirror what they hold elsewhere.
 _CONTAINERS = frozenset({list, dict, set, deque, defaultdict, OrderedDict, Counter})
+_PLAIN = (str, int, float, bytes)
 
 
-class _Contents:
-    """What is in values that can change in place: containers, arrays, generators of random numbers."""
+class _Saved:
+    """What was in values that can change in place: tensors, containers, arrays, generators of random numbers.
+
+    Tensors are copied as long as they are not too many: states of metrics are small, a data set may be kept too.
+    """
 
     def __init__(self) -> None:
         self._undo: list[Callable[[], Any]] = []
@@ -118,25 +121,33 @@ class _Contents:
             with suppress(Exception):  # the others are to have theirs in any case
                 undo()
 
-    def keep(self, value: Any, depth: int = _DEPTH) -> None:
-        """Note what is in a value, and in what is in it.
+    def copy(self, value: Any, depth: int = _DEPTH) -> Any:
+        """Save a value and what is in it.
 
         Args:
             value: The value.
             depth: How much deeper to look.
+
+        Returns:
+            The same, with copies in the place of its tensors. Containers stay the ones that they are.
         """
         self._parts -= 1
-        parts: Iterable[Any] = ()
+        if isinstance(value, Tensor):
+            return _copy(value) if self._fits(value.numel() * value.element_size()) else value
+        if type(value) is tuple:
+            parts = tuple(self._copied(enumerate(value), depth).values())
+            return value if all(map(is_, parts, value)) else (*parts, *value[len(parts) :])
         if type(value) in _CONTAINERS:
             content: Any = dict(value) if isinstance(value, dict) else list(value)
-            parts = () if isinstance(value, set) else content.values() if isinstance(value, dict) else content
             self._undo.append(lambda: _refill(value, content))
-        elif type(value) is tuple:
-            parts = value
-        elif type(value) is np.ndarray and value.flags.writeable and value.nbytes <= self._bytes:
-            self._bytes -= value.nbytes
-            copied = value.copy()
-            self._undo.append(lambda: _rewrite(value, copied))
+            if not isinstance(value, set):
+                items = content.items() if isinstance(value, dict) else enumerate(content)
+                for key, part in self._copied(items, depth).items():
+                    if part is not content[key]:
+                        value[key] = part
+        elif type(value) is np.ndarray and value.flags.writeable and self._fits(value.nbytes):
+            array = value.copy()
+            self._undo.append(lambda: _rewrite(value, array))
         elif isinstance(value, torch.Generator):
             self._undo.append(partial(value.set_state, value.get_state()))
         elif isinstance(value, random.Random):
@@ -145,9 +156,17 @@ class _Contents:
             self._undo.append(partial(setattr, value.bit_generator, "state", value.bit_generator.state))
         elif isinstance(value, np.random.RandomState):
             self._undo.append(partial(value.set_state, value.get_state()))
-        for part in islice(parts, max(0, self._parts)) if depth else ():
-            if not isinstance(part, (Tensor, str, int, float, bytes)):
-                self.keep(part, depth - 1)
+        return value
+
+    def _copied(self, items: Iterable[tuple[Any, Any]], depth: int) -> dict[Any, Any]:
+        some = islice(items, max(0, self._parts)) if depth else ()
+        return {key: part if isinstance(part, _PLAIN) else self.copy(part, depth - 1) for key, part in some}
+
+    def _fits(self, size: int) -> bool:
+        if size > self._bytes:
+            return False
+        self._bytes -= size
+        return True
 
 
 def _refill(value: Any, content: Any) -> None:
@@ -161,34 +180,6 @@ def _refill(value: Any, content: Any) -> None:
 def _rewrite(value: np.ndarray, content: np.ndarray) -> None:
     if not np.array_equal(value, content):
         np.copyto(value, content)
-
-
-class _Copies:
-    """Copies of tensors, as long as they are not too many: states of metrics are small, a data set may be kept too."""
-
-    def __init__(self) -> None:
-        self._parts = _MOST_PARTS
-        self._bytes = _MOST_BYTES
-
-    def of(self, value: Any, depth: int = _DEPTH) -> Any:
-        """A value with copies in the place of its tensors. Containers stay the ones that they are."""
-        if isinstance(value, Tensor):
-            size = value.numel() * value.element_size()
-            if size > self._bytes:
-                return value
-            self._bytes -= size
-            return _copy(value)
-        is_container = type(value) in _CONTAINERS and not isinstance(value, set)
-        if not depth or not (is_container or type(value) is tuple) or len(value) > self._parts:
-            return value
-        self._parts -= len(value)
-        if type(value) is tuple:
-            parts = tuple(self.of(part, depth - 1) for part in value)
-            return value if all(map(is_, parts, value)) else parts
-        for key, part in [*value.items()] if isinstance(value, dict) else [*enumerate(value)]:
-            if (other := self.of(part, depth - 1)) is not part:
-                value[key] = other
-        return value
 
 
 def _copy(tensor: Tensor) -> Tensor:

@@ -105,8 +105,7 @@ class Passage:
         self._tally.samples += this.call.size
         known.is_nan = known.is_nan or selfcheck.has_nan(output)
         self._check(this, hidden, output)
-        known.loud |= this.loud
-        known.graded = known.graded or torch.is_grad_enabled()
+        known.include(this.loud)
         if this.trimmed and not known.trimmed and this.call.has_padding:
             this.trimmed = False
             this.keys = this.call.keys(False, self._origin)

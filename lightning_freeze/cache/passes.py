@@ -126,6 +126,24 @@ class Known:
         if call.length and not self.positions:
             self.trimmed = False
 
+    def include(self, loud: frozenset[int]) -> None:
+        """Note under which conditions it was looked at.
+
+        Args:
+            loud: Which modules outside of the blocks were in training mode.
+        """
+        self.loud |= loud
+        self.graded = self.graded or torch.is_grad_enabled()
+
+    def begin(self, seconds: float) -> None:
+        """It is checked, and used from now on.
+
+        Args:
+            seconds: Time to compute it for one sample.
+        """
+        self.checked = True
+        self.seconds = self.first = seconds
+
     @property
     def is_due(self) -> bool:
         """Whether it should be seen again, in a pass that skips, if anything reads the positions of padding."""

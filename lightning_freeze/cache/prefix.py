@@ -195,11 +195,12 @@ class FrozenPrefix:
             return None
         self._busy = True
         try:
-            if self._is_wrong(this, output):
-                return self._again(this)  # what goes wrong in there is the module's own
+            # What goes wrong when it is computed again is the module's own.
+            return self._again(this) if self._is_wrong(this, output) else self._conclude(this, output)
         finally:
             self._busy = False
-        self._busy = True
+
+    def _conclude(self, this: Pass, output: Any) -> None:
         try:
             if this.watch is not None and (slow := self.passage.finish(this, output)) is not None:
                 self.switch_off(slow, is_fault=False)
@@ -209,9 +210,6 @@ class FrozenPrefix:
                 self.outputs.remember(this, output)
         except Exception as reason:
             self.switch_off(reason_of(reason))
-        finally:
-            self._busy = False
-        return None
 
     def _is_wrong(self, this: Pass, output: Any) -> bool:
         try:

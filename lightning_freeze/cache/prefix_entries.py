@@ -218,8 +218,7 @@ class PrefixEntries:
         """
         known = this.known
         self.time_reading(this, known, origin)
-        known.checked = True
-        known.seconds = known.first = this.seconds / this.call.size
+        known.begin(this.seconds / this.call.size)
         return worth.why_not(known)
 
     def time_reading(self, this: Pass, known: Known, origin: Callable[[Tensor], Sequence[bytes] | None]) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_freeze.cache.layout import Spans
-from lightning_freeze.cache.no_trace import OWN
+from lightning_freeze.cache.no_trace import attributes_of
 
 #: Longest container in an attribute that is looked into for numbers.
 _MOST = 64
@@ -30,8 +30,7 @@ def has_nan(value: Any) -> bool:
 
 def keeps_nan(module: nn.Module) -> bool:
     """Whether a module, or one in it, has an attribute that is, or holds, a tensor with NaN."""
-    attributes = (v for m in module.modules() for name, v in vars(m).items() if name not in OWN)
-    return any(has_nan(value) for value in attributes)
+    return any(has_nan(value) for owner in module.modules() for value in attributes_of(owner).values())
 
 
 class Kept:
@@ -50,8 +49,8 @@ class Kept:
         return {
             (number, name, place): (tensor, version_of(tensor))
             for number, module in enumerate(self._modules)
-            for name, value in vars(module).items()
-            if name not in OWN and not callable(value)
+            for name, value in attributes_of(module).items()
+            if not callable(value)
             for place, tensor in enumerate(tensors_in(value))
         }
 
@@ -60,8 +59,7 @@ class Kept:
         return {
             (number, name, place): value
             for number, module in enumerate(self._modules)
-            for name, attribute in vars(module).items()
-            if name not in OWN
+            for name, attribute in attributes_of(module).items()
             for place, value in enumerate(_numbers_in(attribute))
         }
 

@@ -16,7 +16,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from lightning_freeze.cache.keys import bytes_of, new_hash
+from lightning_freeze.cache.keys import hash_of, new_hash
 from lightning_freeze.cache.selfcheck import record_of, version_of
 
 #: What every module has, and what Lightning and the stand-ins of skipped layers write to.
@@ -99,9 +99,7 @@ class _Written:
 
     def content(self) -> str:
         """A hash of what is in it."""
-        entry = new_hash()
-        entry.update(bytes_of(self._tensor.reshape(1, -1)))
-        return f"{tuple(self._tensor.shape)} {self._tensor.dtype} {entry.hexdigest()}"
+        return f"{tuple(self._tensor.shape)} {self._tensor.dtype} {hash_of(self._tensor).hex()}"
 
 
 def _setting(value: Any, is_root: bool) -> Any:

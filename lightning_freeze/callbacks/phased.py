@@ -153,7 +153,8 @@ class PhasedFineTuning(FreezingCallback):
         checks.check_phases_train(self, self._resolved.plan, self._resolved.trains, session.holds)
         if self.skips_idle_phases:
             plan = self._resolved.without_idle(lambda parameter: session.holds.can_train(parameter, self))
-            self._resolved = ResolvedPhases.on(self.stack, plan, self.frozen_eval)
+            if len(plan) < len(self._resolved.plan):
+                self._resolved = ResolvedPhases.on(self.stack, plan, self.frozen_eval)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         super().on_fit_start(trainer, pl_module)

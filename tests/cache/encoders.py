@@ -95,6 +95,28 @@ class Classifier(nn.Module):
         return classified(self.classifier(hidden.mean(1) if self.mean else hidden[:, 0]), labels)
 
 
+class Whole(LightningModule):
+    """A LightningModule that holds embeddings and blocks itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        encoder = Encoder()
+        self.embeddings, self.layers, self.classifier = encoder.embeddings, encoder.layers, nn.Linear(32, 2)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        hidden = self.embeddings(input_ids)
+        for layer in self.layers:
+            hidden = layer(hidden)
+        return self.classifier(hidden[:, 0])  # type: ignore[no-any-return]
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        loss: Tensor = classified(self(batch["input_ids"]), batch["labels"]).loss
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.1)
+
+
 class AfterStep(Callback):
     """Changes the module once, after a step of the training."""
 

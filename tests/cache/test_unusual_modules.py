@@ -14,9 +14,8 @@ import pytest
 import torch
 import transformers as tf
 from cached_fits import Examples, MemoryStore, Plain, both, freeze, loader, make_cache, make_trainer
-from encoders import AfterStep, Block, Classifier, Encoder, bert, check_equal, classified, frozen, same_length
-from lightning.pytorch import LightningModule
-from torch import Tensor, nn
+from encoders import AfterStep, Block, Classifier, Encoder, Whole, bert, check_equal, frozen, same_length
+from torch import Tensor
 
 from lightning_freeze.cache import no_trace
 from lightning_freeze.cache.disk import DiskTier
@@ -236,7 +235,7 @@ class Steps(Encoder):
 
     def __init__(self) -> None:
         super().__init__()
-        self.table = torch.zeros(2**26 + 1)
+        self.table = torch.zeros(32)
         self.steps = torch.zeros(1)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
@@ -244,7 +243,8 @@ class Steps(Encoder):
         return super().forward(input_ids, attention_mask)  # type: ignore[no-any-return]
 
 
-def test_small_tensor_beside_a_large_one() -> None:
+def test_small_tensor_beside_a_large_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(no_trace, "_MOST_BYTES", 100)
     module = Plain(Classifier(Steps()))
     plain, cached, _ = both(module, frozen(), data=same_length)
     assert plain.model.encoder.steps == cached.model.encoder.steps == 9
@@ -275,33 +275,13 @@ def test_buffer_that_comes_or_goes(gain: Tensor | None, change: Callable[[Any], 
     check_equal(module, frozen(), AfterStep(8, change), data=data, epochs=4)
 
 
-class Whole(LightningModule):
-    def __init__(self) -> None:
-        super().__init__()
-        encoder = Encoder()
-        self.embeddings, self.layers, self.classifier = encoder.embeddings, encoder.layers, nn.Linear(32, 2)
-        self.layers[3].table = torch.zeros(3)
-
-    def forward(self, input_ids: Tensor) -> Tensor:
-        hidden = self.embeddings(input_ids)
-        for layer in self.layers:
-            hidden = layer(hidden)
-        return self.classifier(hidden[:, 0])  # type: ignore[no-any-return]
-
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        loss: Tensor = classified(self(batch["input_ids"]), batch["labels"]).loss
-        return loss
-
-    def configure_optimizers(self) -> Any:
-        return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.1)
-
-
 def test_error_while_a_rehearsal_is_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(tensor: Tensor) -> Tensor:
         raise torch.OutOfMemoryError("out of memory")
 
     monkeypatch.setattr(no_trace, "_copy", fails)
     module = Whole()
+    module.layers[3].table = torch.zeros(3)
     freeze(module.embeddings, *module.layers[:2])
     with pytest.warns(UserWarning, match="out of memory"):
         make_trainer(make_cache(), epochs=1).fit(module, same_length())
@@ -309,34 +289,23 @@ def test_error_while_a_rehearsal_is_prepared(monkeypatch: pytest.MonkeyPatch) ->
     assert "log_dict" not in vars(module)
 
 
-class Notes(LightningModule):
-    """Holds embeddings and blocks itself, so that it is the entry; `note` keeps something of each step."""
+class Notes(Whole):
+    """Keeps something of each step."""
 
     def __init__(self, lr: float = 0.1, keeps: Any = None, note: Callable[[Any, Tensor], None] | None = None) -> None:
         super().__init__()
         self.save_hyperparameters("lr")
-        encoder = Encoder()
-        self.embeddings, self.layers, self.classifier = encoder.embeddings, encoder.layers, nn.Linear(32, 2)
         self.losses: list[Tensor] = []
         self.validated: list[Tensor] = []
         self.kept = keeps
         self.note = note
 
-    def forward(self, input_ids: Tensor) -> Tensor:
-        hidden = self.embeddings(input_ids)
-        for layer in self.layers:
-            hidden = layer(hidden)
-        return self.classifier(hidden[:, 0])  # type: ignore[no-any-return]
-
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        loss: Tensor = classified(self(batch["input_ids"]), batch["labels"]).loss
+        loss = super().training_step(batch, batch_idx)
         self.losses.append(loss.detach().clone())
         if self.note is not None:
             self.note(self.kept, loss.detach())
         return loss
-
-    def configure_optimizers(self) -> Any:
-        return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=self.hparams["lr"])
 
 
 def in_dicts(kept: Any, loss: Tensor) -> None:

@@ -25,8 +25,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from transformers import BertConfig, BertForSequenceClassification
 
 from lightning_freeze import LayerFreezing
-from lightning_freeze.cache import prefix
-from lightning_freeze.callbacks.cache import FrozenPrefixCache
+from lightning_freeze.cache import frozen_prefix
+from lightning_freeze.callbacks.frozen_prefix_cache import FrozenPrefixCache
 
 BATCH, LENGTH, SKIPPED = 8, 128, 3
 
@@ -112,7 +112,11 @@ class Bookkeeping:
     def __init__(self) -> None:
         self.seconds: list[float] = []
         for name in ("_before", "_after"):
-            setattr(prefix.FrozenPrefix, name, self._timed(getattr(prefix.FrozenPrefix, name), name == "_before"))
+            setattr(
+                frozen_prefix.FrozenPrefix,
+                name,
+                self._timed(getattr(frozen_prefix.FrozenPrefix, name), name == "_before"),
+            )
 
     def _timed(self, run: Callable[..., Any], begins: bool) -> Callable[..., Any]:
         def timed(*args: Any) -> Any:

@@ -26,9 +26,9 @@ import lmdb
 import numpy as np
 import torch
 
-from lightning_freeze.cache.entry import entry_bytes, is_sound, read_entry, seal, write_entry
-from lightning_freeze.cache.index import KeyIndex, as_array
-from lightning_freeze.cache.store import open_store
+from lightning_freeze.cache.store.entry import entry_bytes, is_sound, read_entry, seal, write_entry
+from lightning_freeze.cache.store.index import KeyIndex, as_array
+from lightning_freeze.cache.store.store import open_store
 
 SPACE = b"n" * 16
 BATCH = 32

@@ -10,8 +10,8 @@ from lightning_freeze.callbacks import (
 from lightning_freeze.data import TextDataModule
 from lightning_freeze.layers import Layer, LayerStack
 from lightning_freeze.module import TransformerModule
-from lightning_freeze.phases import Phase
-from lightning_freeze.triggers import AnyTrigger, EpochTrigger, PlateauTrigger, StepTrigger, Trigger
+from lightning_freeze.schedule.phases import Phase
+from lightning_freeze.schedule.triggers import AnyTrigger, EpochTrigger, PlateauTrigger, StepTrigger, Trigger
 
 __all__ = [
     "AnyTrigger",

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.speedtest.subjects import Batch, Subject
 from lightning_freeze import GradualUnfreezing, LayerFreezing, LayerStack
-from lightning_freeze.callbacks.cache import FrozenPrefixCache
+from lightning_freeze.callbacks.frozen_prefix_cache import FrozenPrefixCache
 
 RATE = 1e-5
 #: Trains, and returns the seconds of each batch.

@@ -23,7 +23,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from lightning_freeze.cli import FreezeCLI
+from lightning_freeze.cli.command_line import FreezeCLI
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results.csv"

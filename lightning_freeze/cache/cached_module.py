@@ -9,15 +9,15 @@ import torch
 from torch import nn
 from torch.nn import Parameter
 
-from lightning_freeze.cache.accelerator import AcceleratorTier
-from lightning_freeze.cache.gain import is_compiled
-from lightning_freeze.cache.passes import Store, Tally
-from lightning_freeze.cache.patience import Patience
-from lightning_freeze.cache.prefix import FrozenPrefix
-from lightning_freeze.cache.prefix_entries import PrefixEntries
-from lightning_freeze.cache.towers import CachedTower, boundaries_ahead, find_towers
+from lightning_freeze.cache.checks.patience import Patience
+from lightning_freeze.cache.frozen_prefix import FrozenPrefix
+from lightning_freeze.cache.identity.cached_towers import CachedTower, boundaries_ahead, find_towers
+from lightning_freeze.cache.prefix.entries import PrefixEntries
+from lightning_freeze.cache.prefix.pass_state import Store, Tally
+from lightning_freeze.cache.prefix.predicted_gain import is_compiled
+from lightning_freeze.cache.store.accelerator import AcceleratorTier
 from lightning_freeze.layers import LayerStack
-from lightning_freeze.layers.groups import Groups
+from lightning_freeze.layers.discovery.groups import Groups
 
 #: What one schedule holds frozen, the parameters and the modules, now and in each phase to come.
 Freezes = Sequence[tuple[Sequence[Parameter], Sequence[nn.Module]]]

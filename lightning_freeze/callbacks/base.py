@@ -12,14 +12,14 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
-from lightning_freeze.callbacks.company_checks import Company
-from lightning_freeze.callbacks.gradient_checks import GradientCheck
-from lightning_freeze.callbacks.saving_checks import SavingCheck
+from lightning_freeze.compatibility.checks import Company
+from lightning_freeze.diagnostics.missing_gradients import GradientCheck
+from lightning_freeze.diagnostics.wasted_backward import SavingCheck
 from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.layers import LayerStack
-from lightning_freeze.layers.noise import noise_lines, unrest
-from lightning_freeze.report import layer_table
-from lightning_freeze.session import Session
+from lightning_freeze.layers.analysis.randomness import noise_lines, unrest
+from lightning_freeze.report.layer_table import layer_table
+from lightning_freeze.session.session import Session
 
 Groups = Mapping[str, Sequence[str]]
 

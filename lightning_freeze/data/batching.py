@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DistributedSampler
 
-from lightning_freeze.tasks import IGNORE_INDEX
+from lightning_freeze.module.tasks import IGNORE_INDEX
 
 
 class LengthBucketSampler(DistributedSampler[int]):

@@ -17,9 +17,8 @@ from lightning_freeze.data.encoding import Columns, Example, check_texts, encode
 from lightning_freeze.data.labels import class_names, encode_labels, majority_share, training_labels
 from lightning_freeze.data.readers import Table, read_table, saved_splits
 from lightning_freeze.data.splitting import check_fractions, split_rows
-from lightning_freeze.errors import ConfigurationError
-from lightning_freeze.suggest import listing
-from lightning_freeze.tasks import TaskName, get_task
+from lightning_freeze.errors import ConfigurationError, listing
+from lightning_freeze.module.tasks import TaskName, get_task
 
 _SPLIT_NAMES = {"train": ("train",), "val": ("validation", "val", "valid", "dev"), "test": ("test",)}
 _STAGES = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}

@@ -17,8 +17,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from lightning_freeze.data.labels import is_missing
 from lightning_freeze.data.readers import Table
 from lightning_freeze.errors import ConfigurationError
-from lightning_freeze.hub import advice, resolve
-from lightning_freeze.tasks import IGNORE_INDEX, Task
+from lightning_freeze.module.hub import advice, resolve
+from lightning_freeze.module.tasks import IGNORE_INDEX, Task
 
 Example = dict[str, Any]
 """One example: ``input_ids`` (and ``token_type_ids``) as 1-d tensors, ``labels`` if known, ``index``."""

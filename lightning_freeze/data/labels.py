@@ -8,8 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from lightning_freeze.data.readers import Table
-from lightning_freeze.errors import ConfigurationError
-from lightning_freeze.suggest import listing, suggest
+from lightning_freeze.errors import ConfigurationError, listing, suggest
 
 _ON_OFF = {"1": 1.0, "0": 0.0, "true": 1.0, "false": 0.0}
 

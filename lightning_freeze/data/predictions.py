@@ -11,7 +11,7 @@ from typing import Any
 
 from lightning_freeze.data.encoding import Columns
 from lightning_freeze.data.readers import Table
-from lightning_freeze.tasks import Task
+from lightning_freeze.module.tasks import Task
 
 
 def prediction_rows(table: Table, task: Task, columns: Columns, outputs: Iterable[Any]) -> Iterator[dict[str, Any]]:

@@ -11,8 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lightning_freeze.errors import ConfigurationError
-from lightning_freeze.suggest import listing, suggest
+from lightning_freeze.errors import ConfigurationError, listing, suggest
 
 
 @dataclass(frozen=True)

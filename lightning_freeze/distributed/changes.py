@@ -7,7 +7,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch.nn.parallel import DistributedDataParallel
 
 from lightning_freeze.distributed.sharding import renew, reshard
-from lightning_freeze.toggled import untoggled
+from lightning_freeze.session.toggle_optimizer import untoggled
 
 
 def before_change(module: LightningModule) -> None:

@@ -14,7 +14,7 @@ from torch.nn import Parameter
 
 from lightning_freeze.distributed.sharding import is_sharded, reshard
 from lightning_freeze.errors import ConfigurationError
-from lightning_freeze.layers.tree import clean_name
+from lightning_freeze.layers.discovery.module_tree import clean_name
 
 
 class SavedOptimizers(NamedTuple):

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Set as AbstractSet
-from typing import TYPE_CHECKING
 
 from lightning import LightningModule
 from torch import nn
 
-if TYPE_CHECKING:
-    from lightning_freeze.layers.stack import LayerStack
+from lightning_freeze.layers.layer import Layers
 
 
-def quiet_modules(stack: LayerStack, layers: AbstractSet[int], parameters: AbstractSet[int]) -> tuple[nn.Module, ...]:
+def quiet_modules(stack: Layers, layers: AbstractSet[int], parameters: AbstractSet[int]) -> tuple[nn.Module, ...]:
     """The modules that follow a set of frozen parameters into ``eval()`` mode.
 
     These are all modules of the frozen layers, and every container that spans several layers and of which all
@@ -52,7 +50,7 @@ def quiet_modules(stack: LayerStack, layers: AbstractSet[int], parameters: Abstr
     return tuple(found.values())
 
 
-def whole_layers(stack: LayerStack, parameters: AbstractSet[int]) -> set[int]:
+def whole_layers(stack: Layers, parameters: AbstractSet[int]) -> set[int]:
     """Indices of the layers of which every parameter is in ``parameters``.
 
     A layer without parameters of its own (a tied head) counts if all that it borrows is in there.

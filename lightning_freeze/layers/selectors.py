@@ -26,16 +26,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING
 
 from torch import nn
 
+from lightning_freeze.errors import suggest
+from lightning_freeze.layers.discovery.module_tree import clean_name
+from lightning_freeze.layers.layer import Layer, Layers
 from lightning_freeze.layers.modes import quiet_modules
-from lightning_freeze.layers.tree import clean_name
-from lightning_freeze.suggest import suggest
-
-if TYPE_CHECKING:
-    from lightning_freeze.layers.stack import Layer, LayerStack
+from lightning_freeze.layers.wording import abbreviate
 
 _INTEGER = re.compile(r"-?\d+")
 _SLICE = re.compile(r"(-?\d+)?:(-?\d+)?(?::(-?\d+)?)?")
@@ -58,7 +56,7 @@ class Selection:
     modules: tuple[nn.Module, ...]
 
 
-def select(stack: LayerStack, selector: str) -> Selection:
+def select(stack: Layers, selector: str) -> Selection:
     """Resolve a selector.
 
     Args:
@@ -85,21 +83,7 @@ def select(stack: LayerStack, selector: str) -> Selection:
     return _selection(stack, layers, parameters)
 
 
-def abbreviate(stack: LayerStack) -> str:
-    """The names of all layers on one line, long runs of blocks shortened: ``embeddings, 0 ... 11, head``."""
-    runs: list[list[Layer]] = []
-    for layer in stack:
-        last = runs[-1][-1] if runs else None
-        if layer.kind == "block" and last is not None and last.kind == "block" and last.tower == layer.tower:
-            runs[-1].append(layer)
-        else:
-            runs.append([layer])
-    return ", ".join(
-        f"{run[0].name} ... {run[-1].name}" if len(run) > 2 else ", ".join(layer.name for layer in run) for run in runs
-    )
-
-
-def _layers(stack: LayerStack, term: str) -> Sequence[Layer]:
+def _layers(stack: Layers, term: str) -> Sequence[Layer]:
     """The layers that one term without a glob selects."""
     if term in stack:
         exact = stack[term]
@@ -130,7 +114,7 @@ def _layers(stack: LayerStack, term: str) -> Sequence[Layer]:
     return found
 
 
-def _split(stack: LayerStack, term: str) -> tuple[str, Sequence[Layer], str]:
+def _split(stack: Layers, term: str) -> tuple[str, Sequence[Layer], str]:
     """Split ``encoder.:6`` into the tower, its blocks, and the rest; without a tower all blocks count."""
     towers = stack.towers
     names = {
@@ -151,14 +135,14 @@ def _split(stack: LayerStack, term: str) -> tuple[str, Sequence[Layer], str]:
     return "", stack.blocks, term
 
 
-def _single(stack: LayerStack, term: str, index: int, blocks: Sequence[Layer], tower: str) -> Layer:
+def _single(stack: Layers, term: str, index: int, blocks: Sequence[Layer], tower: str) -> Layer:
     if not -len(blocks) <= index < len(blocks):
         count = f"the blocks{_of(tower)} are numbered 0 to {len(blocks) - 1}" if blocks else "there are no blocks"
         raise _error(stack, term, f"is out of range: {count}", near=False)
     return blocks[index]
 
 
-def _percent(stack: LayerStack, term: str) -> Sequence[Layer]:
+def _percent(stack: Layers, term: str) -> Sequence[Layer]:
     match = _PERCENT.fullmatch(term)
     share = Fraction(match[1]) if match else Fraction(0)
     if not 0 < share <= 100:
@@ -173,7 +157,7 @@ def _percent(stack: LayerStack, term: str) -> Sequence[Layer]:
     return found
 
 
-def _glob(stack: LayerStack, term: str) -> set[int]:
+def _glob(stack: Layers, term: str) -> set[int]:
     """Identities of the parameters of which one of the names matches."""
     found = set()
     for layer in stack:
@@ -189,7 +173,7 @@ def _glob(stack: LayerStack, term: str) -> set[int]:
     return found
 
 
-def _selection(stack: LayerStack, layers: set[int], parameters: set[int]) -> Selection:
+def _selection(stack: Layers, layers: set[int], parameters: set[int]) -> Selection:
     whole = tuple(layer for layer in stack if layer.index in layers)
     chosen = tuple(p for layer in stack for p in layer.parameters() if layer.index in layers or id(p) in parameters)
     return Selection(whole, chosen, quiet_modules(stack, layers, {id(p) for p in chosen}))
@@ -199,7 +183,7 @@ def _of(tower: str) -> str:
     return f" of {tower!r}" if tower else ""
 
 
-def _error(stack: LayerStack, term: str, why: str, near: bool = True, parameters: bool = False) -> ValueError:
+def _error(stack: Layers, term: str, why: str, near: bool = True, parameters: bool = False) -> ValueError:
     names = [*stack.names, *stack.towers, "all", "embeddings", "head"]
     if parameters or "." in term:
         names += [name for layer in stack for name, _ in layer.named_parameters()]

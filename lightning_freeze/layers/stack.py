@@ -7,76 +7,17 @@ from typing import Any
 
 from torch import nn
 
-from lightning_freeze.layers.discovery import Kind, LayerSpec, Structure, discover
-from lightning_freeze.layers.groups import Groups, layers_from_groups
-from lightning_freeze.layers.hook import ask_module
+from lightning_freeze.errors import suggest
+from lightning_freeze.layers.discovery.groups import Groups, layers_from_groups
+from lightning_freeze.layers.discovery.module_hook import ask_module
+from lightning_freeze.layers.discovery.module_tree import clean_name
+from lightning_freeze.layers.discovery.ownership import Ownership, Tie
+from lightning_freeze.layers.discovery.placement import LayerSpec, Structure, discover
+from lightning_freeze.layers.layer import Layer
 from lightning_freeze.layers.modes import quiet_modules, whole_layers
-from lightning_freeze.layers.ownership import Ownership, ParameterRef, Tie
-from lightning_freeze.layers.selectors import Selection, abbreviate, select
+from lightning_freeze.layers.selectors import Selection, select
 from lightning_freeze.layers.table import describe
-from lightning_freeze.layers.tree import clean_name
-from lightning_freeze.suggest import suggest
-
-
-class Layer:
-    """One step of the depth order: the embeddings, one block, the head, or a group that the user named.
-
-    Attributes:
-        name: Name in the stack; a block's name ends in its number.
-        kind: ``"embeddings"``, ``"block"``, ``"head"`` or ``"group"``.
-        index: Position in the stack.
-        prefixes: Full names of the modules and single parameters that make up the layer.
-        repeats: How many times one forward pass runs it; more than one where weights are shared between depths.
-    """
-
-    def __init__(
-        self, spec: LayerSpec, index: int, references: tuple[ParameterRef, ...], modules: tuple[nn.Module, ...]
-    ) -> None:
-        """Made by :class:`LayerStack`."""
-        self.name = spec.name
-        self.kind: Kind = spec.kind
-        self.index = index
-        self.prefixes = tuple(spec.prefixes)
-        self.repeats = spec.passes
-        self._references = references
-        self._modules = modules
-
-    @property
-    def is_block(self) -> bool:
-        """Whether slices, negative numbers and percentages count this layer."""
-        return self.kind in ("block", "group")
-
-    @property
-    def tower(self) -> str:
-        """Name of the tower that the layer belongs to (``"encoder"`` for ``"encoder.3"``), ``""`` without towers."""
-        tower, _, last = self.name.rpartition(".")
-        return tower if last.isdecimal() or last in ("embeddings", "head") else ""
-
-    @property
-    def numel(self) -> int:
-        """Number of elements in all parameters; parameters that are not initialised yet count as none."""
-        return sum(p.numel() for p in self.parameters() if not isinstance(p, nn.UninitializedParameter))
-
-    @property
-    def aliases(self) -> dict[str, tuple[str, ...]]:
-        """Further names of the parameters that are shared: own full name to the other full names."""
-        return {ref.name: ref.aliases for ref in self._references if ref.aliases}
-
-    def modules(self) -> list[nn.Module]:
-        """All modules of the layer, those without parameters (dropout) included."""
-        return list(self._modules)
-
-    def parameters(self) -> list[nn.Parameter]:
-        """All parameters of the layer; none of them stands in another layer."""
-        return [ref.parameter for ref in self._references]
-
-    def named_parameters(self) -> list[tuple[str, nn.Parameter]]:
-        """Pairs of the full name in the module and the parameter."""
-        return [(ref.name, ref.parameter) for ref in self._references]
-
-    def __repr__(self) -> str:
-        """Name and number of parameters."""
-        return f"Layer({self.name!r}, {len(self._references)} parameters)"
+from lightning_freeze.layers.wording import abbreviate
 
 
 class LayerStack:

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from rich.table import Table
 
-from lightning_freeze.layers.backward import backward_leaks
-from lightning_freeze.layers.noise import noise_lines, runs, unrest
-from lightning_freeze.layers.selectors import abbreviate
-
-if TYPE_CHECKING:
-    from lightning_freeze.layers.stack import Layer, LayerStack
+from lightning_freeze.layers.analysis.backward_extent import backward_leaks
+from lightning_freeze.layers.analysis.randomness import noise_lines, unrest
+from lightning_freeze.layers.layer import Layer, Layers
+from lightning_freeze.layers.wording import abbreviate, runs
 
 
-def layers_table(stack: LayerStack) -> Table:
+def layers_table(stack: Layers) -> Table:
     """The stack as a table for a terminal: layer, modules, parameters, share of all parameters.
 
     Args:
@@ -41,7 +37,7 @@ def layers_table(stack: LayerStack) -> Table:
     return table
 
 
-def describe(stack: LayerStack) -> str:
+def describe(stack: Layers) -> str:
     """One line of summary, then one line for each assumption or shared weight worth knowing.
 
     Where layers are frozen, also what keeps backward running through them, and what in them is not still.
@@ -70,7 +66,7 @@ def describe(stack: LayerStack) -> str:
     return "\n".join(lines)
 
 
-def sharing(stack: LayerStack) -> list[str]:
+def sharing(stack: Layers) -> list[str]:
     """One line for each block that is run several times, and for each pair of layers that share parameters."""
     repeated = [
         f"{layer.name}: one block, shared by {layer.repeats} passes; it is frozen for all of them or none"
@@ -80,7 +76,7 @@ def sharing(stack: LayerStack) -> list[str]:
     return repeated + _ties(stack)
 
 
-def _leaks(stack: LayerStack) -> list[str]:
+def _leaks(stack: Layers) -> list[str]:
     """One line for each run of frozen blocks that backward has to run through."""
     lines = []
     for leak in backward_leaks(stack):
@@ -92,7 +88,7 @@ def _leaks(stack: LayerStack) -> list[str]:
     return lines
 
 
-def _ties(stack: LayerStack) -> list[str]:
+def _ties(stack: Layers) -> list[str]:
     """One line for each pair of layers that share parameters."""
     pairs: dict[tuple[str, str], list[str]] = {}
     for tie in stack.ties:
@@ -108,7 +104,7 @@ def _list(names: list[str]) -> str:
     return ", ".join(names if len(names) <= 4 else [*names[:3], f"and {len(names) - 3} more"])
 
 
-def _list_unassigned(stack: LayerStack) -> str:
+def _list_unassigned(stack: Layers) -> str:
     return _list([name for name, _ in stack.unassigned])
 
 

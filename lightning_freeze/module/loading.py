@@ -11,8 +11,8 @@ from safetensors import SafetensorError
 from torch import nn
 
 from lightning_freeze.errors import ConfigurationError
-from lightning_freeze.hub import advice, quiet, resolve
-from lightning_freeze.tasks import Task
+from lightning_freeze.module.hub import advice, quiet, resolve
+from lightning_freeze.module.tasks import Task
 
 
 def load_model(name: str, task: Task | None, pretrained: bool, **config: Any) -> nn.Module:

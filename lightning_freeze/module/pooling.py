@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_freeze.errors import ConfigurationError
-from lightning_freeze.tasks import Task, first_tensor
+from lightning_freeze.module.tasks import Task, first_tensor
 
 Pooling = Literal["mean", "cls", "last", "none"]
 _SIZE_NAMES = ("hidden_size", "d_model", "n_embd", "dim", "hidden_dim", "embed_dim", "num_features")

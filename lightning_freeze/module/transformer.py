@@ -17,7 +17,7 @@ from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.module.loading import load_model
 from lightning_freeze.module.optim import build_optimizer, linear_warmup_decay
 from lightning_freeze.module.pooling import PooledModel, Pooling, accepted, call_with, unwrapped
-from lightning_freeze.tasks import IGNORE_INDEX, Task, TaskName, get_task
+from lightning_freeze.module.tasks import IGNORE_INDEX, Task, TaskName, get_task
 
 
 class TransformerModule(LightningModule):

@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_freeze.callbacks.cache import FrozenPrefixCache
+from lightning_freeze.callbacks.frozen_prefix_cache import FrozenPrefixCache
 
 
 class Examples(Dataset):

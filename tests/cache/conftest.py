@@ -7,4 +7,4 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def always_worth_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lightning_freeze.cache.worth.SLOWER", 1e9)
+    monkeypatch.setattr("lightning_freeze.cache.prefix.break_even.SLOWER", 1e9)

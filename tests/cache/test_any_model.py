@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import copy
-import sys
 import warnings
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from cached_fits import Plain, assert_same, make_cache, make_trainer
+from layer_models import CASES as EASY
+from layer_models_hard import HARD
 from lightning.pytorch import seed_everything
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_freeze import LayerFreezing
-from lightning_freeze.cache.selfcheck import tensors_in
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "layers"))
-from layer_models import CASES as EASY
-from layer_models_hard import HARD
+from lightning_freeze.cache.identity.values import tensors_in
 
 MODELS = {**EASY, **HARD}
 

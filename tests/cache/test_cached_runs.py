@@ -33,9 +33,9 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 
 from lightning_freeze import LayerFreezing, LayerStack, TransformerModule
-from lightning_freeze.callbacks.cache import FrozenPrefixCache
+from lightning_freeze.callbacks.frozen_prefix_cache import FrozenPrefixCache
+from lightning_freeze.diagnostics.backward_watch import BackwardWatch, mark_probe
 from lightning_freeze.errors import ConfigurationError
-from lightning_freeze.layers.backward_watch import BackwardWatch, mark_probe
 
 SIZES: dict[str, Any] = {
     "hidden_size": 32,

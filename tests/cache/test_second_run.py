@@ -17,7 +17,7 @@ from cached_fits import Counter, Plain, assert_same, both, loader, make_cache, m
 from torch import nn
 
 from lightning_freeze import LayerFreezing
-from lightning_freeze.callbacks.cache import FrozenPrefixCache
+from lightning_freeze.callbacks.frozen_prefix_cache import FrozenPrefixCache
 from lightning_freeze.errors import ConfigurationError
 
 SIZES: dict[str, Any] = {

@@ -17,8 +17,8 @@ from cached_fits import Examples, MemoryStore, Plain, both, freeze, loader, make
 from encoders import AfterStep, Block, Classifier, Encoder, Whole, bert, check_equal, frozen, same_length
 from torch import Tensor
 
-from lightning_freeze.cache import no_trace
-from lightning_freeze.cache.disk import DiskTier
+from lightning_freeze.cache.checks import side_effects
+from lightning_freeze.cache.store.disk import DiskTier
 
 
 class Hands(Block):
@@ -244,7 +244,7 @@ class Steps(Encoder):
 
 
 def test_small_tensor_beside_a_large_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(no_trace, "_MOST_BYTES", 100)
+    monkeypatch.setattr(side_effects, "_MOST_BYTES", 100)
     module = Plain(Classifier(Steps()))
     plain, cached, _ = both(module, frozen(), data=same_length)
     assert plain.model.encoder.steps == cached.model.encoder.steps == 9
@@ -279,7 +279,7 @@ def test_error_while_a_rehearsal_is_prepared(monkeypatch: pytest.MonkeyPatch) ->
     def fails(tensor: Tensor) -> Tensor:
         raise torch.OutOfMemoryError("out of memory")
 
-    monkeypatch.setattr(no_trace, "_copy", fails)
+    monkeypatch.setattr(side_effects, "_copy", fails)
     module = Whole()
     module.layers[3].table = torch.zeros(3)
     freeze(module.embeddings, *module.layers[:2])

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from lightning_freeze.cli import main
+from lightning_freeze.cli.command_line import main
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 CONFIGS = sorted(path for path in EXPERIMENTS.rglob("*.yaml") if path.name != "base.yaml")

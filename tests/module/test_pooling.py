@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoModel
 
 from lightning_freeze.module.pooling import PooledModel, call_with, find_hidden_size, pool
-from lightning_freeze.tasks import get_task
+from lightning_freeze.module.tasks import get_task
 
 HIDDEN = torch.arange(12.0).reshape(2, 3, 2)
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from lightning_freeze.tasks import TASKS, get_task
+from lightning_freeze.module.tasks import TASKS, get_task
 
 
 def test_unknown_task_names_the_nearest() -> None:

@@ -1,0 +1,136 @@
+"""Comparing what the cache would do with what the module really does."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lightning_freeze.cache.identity.values import attributes_of, tensors_in, version_of
+from lightning_freeze.cache.prefix.layout import Spans
+
+#: Longest container in an attribute that is looked into for numbers.
+_MOST = 64
+#: Largest relative difference that another batch size, order or padding may make, by precision.
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-4, torch.bfloat16: 3e-2, torch.float16: 5e-3}
+
+
+def has_nan(value: Any) -> bool:
+    """Whether there is NaN in any tensor of an output."""
+    tensors = (t.detach() for t in tensors_in(value) if t.is_floating_point())
+    # The sum first: it passes over the tensor once, and needs no memory.
+    return any(bool(torch.isnan(t.sum())) and bool(torch.isnan(t).any()) for t in tensors)
+
+
+def keeps_nan(module: nn.Module) -> bool:
+    """Whether a module, or one in it, has an attribute that is, or holds, a tensor with NaN."""
+    return any(has_nan(value) for owner in module.modules() for value in attributes_of(owner).values())
+
+
+class Kept:
+    """The tensors and numbers that some modules have in plain attributes, to see later which of them are others.
+
+    Args:
+        modules: The modules.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        self._modules = list(modules)
+        self._found = self._look()
+        self._numbers = self._look_at_numbers()
+
+    def _look(self) -> dict[tuple[int, str, int], tuple[Tensor, int]]:
+        return {
+            (number, name, place): (tensor, version_of(tensor))
+            for number, module in enumerate(self._modules)
+            for name, value in attributes_of(module).items()
+            if not callable(value)
+            for place, tensor in enumerate(tensors_in(value))
+        }
+
+    def _look_at_numbers(self) -> dict[tuple[int, str, int], Any]:
+        # Not at whole numbers: what counts calls is nobody's hidden states.
+        return {
+            (number, name, place): value
+            for number, module in enumerate(self._modules)
+            for name, attribute in attributes_of(module).items()
+            for place, value in enumerate(_numbers_in(attribute))
+        }
+
+    def differ(self, by_content: bool) -> bool:
+        """Whether there are others now.
+
+        Args:
+            by_content: Whether a new tensor with the same content counts as the same.
+        """
+        numbers, now = self._look_at_numbers(), self._look()
+        if now.keys() != self._found.keys() or numbers.keys() != self._numbers.keys():
+            return True
+        # By value: a number that is the same each time may be set anew in each pass.
+        if any(not np.array_equal(value, self._numbers[place], equal_nan=True) for place, value in numbers.items()):
+            return True
+        for key, (tensor, version) in now.items():
+            earlier, then = self._found[key]
+            if tensor is earlier and version == then:
+                continue
+            if not by_content or tensor is earlier or difference(tensor, earlier) > 0:
+                return True
+        return False
+
+
+def _numbers_in(value: Any, depth: int = 3) -> Iterable[Any]:
+    """Every number with a fraction, and every array, in an attribute."""
+    if isinstance(value, (float, np.floating)) or (isinstance(value, np.ndarray) and value.dtype.kind == "f"):
+        yield np.array(value)  # a copy
+    elif depth and isinstance(value, (list, tuple, deque, dict)) and len(value) <= _MOST:
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _numbers_in(part, depth - 1)
+
+
+def difference(found: Tensor, expected: Tensor) -> float:
+    """Relative difference of two tensors, as the norm of their difference over the norm of the second."""
+    if found.shape != expected.shape:
+        return float("inf")
+    wide = torch.float64 if expected.dtype == torch.float64 else torch.float32
+    found, expected = found.detach().to(expected.device, wide), expected.detach().to(wide)
+    agree = torch.equal(found, expected)
+    # NaN and infinity in the same places are the model's own affair.
+    finite = torch.isfinite(expected)
+    if agree or not bool((torch.isfinite(found) == finite).all()):
+        return 0.0 if agree else float("inf")
+    gap = torch.linalg.vector_norm((found - expected)[finite])
+    return float(gap / torch.linalg.vector_norm(expected[finite]).clamp_min(1e-12))
+
+
+def tolerance(*dtypes: torch.dtype) -> float:
+    """The largest difference to be expected between results in the coarsest of some precisions."""
+    return max(TOLERANCE.get(dtype, TOLERANCE[torch.float32]) for dtype in dtypes)
+
+
+def without_padding(tensor: Tensor, spans: Spans | None, length: int) -> Tensor:
+    """A tensor without the positions of padding, where it has any.
+
+    Args:
+        tensor: Anything that a module returned.
+        spans: For each sample the first position that is no padding and the one behind the last.
+        length: Number of positions in the batch.
+    """
+    if spans is None or tensor.dim() < 2 or tensor.shape[:2] != (len(spans), length):
+        return tensor
+    return torch.cat([tensor[row, start:stop] for row, (start, stop) in enumerate(spans)])
+
+
+def outputs_differ(found: Any, expected: Any, spans: Spans | None, length: int, limit: float) -> bool:
+    """Whether two outputs of a module differ in any tensor, the positions of padding aside."""
+    ours, theirs = list(tensors_in(found)), list(tensors_in(expected))
+    if [t.shape for t in ours] != [t.shape for t in theirs]:
+        return True
+    return any(
+        difference(without_padding(a, spans, length), without_padding(b, spans, length)) > limit
+        for a, b in zip(ours, theirs, strict=True)
+        if b.is_floating_point()
+    )

@@ -1,0 +1,133 @@
+"""What the cache says about itself: one line at the start, values on the way, one line at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from lightning.pytorch import LightningModule, Trainer
+
+from lightning_freeze.cache.frozen_prefix import FrozenPrefix
+from lightning_freeze.cache.prefix.predicted_gain import Work
+from lightning_freeze.cache.store.sizes import show_size
+
+_PREFIX = "frozen_prefix_cache"
+
+
+class Progress:
+    """Logs what the cache does in an epoch: the share of samples read back, seconds saved, bytes stored.
+
+    Logging costs more than looking samples up. So it is done where a value may reach a logger, and when the share has
+    changed, for the progress bar.
+    """
+
+    def __init__(self) -> None:
+        self._before = (0, 0)
+        self._rate: float | None = None
+
+    def begin(self, prefixes: Sequence[FrozenPrefix]) -> None:
+        """An epoch begins."""
+        self._before, self._rate = _count(prefixes), None
+
+    def log(
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        prefixes: Sequence[FrozenPrefix],
+        stored: Callable[[], int],
+        shows: bool,
+    ) -> None:
+        """Log at the end of a training batch.
+
+        Args:
+            trainer: The running trainer.
+            module: Its module.
+            prefixes: The towers.
+            stored: Gives the bytes that are stored.
+            shows: Whether the progress bar shows the share.
+        """
+        hits, samples = (now - before for now, before in zip(_count(prefixes), self._before, strict=True))
+        rate = round(hits / samples, 2) if samples else None
+        if rate is None or (rate == self._rate and not _reaches_loggers(trainer)):
+            return
+        self._rate = rate
+        module.log_dict(
+            {
+                f"{_PREFIX}/seconds_saved": sum(prefix.tally.saved for prefix in prefixes),
+                f"{_PREFIX}/bytes": float(stored()),
+            },
+            on_step=True,
+            on_epoch=False,
+            batch_size=1,
+        )
+        module.log(f"{_PREFIX}/hit_rate", hits / samples, prog_bar=shows, on_step=True, on_epoch=False, batch_size=1)
+
+
+def _reaches_loggers(trainer: Trainer) -> bool:
+    if len(trainer.optimizers) != 1 or trainer.accumulate_grad_batches != 1:
+        return True  # Lightning counts batches that have stepped, and that number is not public
+    every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+    return bool(every) and trainer.global_step % every == 0
+
+
+def _count(prefixes: Sequence[FrozenPrefix]) -> tuple[int, int]:
+    return sum(p.tally.hits for p in prefixes), sum(p.tally.samples for p in prefixes)
+
+
+def gain_line(prefixes: Sequence[FrozenPrefix], outside: int) -> str:
+    """What is computed once, and how much faster that should make a training step.
+
+    Args:
+        prefixes: The towers.
+        outside: Floating point operations of a batch outside of them.
+
+    Returns:
+        One line, empty if no prefix has been checked yet.
+    """
+    used = [(p, p.current) for p in prefixes if p.off is None and p.current is not None and p.current.checked]
+    if not used:
+        return ""
+    size = max(prefix.batch for prefix, _ in used)
+    work = Work(size * sum(k.work.prefix for _, k in used), size * sum(k.work.rest for _, k in used) + outside)
+    computing, reading = (size * sum(times) for times in zip(*((k.seconds, k.reading) for _, k in used), strict=True))
+    if not any(known.fits for _, known in used):
+        need = show_size(size * sum(known.size for _, known in used))
+        return (
+            f"Frozen prefix cache: there is no room for the hidden states of a batch ({need}), so nothing is gained; "
+            f"raise max_memory or max_disk."
+        )
+    names = ", ".join(f"{p.boundary} of {len(p.tower.blocks)} blocks{_of(p.tower.name)}" for p, _ in used)
+    stored = size * sum(k.size for _, k in used)
+    rate = work.prefix / computing if computing else 0.0
+    return (
+        f"Frozen prefix cache: {names} are computed once, {work.share:.0%} of the forward pass. Steps that read "
+        f"them back should be {work.speedup(reading, rate):.1f} times as fast: {1e3 * reading:.2g} ms to read a batch "
+        f"({show_size(stored / max(reading, 1e-9))}/s), {1e3 * computing:.2g} ms to compute it."
+    )
+
+
+def summary_line(prefixes: Sequence[FrozenPrefix], stored: int) -> str:
+    """What has been read back and saved.
+
+    Args:
+        prefixes: The towers.
+        stored: Bytes that are stored.
+    """
+    samples = sum(p.tally.samples for p in prefixes)
+    hits = sum(p.tally.hits for p in prefixes)
+    saved = max(0.0, sum(p.tally.saved for p in prefixes))
+    return (
+        f"Frozen prefix cache: {hits} of {samples} samples read back ({hits / samples:.0%}), about {saved:.1f} s of "
+        f"computing saved, {show_size(stored)} stored."
+    )
+
+
+def samples_in_epoch(trainer: Trainer) -> int:
+    """About how many samples an epoch has on this rank."""
+    loader = trainer.train_dataloader
+    batches = trainer.num_training_batches
+    size = getattr(loader, "batch_size", None) or 1
+    return int(batches * size) if batches != float("inf") else 0
+
+
+def _of(tower: str) -> str:
+    return f" of the {tower}" if tower else ""

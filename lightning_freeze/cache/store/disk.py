@@ -1,0 +1,313 @@
+"""The disk tier: one LMDB environment for each namespace, so that removing one gives its space back at once."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from lightning_freeze.cache.store import folder
+from lightning_freeze.cache.store.entry import VERSION, seal
+from lightning_freeze.cache.store.lmdb_environment import Damaged, Environment, Failed, acquire, release, retain
+
+_Result = TypeVar("_Result")
+_NAMESPACE_BYTES = 16
+_LOOK_AGAIN = 5.0
+# Each takes three file descriptors, and a prefix that changes with each step makes one namespace a step.
+_MOST_OPEN = 8
+_AGAIN = "What is not stored is computed again."
+
+
+class Unusable(Exception):
+    """Nothing can be kept in this folder; the message is for the user."""
+
+
+class DiskTier:
+    """Entries in a folder that any number of processes read and write.
+
+    One thread may read while another one writes. Nothing that goes wrong on the disk raises: entries that cannot be
+    read are missing, entries that cannot be written are left out, and one warning says why.
+
+    Args:
+        root: The cache folder.
+        budget: How many bytes all namespaces may take, those of other processes included. Beyond it the namespaces that
+            have been idle longest, and for at least ten minutes, are removed; if that is not enough, nothing more is
+            written.
+
+    Raises:
+        Unusable: If the folder holds a cache of another version, or can be neither written nor read.
+    """
+
+    def __init__(self, root: Path, budget: int | None) -> None:
+        self.root = root
+        self.budget = budget
+        self.read_bytes = 0
+        self.recovered = 0
+        self.dropped = 0
+        self._info: dict[bytes, dict[str, str | int]] = {}
+        self._noted: dict[bytes, int] = {}
+        self._damaged: set[bytes] = set()
+        self._broken: set[bytes] = set()
+        # The last one is the one that was used last. Whoever uses one holds it once more meanwhile (`_borrowed`), so
+        # that it may be let go of here at any time.
+        self._environments: dict[bytes, Environment] = {}
+        self._looked: dict[bytes, float] = {}
+        self._walked: dict[bytes, tuple[int, int]] = {}
+        self._counts: dict[bytes, int] = {}
+        self._lock = threading.Lock()
+        self._said: set[str] = set()
+        self._to_say: list[str] = []
+        self._writes = self._prepare()
+        self._device = folder.device(root)
+
+    def _prepare(self) -> bool:
+        if (self.root / folder.MARKER).exists():
+            version = folder.version_of(self.root)
+            if version != VERSION:
+                raise Unusable(
+                    f"{self.root} holds a cache of version {version or '?'}, which this lightning-freeze (cache "
+                    f"version {VERSION}) does not read: nothing is kept on disk. Give another cache_dir, or remove it."
+                )
+            if os.access(self.root, os.W_OK):
+                return True
+            self._say("read-only", f"{self.root} is read-only: what is in it is used, but nothing is added.")
+            return False
+        try:
+            folder.mark(self.root)
+        except OSError as error:
+            raise Unusable(f"{self.root} cannot be written ({error.strerror}): nothing is kept on disk.") from error
+        return True
+
+    def declare(self, namespace: bytes, info: dict[str, str | int]) -> None:
+        """Say for a human reader what a namespace holds.
+
+        Args:
+            namespace: 16 bytes.
+            info: Anything that JSON can hold.
+        """
+        self._info[namespace] = dict(info)
+
+    def note(self, namespace: bytes, extent: int) -> None:
+        """Note that samples do not depend on the rest of a batch with so many elements, for whoever comes later."""
+        self._noted[namespace] = extent
+        if self._writes:
+            folder.note(self._path(namespace), extent)  # where that is still to be made, it is noted then
+
+    def noted(self, namespace: bytes) -> int:
+        """The largest batch for which that was noted, by any process; 0 if there is none."""
+        return folder.noted(self._path(namespace))
+
+    def read(
+        self, namespace: bytes, keys: Sequence[bytes], use: Callable[[bytes, Any], _Result | None]
+    ) -> list[_Result | None]:
+        """Look entries up.
+
+        Args:
+            namespace: 16 bytes.
+            keys: 16 bytes each.
+            use: Makes the result from a key and the entry's bytes, which are valid only during the call; returns
+                ``None`` if they are not sound.
+        """
+
+        def counted(key: bytes, data: Any) -> _Result | None:
+            result = use(key, data)
+            self.read_bytes += len(data)
+            if result is None:
+                self.recovered += 1
+                self._damaged.add(namespace + key)
+                self._say(
+                    "damaged",
+                    f"{self._path(namespace)} holds damaged entries, which are computed again. "
+                    f"`lightning-freeze cache verify {self.root}` counts them.",
+                )
+            return result
+
+        with self._borrowed(namespace, create=False) as environment:
+            try:
+                if environment is not None:
+                    return environment.read(keys, counted)
+            except (Failed, OSError) as error:
+                self._give_up(namespace, error)
+            return [None] * len(keys)
+
+    def write(self, entries: dict[bytes, Tensor]) -> None:
+        """Store entries.
+
+        Args:
+            entries: Bytes by name (namespace and key); their checksums are filled in here.
+        """
+        by_namespace: dict[bytes, list[bytes]] = {}
+        for name in entries:
+            by_namespace.setdefault(name[:_NAMESPACE_BYTES], []).append(name)
+        for namespace, names in by_namespace.items():
+            try:
+                is_written = self._writes and self._write(namespace, {name: entries[name] for name in names})
+            except (Failed, Damaged, OSError) as error:
+                self.fail(error, len(names))
+            else:
+                self.dropped += 0 if is_written else len(names)
+
+    def _write(self, namespace: bytes, entries: dict[bytes, Tensor]) -> bool:
+        size = sum(map(len, entries.values()))
+        if (problem := folder.make_room(self._path(namespace), size, self.budget)) is not None:
+            self._say("room", f"{problem} {_AGAIN}")
+            return False
+        rows = []
+        for name, entry in entries.items():
+            data = entry.numpy()
+            seal(name, data)
+            rows.append((name[_NAMESPACE_BYTES:], data.data, name in self._damaged))
+        with self._borrowed(namespace, create=True) as environment:
+            if environment is None:
+                return False
+            environment.write(rows)
+        self._damaged.difference_update(entries)
+        return True
+
+    def fail(self, error: BaseException, count: int) -> None:
+        """Write nothing any more.
+
+        Args:
+            error: Why.
+            count: How many entries were not written for it.
+        """
+        self._writes = False
+        self.dropped += count
+        reason = str(error) if isinstance(error, Failed | Damaged | OSError) else repr(error)
+        self._say("write", f"{self.root} cannot be written ({reason}): nothing more is added to it. {_AGAIN}")
+
+    @property
+    def entries(self) -> int:
+        """Entries in the namespaces used."""
+        with self._lock:
+            for namespace in self._environments:
+                self._count(namespace)
+            counts = list(self._counts.items())
+        return sum(count for namespace, count in counts if os.path.exists(self._path(namespace) / folder.DATA))
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes on disk of the namespaces used."""
+        with self._lock:
+            used = list(self._counts)
+        return sum(folder.bytes_on_disk(self._path(namespace)) for namespace in used)
+
+    def say(self) -> None:
+        """Give the warnings that have come up since the last call; the thread that writes cannot do so itself."""
+        while self._to_say:
+            warnings.warn(f"FrozenPrefixCache: {self._to_say.pop(0)}", stacklevel=4)
+
+    def close(self) -> None:
+        """Close everything; what is used again is opened again."""
+        with self._lock:
+            for namespace in list(self._environments):
+                self._let_go(namespace)
+            self._counts = {}
+
+    def after_fork(self) -> None:
+        """Forget the handles of the parent process."""
+        self._lock = threading.Lock()
+        self._environments, self._counts = {}, {}
+
+    def _path(self, namespace: bytes) -> Path:
+        return self.root / namespace.hex()
+
+    @contextlib.contextmanager
+    def _borrowed(self, namespace: bytes, create: bool) -> Iterator[Environment | None]:
+        """The environment of a namespace, which stays open at least until it is given back."""
+        with self._lock:
+            environment = self._environment(namespace, create)
+            if environment is not None:
+                retain(environment)
+        try:
+            yield environment
+        finally:
+            if environment is not None:
+                release(environment)
+
+    def _environment(self, namespace: bytes, create: bool) -> Environment | None:
+        """The environment of a namespace, opened if need be. One that was removed is opened, or made, anew."""
+        if namespace in self._broken:
+            return None
+        path, now = self._path(namespace), time.monotonic()
+        found = self._environments.get(namespace)
+        if found is not None and (create or now - self._looked[namespace] > _LOOK_AGAIN):
+            self._looked[namespace] = now
+            if self._writes:
+                folder.touch(path)
+            if not found.is_current:
+                self._let_go(namespace)
+                found = None
+        if found is not None:
+            self._environments[namespace] = self._environments.pop(namespace)
+            return found
+        if not create and not os.path.exists(path / folder.DATA):
+            return None
+        try:
+            if create:
+                self._make(namespace)
+            found = self._open(namespace)
+        except (Failed, Damaged, OSError) as error:
+            if create and not os.path.exists(path / folder.DATA):
+                raise
+            self._give_up(namespace, error)
+            return None
+        self._environments[namespace], self._looked[namespace] = found, now
+        self._count(namespace)
+        while len(self._environments) > _MOST_OPEN:
+            self._let_go(next(iter(self._environments)))
+        return found
+
+    def _open(self, namespace: bytes) -> Environment:
+        environment = acquire(self._path(namespace), readonly=not self._writes)
+        try:
+            # Once a file: it is opened again whenever others have been in use for a while.
+            if environment.users == 1 and self._walked.get(namespace) != environment.file:
+                if environment.is_quick_to_walk and (problem := environment.problem()):
+                    raise Damaged(problem)
+                self._walked[namespace] = environment.file
+        except BaseException:
+            release(environment)
+            raise
+        return environment
+
+    def _let_go(self, namespace: bytes) -> None:
+        """Close an environment, as soon as nobody uses it any more."""
+        self._count(namespace)
+        del self._looked[namespace]
+        release(self._environments.pop(namespace))
+
+    def _count(self, namespace: bytes) -> None:
+        with contextlib.suppress(Failed):
+            self._counts[namespace] = len(self._environments[namespace])
+
+    def _make(self, namespace: bytes) -> None:
+        # Where a disk was mounted an empty folder may be left, and what is written to it would fill another disk.
+        if folder.device(self.root) != self._device:
+            raise FileNotFoundError("it has been removed or unmounted")
+        folder.mark(self.root)
+        path = self._path(namespace)
+        path.mkdir(exist_ok=True)
+        if not (path / folder.INFO).exists():
+            folder.write_json(path / folder.INFO, dict(self._info.get(namespace, {})))
+        if namespace in self._noted:
+            folder.note(path, self._noted[namespace])
+
+    def _give_up(self, namespace: bytes, error: Exception) -> None:
+        self._broken.add(namespace)
+        message = f"{self._path(namespace)} cannot be read ({error}). What it holds is computed again."
+        if not isinstance(error, OSError):
+            message += f" `lightning-freeze cache prune {self.root} --namespace {namespace.hex()[:8]}` removes it."
+        self._say("broken", message)
+
+    def _say(self, kind: str, message: str) -> None:
+        if kind not in self._said:
+            self._said.add(kind)
+            self._to_say.append(message)

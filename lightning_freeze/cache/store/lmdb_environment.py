@@ -1,0 +1,279 @@
+"""One LMDB environment: opened once in a process however many ask for it, mapped as large as its disk."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lightning_freeze.cache.store.folder import DATA
+from lightning_freeze.errors import ConfigurationError
+
+try:
+    import lmdb
+except ModuleNotFoundError as error:
+    raise ConfigurationError(
+        "A cache on disk needs lmdb, which is not installed: expected `pip install 'lightning-freeze[cache]'`."
+    ) from error
+
+Failed = lmdb.Error
+NotWritable = lmdb.ReadonlyError
+
+_Result = TypeVar("_Result")
+_MOST_READERS = 1024
+_LEAST_MAP = 1024**3
+_LARGEST_MAP = 16 * 1024**4
+_QUICK_ENTRIES = 50_000
+_QUICK_PAGES = 400_000
+
+
+class Damaged(Exception):
+    """The file is not what its own header says."""
+
+
+class Environment:
+    """The entries of one namespace.
+
+    LMDB allows one handle a process, so :func:`acquire` and :func:`release` share it. Commits are ordered on the disk:
+    data reaches it before the page that refers to it, so that a power cut can undo the last commit, but leaves no
+    structure that misleads a reader. ``kill -9`` at any moment loses only what was not yet committed.
+
+    Args:
+        path: The folder.
+        readonly: Whether the folder cannot be written.
+        map_size: Address space to reserve; by default as much as the disk could ever hold: the map need not grow.
+
+    Raises:
+        lmdb.Error: If it cannot be opened.
+        Damaged: If the file is shorter than its header says, as after a copy that was cut short.
+        OSError: If the folder is gone.
+
+    Attributes:
+        file: Device and inode of the file that is open.
+    """
+
+    def __init__(self, path: Path, readonly: bool, map_size: int | None = None) -> None:
+        self.path = path
+        self.users = 0
+        self.readonly = readonly
+        self._reading = threading.Lock()
+        self._writing = threading.Lock()
+        self._env = self._open(map_size or min(_LARGEST_MAP, max(_LEAST_MAP, shutil.disk_usage(path).total)))
+        try:
+            self.file = self._check()
+        except BaseException:
+            self._env.close()
+            raise
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the folder still holds the file that is open here, rather than none or a new one."""
+        try:
+            file = (self.path / DATA).stat()
+        except OSError:
+            return False
+        return (file.st_dev, file.st_ino) == self.file
+
+    def read(self, keys: Sequence[bytes], use: Callable[[bytes, Any], _Result]) -> list[_Result | None]:
+        """Look entries up.
+
+        Args:
+            keys: Their keys.
+            use: Makes the result from a key and the entry's bytes, which are valid only during the call.
+
+        Returns:
+            The results, ``None`` for a key without entry.
+        """
+        with self._reading, self._begin(write=False) as transaction:
+            values = ((key, transaction.get(key)) for key in keys)
+            return [None if value is None else use(key, value) for key, value in values]
+
+    def each(self) -> Iterable[tuple[bytes, Any]]:
+        """Go through all entries in the order of the keys; bytes are valid until the next one."""
+        with self._begin(write=False) as transaction:
+            for key, data in transaction.cursor():
+                yield bytes(key), data
+
+    @property
+    def is_quick_to_walk(self) -> bool:
+        """Whether :meth:`problem` takes well under a second."""
+        return len(self) <= _QUICK_ENTRIES and self._env.info()["last_pgno"] <= _QUICK_PAGES
+
+    def problem(self) -> str:
+        """Walk the file's structure without trusting any of it, which LMDB itself does not do.
+
+        Returns:
+            What is wrong with it; an empty string if nothing is, or if this lmdb has no verifier (before 3.0).
+        """
+        try:
+            from lmdb.verify import VerifyError, verify
+        except ImportError:
+            return ""
+        # The walk is of a file at rest: other writers wait meanwhile. Who may not write cannot make them wait, and
+        # believes only what was found in a file that has not changed.
+        before = self._env.info()["last_txnid"]
+        with contextlib.nullcontext() if self.readonly else self._begin(write=True):
+            try:
+                problems = verify(str(self.path), subdir=True)  # type: ignore[no-untyped-call]
+            except VerifyError as error:
+                problems = [str(error)]
+        if self.readonly and self._env.info()["last_txnid"] != before:
+            return ""
+        return str(problems[0]) if problems else ""
+
+    def write(self, entries: Iterable[tuple[bytes, Any, bool]]) -> None:
+        """Add entries, all or none.
+
+        Args:
+            entries: Key, bytes, and whether they take the place of an entry that is already there.
+
+        Raises:
+            lmdb.Error: If they cannot be written, as on a full disk.
+        """
+        entries = list(entries)
+        while True:
+            size = self._env.info()["map_size"]
+            try:
+                with self._writing, self._begin(write=True) as transaction:
+                    for key, data, replaces in entries:
+                        transaction.put(key, data, overwrite=replaces)
+                return
+            except lmdb.MapFullError:
+                if size >= shutil.disk_usage(self.path).total:
+                    raise
+                with self._reading:
+                    self._env.set_mapsize(2 * size)
+
+    def __len__(self) -> int:
+        return int(self._env.stat()["entries"])
+
+    def pause(self) -> None:
+        """Wait for the transactions under way, and let none begin before :meth:`resume`."""
+        self._writing.acquire()
+        self._reading.acquire()
+
+    def resume(self) -> None:
+        """The end of :meth:`pause`."""
+        self._reading.release()
+        self._writing.release()
+
+    def close(self) -> None:
+        """Unmap the file, once the transactions under way have ended."""
+        with self._writing, self._reading:
+            self._env.close()
+
+    def __enter__(self) -> Environment:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def _check(self) -> tuple[int, int]:
+        """Which file it is, once it is known to be whole."""
+        file = (self.path / DATA).stat()
+        if not self.readonly:
+            self._env.reader_check()
+        if file.st_size < (self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"]:
+            raise Damaged("the file is shorter than its header says")
+        return file.st_dev, file.st_ino
+
+    def _begin(self, write: bool) -> lmdb.Transaction:
+        try:
+            return self._env.begin(write=write, buffers=True)
+        except lmdb.MapResizedError:
+            # Another process has written beyond what is mapped here.
+            self._env.set_mapsize(0)
+            return self._env.begin(write=write, buffers=True)
+
+    def _open(self, size: int) -> lmdb.Environment:
+        # Read-ahead stays on: an entry is many pages, and a cold read of them one by one would be several times slower.
+        options: dict[str, Any] = {"max_readers": _MOST_READERS, "metasync": False}
+        if self.readonly:
+            options |= {"readonly": True, "create": False}
+        while True:
+            try:
+                return lmdb.open(str(self.path), map_size=size, **options)
+            except lmdb.MemoryError:
+                # A limit on address space (ulimit -v).
+                if size <= _LEAST_MAP:
+                    raise
+                size = max(_LEAST_MAP, size // 4)
+            except lmdb.ReadonlyError:
+                if not self.readonly or options.get("lock") is False:
+                    raise
+                # Even a reader enters itself in the lock file, which cannot be written here either.
+                options["lock"] = False
+
+
+_open: dict[str, Environment] = {}
+_living: set[Environment] = set()
+_registry = threading.Lock()
+
+
+def acquire(path: Path, readonly: bool) -> Environment:
+    """Return the process's handle on a namespace; give it back to :func:`release`.
+
+    Args:
+        path: The folder.
+        readonly: Whether the folder cannot be written.
+
+    Raises:
+        lmdb.Error, Damaged, OSError: If it cannot be opened.
+    """
+    name = os.path.realpath(path)
+    with _registry:
+        found = _open.get(name)
+        if found is None or not found.is_current:
+            # Whoever has one that was removed keeps it until they look again.
+            found = _open[name] = Environment(path, readonly)
+            _living.add(found)
+        found.users += 1
+        return found
+
+
+def retain(environment: Environment) -> None:
+    """Hold a handle that is held already once more; give it back to :func:`release`, too."""
+    with _registry:
+        environment.users += 1
+
+
+def release(environment: Environment) -> None:
+    """Give a handle back; the last one closes it."""
+    with _registry:
+        environment.users -= 1
+        if environment.users <= 0:
+            for name in [name for name, found in _open.items() if found is environment]:
+                del _open[name]
+            _living.discard(environment)
+            environment.close()
+
+
+# LMDB's handles must not cross a fork while a transaction is on, nor be used by the child afterwards: a fork waits for
+# the transactions under way, and the child closes what it has inherited. Data loader workers and ranks may be forked.
+def _before_fork() -> None:
+    _registry.acquire()
+    for environment in _living:
+        environment.pause()
+
+
+def _after_fork_in_parent() -> None:
+    for environment in _living:
+        environment.resume()
+    _registry.release()
+
+
+def _after_fork_in_child() -> None:
+    for environment in list(_living):
+        environment.resume()
+        environment.close()
+    _open.clear()
+    _living.clear()
+    _registry.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

@@ -1,0 +1,170 @@
+"""The RAM tier: entries side by side in large slabs, within a budget, under a policy made for epochs.
+
+Training reads its samples over and over, each once an epoch. When they do not all fit, throwing out what was not used
+for the longest time (LRU) throws out each entry just before its turn and hardly ever hits. What fits best is to keep
+what is there and let the rest go by: with room for a share s of the samples, a share s of the look-ups hit. So a full
+tier takes in nothing new until something in it has gone stale:
+
+- a namespace that nobody has looked into while as many look-ups as there are entries went elsewhere (the frozen prefix
+  has moved: its old boundary is not read any more);
+- a slab without a hit during eight times that many look-ups (its samples do not come again).
+
+What is stale is dropped whole, so that neither memory nor the index is ever fragmented. The slabs of a namespace begin
+small and double: a run in which each step brings a new namespace must not take a large slab for each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_freeze.cache.store.entry import read_entry
+from lightning_freeze.cache.store.index import KeyIndex, as_array
+
+_ALIGNMENT = 64
+_SLABS = 64
+_FIRST_SLAB = 1024**2
+_LARGEST_SLAB = 64 * 1024**2
+_LEAST_LOOKUPS = 256
+_SLAB_PATIENCE = 8
+
+
+@dataclass
+class _Slab:
+    data: Tensor
+    used: int
+    hit: int
+
+
+@dataclass
+class _Space:
+    """What the tier holds of one namespace."""
+
+    looked: int
+    index: KeyIndex = field(default_factory=KeyIndex)
+    slabs: dict[int, _Slab] = field(default_factory=dict)
+
+
+@dataclass
+class Place:
+    """Room for one entry.
+
+    Attributes:
+        data: Its bytes (uint8), to be filled.
+        number: What the index will hold.
+    """
+
+    data: Tensor
+    number: int
+
+
+class MemoryTier:
+    """Entries in RAM.
+
+    Args:
+        budget: How many bytes the slabs may take in all; the index comes on top, 34 to 51 bytes an entry.
+    """
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self.bytes = 0
+        self.evicted = 0
+        self._clock = 0
+        self._next = 0
+        self._spaces: dict[bytes, _Space] = {}
+        self._slab_size = max(_ALIGNMENT, min(_LARGEST_SLAB, budget // _SLABS))
+
+    def __len__(self) -> int:
+        return sum(len(space.index) for space in self._spaces.values())
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes that the entries take; the rest of :attr:`bytes` is still free."""
+        return sum(slab.used for space in self._spaces.values() for slab in space.slabs.values())
+
+    @property
+    def index_bytes(self) -> int:
+        """Bytes that the indexes take."""
+        return sum(space.index.nbytes for space in self._spaces.values())
+
+    def get(self, namespace: bytes, keys: Sequence[bytes]) -> list[Tensor | None]:
+        """Return the tensors, ``None`` where there is no entry. They are views: nobody may write to them."""
+        self._clock += len(keys)
+        space = self._spaces.get(namespace)
+        if space is None or not keys:
+            return [None] * len(keys)
+        space.looked = self._clock
+        numbers = space.index.find(as_array(keys))
+        for slab in np.unique(numbers[numbers >= 0] >> 32).tolist():
+            space.slabs[slab].hit = self._clock
+        return [None if number < 0 else read_entry(_at(space.slabs, number)) for number in numbers.tolist()]
+
+    def holds(self, namespace: bytes, keys: Sequence[bytes]) -> list[bool]:
+        """Return whether there is an entry for each key. This is no use of the entry."""
+        space = self._spaces.get(namespace)
+        if space is None or not keys:
+            return [False] * len(keys)
+        return [bool(number >= 0) for number in space.index.find(as_array(keys)).tolist()]
+
+    def reserve(self, namespace: bytes, size: int) -> Place | None:
+        """Return room for an entry, ``None`` if there is none. It is not found before :meth:`commit`.
+
+        Args:
+            namespace: Whose entry it is.
+            size: Its bytes.
+        """
+        length = -(-size // _ALIGNMENT) * _ALIGNMENT
+        if length > self.budget:
+            return None
+        space = self._spaces.get(namespace)
+        last = next(reversed(space.slabs), None) if space is not None else None
+        if space is None or last is None or space.slabs[last].used + length > len(space.slabs[last].data):
+            if self.bytes + length > self.budget:
+                self._drop_stale()
+            if self.bytes + length > self.budget:
+                return None
+            space = self._spaces.setdefault(namespace, _Space(self._clock))
+            before = max((len(slab.data) for slab in space.slabs.values()), default=0)
+            last, self._next = self._next, self._next + 1
+            room = max(length, min(self._slab_size, max(_FIRST_SLAB, 2 * before), self.budget - self.bytes))
+            space.slabs[last] = _Slab(torch.empty(room, dtype=torch.uint8), 0, self._clock)
+            self.bytes += room
+        space.looked, slab = self._clock, space.slabs[last]
+        slab.hit = self._clock  # not stale before its entries can be found
+        start, slab.used = slab.used, slab.used + length
+        return Place(slab.data[start : start + size], last << 32 | start // _ALIGNMENT)
+
+    def commit(self, namespace: bytes, keys: Sequence[bytes], places: Sequence[Place]) -> None:
+        """Let entries be found, once their bytes are in place."""
+        if keys:
+            numbers = np.array([place.number for place in places], dtype=np.int64)
+            self._spaces[namespace].index.insert(as_array(keys), numbers)
+
+    def clear(self) -> None:
+        """Drop everything."""
+        self._spaces, self.bytes = {}, 0
+
+    def _drop_stale(self) -> None:
+        patience = max(len(self), _LEAST_LOOKUPS)
+        for namespace, space in list(self._spaces.items()):
+            if space.looked < self._clock - patience:
+                self.evicted += len(space.index)
+                self.bytes -= sum(len(slab.data) for slab in space.slabs.values())
+                del self._spaces[namespace]
+                continue
+            stale = [n for n, slab in space.slabs.items() if slab.hit < self._clock - _SLAB_PATIENCE * patience]
+            if not stale:
+                continue
+            kept = ~np.isin(space.index.values() >> 32, stale)
+            self.evicted += int((~kept).sum())
+            space.index.keep(kept)
+            for number in stale:
+                self.bytes -= len(space.slabs.pop(number).data)
+
+
+def _at(slabs: dict[int, _Slab], number: int) -> Tensor:
+    return slabs[number >> 32].data[(number & 0xFFFFFFFF) * _ALIGNMENT :]

@@ -1,0 +1,288 @@
+"""The store under the frozen prefix cache: a RAM tier over an optional disk tier, behind four calls."""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_freeze.cache.store.entry import entry_bytes, is_sound, read_entry, write_entry
+from lightning_freeze.cache.store.index import KEY_BYTES
+from lightning_freeze.cache.store.memory import MemoryTier, Place
+from lightning_freeze.cache.store.sizes import default_memory, parse_size
+from lightning_freeze.cache.store.writer import WriteBehind
+from lightning_freeze.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from lightning_freeze.cache.store.disk import DiskTier
+
+
+@dataclass(frozen=True)
+class StoreStats:
+    """What a store has done since it was opened, and what it holds.
+
+    Attributes:
+        hits: Look-ups that found an entry, in any tier.
+        misses: Look-ups that did not.
+        entries: Entries that are held: on disk, in the namespaces used, if there is a disk tier; else in RAM.
+        stored_bytes: Bytes of these entries, for messages: what they take on disk if there is a disk tier (what they
+            take in RAM if that is more, as when nothing can be written); else what they take in RAM.
+        memory_bytes: Bytes of RAM that are taken from the machine, those that are set aside for more entries included.
+        disk_bytes: Bytes on disk of the namespaces used.
+        read_bytes: Bytes read from disk.
+        evicted: Entries dropped from RAM because they had gone stale.
+        recovered: Entries on disk that were damaged, and counted as misses.
+        dropped: Entries that found no room: they will be computed again.
+    """
+
+    hits: int = 0
+    misses: int = 0
+    entries: int = 0
+    stored_bytes: int = 0
+    memory_bytes: int = 0
+    disk_bytes: int = 0
+    read_bytes: int = 0
+    evicted: int = 0
+    recovered: int = 0
+    dropped: int = 0
+
+
+def open_store(
+    cache_dir: Path | str | None = None,
+    max_memory: str | int | None = None,
+    max_disk: str | int | None = None,
+) -> Store:
+    """Open a store.
+
+    Args:
+        cache_dir: Folder for the disk tier, shared by any number of processes; made if it does not exist. ``None``
+            keeps everything in RAM.
+        max_memory: Budget of the RAM tier (``"4GiB"``, ``"500MB"``, a number of bytes). By default a quarter of the
+            memory that is free now, divided by ``LOCAL_WORLD_SIZE`` where a launcher sets it.
+        max_disk: Budget of ``cache_dir``. By default the disk's own limit.
+
+    Raises:
+        ConfigurationError: If a size cannot be read, ``cache_dir`` is a file, or lmdb is not installed.
+    """
+    memory, budget = parse_size(max_memory, "max_memory"), parse_size(max_disk, "max_disk")
+    tier = MemoryTier(default_memory() if memory is None else memory)
+    if cache_dir is None:
+        if budget is not None:
+            raise ConfigurationError(f"max_disk is {max_disk!r} without a cache_dir: expected both, or max_memory.")
+        return Store(tier)
+    root = Path(cache_dir).expanduser()
+    if root.exists() and not root.is_dir():
+        raise ConfigurationError(
+            f"cache_dir is {str(cache_dir)!r}, a file: expected a folder, which may not exist yet."
+        )
+    # What is only in RAM does without lmdb.
+    from lightning_freeze.cache.store.disk import DiskTier, Unusable
+
+    try:
+        return Store(tier, DiskTier(root, budget))
+    except Unusable as error:
+        warnings.warn(f"FrozenPrefixCache: {error}", stacklevel=2)
+        return Store(tier)
+
+
+class Store:
+    """Tensors by namespace and key, in RAM and on disk. Use :func:`open_store`.
+
+    Threads may share it, and a process that forks may go on using it on both sides.
+
+    Args:
+        memory: The RAM tier.
+        disk: The disk tier.
+    """
+
+    def __init__(self, memory: MemoryTier, disk: DiskTier | None = None) -> None:
+        self._memory = memory
+        self._disk = disk
+        self._hits = self._misses = self._dropped = 0
+        self._noted: dict[bytes, int] = {}
+        self._begin()
+
+    def _begin(self) -> None:
+        self._process = os.getpid()
+        self._lock = threading.RLock()
+        self._writer = None if self._disk is None else WriteBehind(self._disk.write, self._disk.fail)
+
+    def get(self, namespace: bytes, keys: Sequence[bytes]) -> list[Tensor | None]:
+        """Look entries up.
+
+        Args:
+            namespace: 16 bytes.
+            keys: 16 bytes each.
+
+        Returns:
+            CPU tensors exactly as they were put, ``None`` where there is no entry. They may share memory with the
+            store: nobody may write to them.
+        """
+        _check_namespace(namespace)
+        self._check_process()
+        with self._lock:
+            found = self._memory.get(namespace, keys)
+            if self._disk is not None and self._writer is not None:
+                missing = [i for i, row in enumerate(found) if row is None]
+                for i in missing:
+                    waiting = self._writer.find(namespace + keys[i])
+                    found[i] = None if waiting is None else read_entry(waiting)
+                missing = [i for i in missing if found[i] is None]
+                if missing:
+                    rows = self._read(self._disk, namespace, [keys[i] for i in missing])
+                    for i, row in zip(missing, rows, strict=True):
+                        found[i] = row
+                self._disk.say()
+            hits = sum(row is not None for row in found)
+            self._hits += hits
+            self._misses += len(found) - hits
+            return found
+
+    def _read(self, disk: DiskTier, namespace: bytes, keys: Sequence[bytes]) -> list[Tensor | None]:
+        """Read from disk, and keep in RAM what there is room for."""
+        kept: dict[bytes, Place] = {}
+
+        def copy(key: bytes, data: Any) -> Tensor | None:
+            place = self._memory.reserve(namespace, len(data))
+            entry = torch.empty(len(data), dtype=torch.uint8) if place is None else place.data
+            np.copyto(entry.numpy(), np.frombuffer(data, dtype=np.uint8))
+            # The copy is what is checked, so that nothing can happen to it afterwards.
+            if not is_sound(namespace + key, entry.numpy()):
+                return None
+            if place is not None:
+                kept[key] = place
+            return read_entry(entry)
+
+        rows = disk.read(namespace, keys, copy)
+        self._memory.commit(namespace, list(kept), list(kept.values()))
+        return rows
+
+    @torch.no_grad()
+    def put(self, namespace: bytes, keys: Sequence[bytes], tensors: Sequence[Tensor]) -> None:
+        """Store copies of tensors. Does not wait for the disk.
+
+        Args:
+            namespace: 16 bytes.
+            keys: 16 bytes each.
+            tensors: One for each key; any shape of up to six dimensions, on any device.
+
+        Raises:
+            ValueError: If there are not as many keys as tensors, or a key or a dtype cannot be stored.
+        """
+        _check_namespace(namespace)
+        self._check_process()
+        kept: dict[bytes, Place] = {}
+        with self._lock:
+            present = self._memory.holds(namespace, keys)
+            for key, tensor, is_present in zip(keys, tensors, present, strict=True):
+                size = entry_bytes(tensor)
+                if is_present or key in kept:
+                    continue
+                place = self._memory.reserve(namespace, size)
+                if place is None and self._writer is None:
+                    self._dropped += 1
+                    continue
+                entry = torch.empty(size, dtype=torch.uint8) if place is None else place.data
+                write_entry(tensor, entry)
+                if place is not None:
+                    kept[key] = place
+                if self._writer is not None and not self._writer.add(namespace + key, entry, place is None):
+                    self._dropped += 1
+            self._memory.commit(namespace, list(kept), list(kept.values()))
+            if self._disk is not None:
+                self._disk.say()
+
+    def declare(self, namespace: bytes, info: dict[str, str | int]) -> None:
+        """Say for a human reader what a namespace holds.
+
+        Args:
+            namespace: 16 bytes.
+            info: What ``lightning-freeze cache info`` shows: ``model``, ``blocks``, ``of``, and whatever else is known.
+        """
+        _check_namespace(namespace)
+        if self._disk is not None:
+            self._disk.declare(namespace, info)
+
+    def note(self, namespace: bytes, extent: int) -> None:
+        """Note of a namespace, for later runs too, that samples were seen not to depend on the rest of their batch.
+
+        Args:
+            namespace: 16 bytes.
+            extent: How large that batch was, in elements of its hidden states.
+        """
+        _check_namespace(namespace)
+        if extent > self.noted(namespace):
+            self._noted[namespace] = extent
+            if self._disk is not None:
+                self._disk.note(namespace, extent)
+
+    def noted(self, namespace: bytes) -> int:
+        """The largest batch for which that was noted, here or on disk; 0 if there is none."""
+        on_disk = self._disk.noted(namespace) if self._disk is not None else 0
+        return max(self._noted.get(namespace, 0), on_disk)
+
+    @property
+    def stats(self) -> StoreStats:
+        """What the store has done and what it holds."""
+        disk = self._disk
+        waiting = self._writer.extra_bytes if self._writer is not None else 0
+        on_disk = 0 if disk is None else disk.held_bytes
+        return StoreStats(
+            hits=self._hits,
+            misses=self._misses,
+            entries=len(self._memory) if disk is None else max(len(self._memory), disk.entries),
+            stored_bytes=max(self._memory.stored_bytes, on_disk),
+            memory_bytes=self._memory.bytes + self._memory.index_bytes + waiting,
+            disk_bytes=on_disk,
+            read_bytes=0 if disk is None else disk.read_bytes,
+            evicted=self._memory.evicted,
+            recovered=0 if disk is None else disk.recovered,
+            dropped=self._dropped + (0 if disk is None else disk.dropped),
+        )
+
+    def flush(self) -> None:
+        """Wait until everything that was put can be read by other processes."""
+        self._check_process()
+        if self._disk is not None and self._writer is not None:
+            self._writer.flush()
+            self._disk.say()
+
+    def rest(self) -> None:
+        """Flush, and give back the thread and the open files. What is in RAM stays."""
+        self._check_process()
+        if self._disk is not None and self._writer is not None:
+            self._writer.close()
+            self._disk.say()
+            self._disk.close()
+
+    def close(self) -> None:
+        """Flush, and give everything back. The store may be used again; what was only in RAM is gone."""
+        self.rest()
+        with self._lock:
+            self._memory.clear()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def _check_process(self) -> None:
+        """After a fork, begin anew with what is on disk: threads, locks and handles stay behind in the parent."""
+        if self._process != os.getpid():
+            if self._disk is not None:
+                self._disk.after_fork()
+            self._begin()
+
+
+def _check_namespace(namespace: bytes) -> None:
+    if len(namespace) != KEY_BYTES:
+        raise ValueError(f"A namespace has {len(namespace)} bytes: expected {KEY_BYTES}.")

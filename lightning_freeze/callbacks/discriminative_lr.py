@@ -1,0 +1,116 @@
+"""Discriminative (layer-wise) learning rates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+from torch.nn import Parameter
+
+from lightning_freeze.callbacks.base import Groups, LayerCallback
+from lightning_freeze.errors import ConfigurationError
+from lightning_freeze.session.session import Session
+
+
+class DiscriminativeLR(LayerCallback):
+    """Gives each layer its own learning rate, lower ones to the layers nearer to the input.
+
+    The rate of a layer is the user's rate, under the user's scheduler, times ``decay ** distance``; the head (the top
+    layer) has distance 0, the block below it 1, and so on down to the embeddings. Discriminative rates are from ULMFiT
+    (Howard and Ruder, 2018); their geometric case is the layer-wise learning rate decay of ELECTRA (Clark et al.,
+    2020) and BEiT.
+
+    Args:
+        decay: Factor from one layer to the next one below, greater than 0; usual values lie between 0.65 and 0.95.
+        factors: Factors of single layers relative to the user's rate, by selector, instead of the geometric ones:
+            ``{"embeddings": 0.1, "head": 10}``. Later entries win over earlier ones.
+        groups: An explicit, ordered map from layer name to module-name prefixes, instead of the layers that are found
+            automatically. Parameters that the map leaves out keep the user's rate.
+        verbose: Whether to print the table of layers.
+
+    Raises:
+        ConfigurationError: If a factor is negative or not finite, a selector matches nothing, or another
+            ``DiscriminativeLR`` scales the same layers.
+    """
+
+    def __init__(
+        self,
+        decay: float = 0.9,
+        factors: Mapping[str, float] | None = None,
+        groups: Groups | None = None,
+        verbose: bool = True,
+    ) -> None:
+        super().__init__(groups=groups, verbose=verbose)
+        if isinstance(decay, bool) or not isinstance(decay, (int, float)) or not 0 < decay < math.inf:
+            raise ConfigurationError(
+                f"DiscriminativeLR(decay={decay!r}): expected a number greater than 0, such as 0.9."
+            )
+        if factors is not None and not isinstance(factors, Mapping):
+            raise ConfigurationError(f"DiscriminativeLR(factors={factors!r}): expected a map such as {{'head': 10}}.")
+        for selector, factor in (factors or {}).items():
+            if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 0 <= factor < math.inf:
+                raise ConfigurationError(
+                    f"DiscriminativeLR(factors={{{selector!r}: {factor!r}}}): expected a finite number, 0 or more."
+                )
+        self.decay = decay
+        self.factors = dict(factors or {})
+        self._factors: dict[Parameter, float] = {}
+        self._rates: list[list[dict[str, Any]]] | None = None
+
+    @property
+    def state_key(self) -> str:
+        """Tells two of these callbacks apart in a checkpoint."""
+        return self._generate_state_key(decay=self.decay, factors=self.factors, groups=self.groups)
+
+    def prepare(self, session: Session) -> None:  # noqa: D102
+        top = len(self.stack) - 1
+        self._factors = {
+            parameter: self.decay ** (top - index)
+            for index, layer in enumerate(self.stack)
+            for parameter in layer.parameters()
+        }
+        for selector, factor in self.factors.items():
+            self._factors.update(dict.fromkeys(self.stack.select(selector).parameters, float(factor)))
+        self._rates = None
+        session.rates.sources.append(self)
+
+    def on_all_built(self, session: Session) -> None:  # noqa: D102
+        super().on_all_built(session)
+        for other in session.members:
+            if (
+                isinstance(other, DiscriminativeLR)
+                and other is not self
+                and other._factors.keys() & self._factors.keys()
+            ):
+                raise ConfigurationError(
+                    "Two DiscriminativeLR callbacks scale the learning rates of the same layers; keep one of them, or "
+                    "give them groups that do not overlap."
+                )
+
+    def rate_key(self, parameter: Parameter) -> Hashable:  # noqa: D102
+        factor = self._factors.get(parameter, 1.0)
+        return () if factor == 1 else factor
+
+    def rate_factor(self, key: Hashable) -> float:  # noqa: D102
+        return key if isinstance(key, float) else 1.0
+
+    def rate_ramp(self, key: Hashable) -> float:  # noqa: D102
+        return 1.0
+
+    def state_dict(self) -> dict[str, Any]:  # noqa: D102
+        if self._session is not None:
+            self._rates = self._session.rates.state_dict()
+        return {"rates": self._rates}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # noqa: D102
+        self._rates = state_dict["rates"]
+        if self._session is not None:
+            self._session.rates.load_state_dict(self._rates)
+
+    def _leave(self) -> None:
+        self.state_dict()
+        super()._leave()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_factors": {}}

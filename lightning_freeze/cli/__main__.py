@@ -1,0 +1,5 @@
+"""``python -m lightning_freeze.cli`` is the command ``lightning-freeze``."""
+
+from lightning_freeze.cli.command_line import main
+
+main()

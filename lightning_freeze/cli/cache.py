@@ -1,0 +1,207 @@
+"""The command ``lightning-freeze cache``: look into a cache folder, check it, take parts of it away."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import re
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from lightning_freeze.cache.store import folder
+from lightning_freeze.cache.store.entry import VERSION, dtype_of, is_sound
+from lightning_freeze.cache.store.folder import Namespace
+from lightning_freeze.cache.store.lmdb_environment import Damaged, Environment, Failed, NotWritable, acquire, release
+from lightning_freeze.cache.store.sizes import parse_size, show_size
+from lightning_freeze.errors import ConfigurationError, listing, suggest
+
+_UNITS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+_SHOWN = 8
+
+
+def main(args: Sequence[str]) -> None:
+    """Run the command.
+
+    Args:
+        args: ``info DIR``, ``verify DIR`` or ``prune DIR`` and its options.
+
+    Raises:
+        ConfigurationError: If the folder is no cache, or an option cannot be read.
+        SystemExit: With code 1 if ``verify`` has found damage.
+    """
+    options = _parser().parse_args(args)
+    root = _cache(options.folder)
+    {"info": _info, "verify": _verify, "prune": _prune}[options.command](root, options)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("lightning-freeze cache", description="Look after a FrozenPrefixCache on disk.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{info,verify,prune}")
+    for name, help_text in (
+        ("info", "what the folder holds"),
+        ("verify", "read every entry; exit code 1 if any is damaged"),
+        ("prune", "remove namespaces, least recently used first"),
+    ):
+        command = commands.add_parser(name, help=help_text, description=help_text)
+        command.add_argument("folder", metavar="DIR", help="the cache_dir of the runs")
+    command.add_argument("--older-than", metavar="AGE", help="those not used for so long: 12h, 30d, 4w")
+    command.add_argument("--max-size", metavar="SIZE", help="as many as it takes to get below a size: 10GiB")
+    command.add_argument("--namespace", metavar="ID", action="append", help="this one; its first digits are enough")
+    command.add_argument("--all", action="store_true", help="all of them")
+    return parser
+
+
+def _cache(name: str) -> Path:
+    root = Path(name)
+    if not root.is_dir():
+        names = [path.name for path in root.parent.iterdir() if path.is_dir()] if root.parent.is_dir() else []
+        raise ConfigurationError(f"{name!r} does not exist: expected a cache_dir.{suggest(root.name, names)}")
+    if not (root / folder.MARKER).is_file():
+        inside = [path.parent.name for path in root.glob(f"*/{folder.MARKER}")]
+        hint = f" It contains {listing(sorted(inside))}, which is one." if len(inside) == 1 else ""
+        raise ConfigurationError(f"{name!r} is no cache: expected a folder with {folder.MARKER} in it.{hint}")
+    return root
+
+
+def _check_version(root: Path) -> None:
+    version = folder.version_of(root)
+    if version != VERSION:
+        raise ConfigurationError(
+            f"{str(root)!r} is a cache of version {version or '?'}: expected version {VERSION}. `lightning-freeze "
+            f"cache prune {root} --all` empties it."
+        )
+
+
+def _info(root: Path, _: argparse.Namespace) -> None:
+    _check_version(root)
+    held = folder.namespaces(root)
+    table = Table("id", "model", "frozen blocks", "dtype", "entries", "size", "last used", box=None, pad_edge=False)
+    for namespace in reversed(held):
+        info, (count, dtype) = namespace.info, _look(namespace)
+        tower = f" ({info['tower']})" if info.get("tower") else ""
+        blocks = f"{info.get('blocks', '?')} of {info.get('of', '?')}"
+        table.add_row(
+            namespace.name[:_SHOWN], f"{info.get('model', '?')}{tower}", blocks, dtype, count,
+            show_size(namespace.bytes), _ago(time.time() - namespace.used),
+        )  # fmt: skip
+    if held:
+        Console().print(table)
+    print(f"{root}: {_counted(held)}")
+
+
+def _look(namespace: Namespace) -> tuple[str, str]:
+    """The number of entries and the dtype of the first one."""
+    try:
+        with _opened(namespace) as environment:
+            first = next(iter(environment.each()), None)
+            return f"{len(environment):,}", dtype_of(first[1]) if first else ""
+    except (Failed, Damaged, OSError):
+        return "damaged", "?"
+
+
+def _verify(root: Path, _: argparse.Namespace) -> None:
+    _check_version(root)
+    sound = damaged = broken = 0
+    for namespace in folder.namespaces(root):
+        good, bad, problem = _verify_one(namespace)
+        sound, damaged, broken = sound + good, damaged + bad, broken + bool(problem)
+        if bad or problem:
+            print(f"{namespace.name[:_SHOWN]}: {problem or f'{bad:,} of {good + bad:,} entries are damaged'}")
+    print(f"{root}: {sound:,} entries are sound, {damaged:,} are damaged" + f", {broken} unreadable" * bool(broken))
+    if damaged or broken:
+        print("Runs compute damaged entries again. `lightning-freeze cache prune` removes a namespace as a whole.")
+        sys.exit(1)
+
+
+def _verify_one(namespace: Namespace) -> tuple[int, int, str]:
+    """The number of sound and of damaged entries, and what is wrong with the file itself."""
+    name = bytes.fromhex(namespace.name)
+    good = bad = 0
+    try:
+        with _opened(namespace) as environment:
+            problem = environment.problem()
+            if problem:
+                return 0, 0, problem
+            for key, data in environment.each():
+                if is_sound(name + key, data):
+                    good += 1
+                else:
+                    bad += 1
+    except (Failed, Damaged, OSError) as error:
+        return good, bad, f"cannot be read ({error})"
+    return good, bad, ""
+
+
+@contextlib.contextmanager
+def _opened(namespace: Namespace) -> Iterator[Environment]:
+    try:
+        environment = acquire(namespace.path, readonly=False)
+    except NotWritable:
+        environment = acquire(namespace.path, readonly=True)
+    try:
+        yield environment
+    finally:
+        release(environment)
+
+
+def _prune(root: Path, options: argparse.Namespace) -> None:
+    held = folder.namespaces(root)
+    if not (options.older_than or options.max_size or options.namespace or options.all):
+        raise ConfigurationError(
+            "prune needs to be told what to remove: expected --older-than, --max-size, --namespace or --all."
+        )
+    if not options.all:
+        _check_version(root)
+    doomed = {n.name: n for n in held if options.all}
+    for given in options.namespace or ():
+        doomed.update({n.name: n for n in _named(given, held)})
+    if options.older_than:
+        limit = time.time() - _seconds(options.older_than)
+        doomed.update({n.name: n for n in held if n.used < limit})
+    if options.max_size:
+        most = parse_size(options.max_size, "--max-size") or 0
+        left = [n for n in held if n.name not in doomed]
+        while left and sum(n.bytes for n in left) > most:
+            oldest = left.pop(0)
+            doomed[oldest.name] = oldest
+    for namespace in doomed.values():
+        folder.remove(namespace)
+    if options.all:
+        (root / folder.MARKER).unlink()
+    left = [n for n in held if n.name not in doomed]
+    print(f"{root}: removed {_counted(doomed.values())}; {_counted(left)} left")
+
+
+def _named(given: str, held: Sequence[Namespace]) -> list[Namespace]:
+    found = [n for n in held if n.name.startswith(given.lower())]
+    if len(found) != 1:
+        choices = [n.name[:_SHOWN] for n in held]
+        many = f"is the beginning of {len(found)} namespaces" if found else "is no namespace of this cache"
+        raise ConfigurationError(
+            f"--namespace {given!r} {many}: expected one of {listing(choices)}.{suggest(given[:_SHOWN], choices)}"
+        )
+    return found
+
+
+def _seconds(age: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([mhdw])", age.strip().lower())
+    if match is None:
+        raise ConfigurationError(f"--older-than is {age!r}: expected a number with m, h, d or w, like '30d'.")
+    return float(match[1]) * _UNITS[match[2]]
+
+
+def _ago(seconds: float) -> str:
+    for unit, size in reversed(_UNITS.items()):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit} ago"
+    return "just now"
+
+
+def _counted(held: Iterable[Namespace]) -> str:
+    found = list(held)
+    return f"{len(found)} namespace{'s' * (len(found) != 1)}, {show_size(sum(n.bytes for n in found))}"

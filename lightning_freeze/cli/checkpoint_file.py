@@ -1,0 +1,47 @@
+"""Looking into a checkpoint before anything is built from it."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lightning_freeze.errors import ConfigurationError, suggest
+
+#: What the trainer itself turns into a path.
+_SPECIAL = ("best", "last", "hpc", "registry")
+
+
+def saved_hyperparameters(path: str | None) -> dict[str, Any]:
+    """Return the hyperparameters in a checkpoint; none where it is not a file that can be looked into beforehand.
+
+    Args:
+        path: A file or folder, or what stands for one (``"best"``, ``"last"``, an address).
+
+    Raises:
+        ConfigurationError: If it does not exist, or is no checkpoint.
+    """
+    if path is None or path in _SPECIAL or "://" in str(path) or str(path).startswith("registry:"):
+        return {}
+    file = Path(path)
+    if not file.exists():
+        names = sorted(p.name for p in file.parent.glob("*.ckpt")) if file.parent.is_dir() else []
+        raise ConfigurationError(
+            f"The checkpoint {str(path)!r} does not exist: expected a .ckpt file.{suggest(file.name, names)}"
+        )
+    if file.is_dir():
+        if (file / "config.json").is_file():
+            raise ConfigurationError(
+                f"{str(path)!r} is the folder of a model, not a checkpoint: expected a .ckpt file of a run."
+            )
+        return {}
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        hyperparameters: dict[str, Any] = content.get("hyper_parameters", {})
+    except (pickle.UnpicklingError, RuntimeError, EOFError, IndexError, AttributeError) as error:
+        raise ConfigurationError(
+            f"{str(path)!r} is not a checkpoint that can be read: expected a .ckpt file of an earlier run."
+        ) from error
+    return hyperparameters

@@ -1,0 +1,127 @@
+"""Lightning's batch size and learning rate finders in the company of frozen layers."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_freeze.session.session import Session
+
+
+def measure_the_largest_phase(finder: BatchSizeFinder, session: Session) -> Callable[[], None]:
+    """Let a batch size finder measure with everything that ever trains, so that what it finds fits in every phase.
+
+    It runs before the first phase, in which the least trains and the largest batches fit.
+
+    Args:
+        finder: The callback.
+        session: The running fit.
+
+    Returns:
+        What undoes it.
+    """
+    measure = finder.scale_batch_size
+
+    def scale_batch_size(trainer: Trainer, pl_module: LightningModule) -> None:
+        with _keeping_callbacks(trainer), _still(session), _all_phases(session):
+            measure(trainer, pl_module)
+
+    finder.scale_batch_size = scale_batch_size  # type: ignore[method-assign]
+    return lambda: vars(finder).pop("scale_batch_size", None) and None
+
+
+def find_the_users_rate(finder: LearningRateFinder, session: Session) -> Callable[[], None]:
+    """Let a learning rate finder look for the user's rate, to which each layer's factor applies.
+
+    It tries one rate after another on all groups of the optimizer alike, and leaves the one that it finds there.
+
+    Args:
+        finder: The callback.
+        session: The running fit.
+
+    Returns:
+        What undoes it.
+    """
+    find = finder.lr_find
+
+    def lr_find(trainer: Trainer, pl_module: LightningModule) -> None:
+        if session.rates.sources:
+            session.begin()
+        with _keeping_callbacks(trainer), _still(session), _scaled(session, trainer.optimizers):
+            find(trainer, pl_module)
+        rate = finder.optimal_lr.suggestion() if finder.optimal_lr is not None else None
+        rates = {float(group["lr"]) for optimizer in trainer.optimizers for group in optimizer.param_groups}
+        base = session.rates.base_of(trainer.optimizers[0])
+        if base is None or rate is None or rates != {rate}:
+            return
+        for group in base.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+        session.rates.write(force=True)
+
+    finder.lr_find = lr_find  # type: ignore[method-assign]
+    return lambda: vars(finder).pop("lr_find", None) and None
+
+
+@contextmanager
+def _scaled(session: Session, optimizers: Sequence[Optimizer]) -> Iterator[None]:
+    factors = {optimizer: session.rates.factors_of(optimizer) for optimizer in optimizers}
+
+    def scale(optimizer: Optimizer, *_: Any) -> None:
+        # The finder computes the next rate from the first one, and sets it after this step.
+        for group, factor in zip(optimizer.param_groups, factors[optimizer], strict=True):
+            group["lr"] = group["lr"] * factor
+
+    handles = [optimizer.register_step_pre_hook(scale) for optimizer in factors]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _keeping_callbacks(trainer: Trainer) -> Iterator[None]:
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    try:
+        yield
+    except BaseException:
+        # A finder that fails leaves the trainer without them, and nobody would be told of the exception.
+        trainer.callbacks = callbacks  # type: ignore[attr-defined]
+        raise
+
+
+@contextmanager
+def _still(session: Session) -> Iterator[None]:
+    # No training batch has begun, so nobody has put the frozen modules in eval mode yet.
+    trained = [module for module in session.holds.modules() if module.training]
+    session.holds.still()
+    try:
+        with warnings.catch_warnings():
+            # Lightning finds them so when the finder's own loop starts.
+            warnings.filterwarnings("ignore", message=".*in eval mode at the start of training")
+            yield
+    finally:
+        for module in trained:
+            module.training = True
+
+
+@contextmanager
+def _all_phases(session: Session) -> Iterator[None]:
+    schedules: list[Any] = [member for member in session.members if hasattr(member, "freezes")]
+    for member in schedules:
+        session.holds.hold(member, *(set.intersection(*map(set, each)) for each in zip(*member.freezes, strict=True)))
+    try:
+        yield
+    finally:
+        for member in schedules:
+            session.holds.hold(member, *member.freezes[member.phase])

@@ -1,0 +1,114 @@
+"""Whether gradients reach what shall train: names, once in a fit, blocks that no gradient has reached in a phase.
+
+Only what most likely is a mistake is warned of. Heads and poolers are often left unused; so are the last blocks of a
+tower whose hidden states are taken further down. And a block may be left out at random (layer drop) or have an
+optimizer that seldom steps: what counts as evidence is a step of the block's own optimizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+from lightning_freeze.distributed import foreign_wrapper
+from lightning_freeze.layers.wording import spans
+
+if TYPE_CHECKING:
+    from lightning_freeze.callbacks.base import FreezingCallback
+    from lightning_freeze.session.session import Session
+
+#: Steps without a gradient that are no coincidence: half of a model's blocks dropped at random gives 1 in 65,536.
+ENOUGH = 16
+
+
+class GradientCheck:
+    """Looks at the gradients of blocks in the first optimizer steps of each phase, until each has had one.
+
+    Args:
+        callback: The callback that freezes.
+        session: The running fit.
+    """
+
+    def __init__(self, callback: FreezingCallback, session: Session) -> None:
+        self._session = session
+        self._stack = callback.stack
+        self._phases: list[int] = []
+        self._missing: dict[Optimizer, dict[str, list[Parameter]]] = {}
+        self._steps: dict[Optimizer, int] = {}
+        self._reached: set[str] = set()
+        # Flat or partitioned parameters keep their gradients somewhere else.
+        self._is_over = foreign_wrapper(session.trainer, session.module) is not None
+
+    def before_step(self, optimizer: Optimizer) -> None:
+        """An optimizer is about to step: see which of its blocks have a gradient."""
+        if self._is_over:
+            return
+        members: list[Any] = self._session.members
+        phases = [member.phase for member in members if hasattr(member, "freezes")]
+        if phases != self._phases:
+            self.end_phase()
+            self._phases = phases
+        if optimizer not in self._missing:
+            self._missing[optimizer] = dict(self._trainable(optimizer))
+            self._steps[optimizer] = 0
+        if self._missing[optimizer]:
+            self._look(optimizer)
+
+    def end_phase(self) -> None:
+        """The phase or the fit is over: judge by what there is, if no block at all has had a gradient."""
+        open_ = [(self._steps[optimizer], names) for optimizer, names in self._missing.items() if names]
+        if not self._is_over and not self._reached and sum(steps * len(names) for steps, names in open_) >= ENOUGH:
+            self._warn({name for steps, names in open_ for name in names if steps}, max(steps for steps, _ in open_))
+        self._missing.clear()
+        self._steps.clear()
+        self._reached.clear()
+
+    def _trainable(self, optimizer: Optimizer) -> Iterator[tuple[str, list[Parameter]]]:
+        held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+        for layer in self._stack.blocks:
+            parameters = [p for p in layer.parameters() if p.requires_grad and p in held]
+            # Private; nothing public tells of hooks that use up a gradient during backward, as fused optimizers do.
+            if parameters and not any(getattr(p, "_post_accumulate_grad_hooks", None) for p in parameters):
+                yield layer.name, parameters
+
+    def _look(self, optimizer: Optimizer) -> None:
+        missing = self._missing[optimizer]
+        reached = {name for name, parameters in missing.items() if any(p.grad is not None for p in parameters)}
+        self._reached |= reached
+        for name in missing.keys() & self._reached:  # a block may be spread over several optimizers
+            del missing[name]
+        # A step before which nothing has a gradient says nothing: there was no backward, or it cannot be seen.
+        if missing and (reached or self._is_gradient_seen()):
+            self._steps[optimizer] += 1
+            if self._steps[optimizer] >= ENOUGH:
+                self._missing[optimizer] = {}
+                self._warn({name for name in missing if not self._is_unused_top(name)}, ENOUGH)
+
+    def _is_gradient_seen(self) -> bool:
+        groups = (group for optimizer in self._session.trainer.optimizers for group in optimizer.param_groups)
+        return any(parameter.grad is not None for group in groups for parameter in group["params"])
+
+    def _is_unused_top(self, name: str) -> bool:
+        """Whether gradients enter the tower below a block, so that the loss takes no notice of what it computes."""
+        layer = self._stack[name]
+        reached = [b.index for b in self._stack.blocks if b.tower == layer.tower and b.name in self._reached]
+        return bool(reached) and max(reached) < layer.index
+
+    def _warn(self, names: set[str], steps: int) -> None:
+        if not names:
+            return
+        self._is_over = True
+        if self._session.first("gradients"):
+            layers = spans([name for name in self._stack.names if name in names], self._stack.names)
+            layer, them = ("Layer", "it") if len(names) == 1 else ("Layers", "them")
+            rank_zero_warn(
+                f"{layer} {layers} shall train, but no gradient has reached {them} in {steps} optimizer steps: the "
+                f"loss does not depend on {them}, or something hides {them} from autograd. That may be torch.no_grad, "
+                f"detach, reentrant activation checkpointing, or an autograd function of the model's own, such as "
+                f"Reformer's reversible layers, which train only while the embeddings do: unfreeze those too. Freeze "
+                f"what is not meant to train."
+            )

@@ -1,0 +1,69 @@
+"""Where the code of a module leaves the order of its layers open, put into words."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Set
+
+from lightning_freeze.layers.discovery.module_tree import Node
+from lightning_freeze.layers.forward_source.use_order import UseOrder
+
+
+class Doubts:
+    """Collects what could not be read for certain, container by container."""
+
+    def __init__(self) -> None:
+        """Start without any doubt."""
+        self._unread: list[str] = []
+        self._both_ways: list[str] = []
+        self._either: list[str] = []
+        self._unfollowed: list[str] = []
+        self._unmentioned: list[str] = []
+        self._carried: list[str] = []
+
+    def note(self, node: Node, source: UseOrder, opened: Set[int], blocks: Mapping[int, tuple[int, int]]) -> None:
+        """Note what the code of one container leaves open.
+
+        Args:
+            node: The container.
+            source: What its code says.
+            opened: ``id`` of the nodes that hold blocks.
+            blocks: ``id`` of the nodes that are blocks, to their stack and number.
+        """
+        holding = [child for child in node.children if child.parameters]
+        if not source.steps:
+            self._unread += [node.name or node.class_name] * (len(holding) > 1)
+            return
+        weighty = {child.key for child in holding if id(child) in opened or id(child) in blocks}
+        stack = {c.key: blocks[id(c.children[0])][0] for c in holding if c.children and id(c.children[0]) in blocks}
+        self._both_ways += [_full(node, key) for key in sorted(source.both_ways)]
+        self._either += [_names(node, group) for group in sorted(source.either) if weighty & _keys(group)]
+        # Columns of one stack (a convolution and a norm for each turn) are no question.
+        open_lists = (group for group in sorted(source.unfollowed) if len({stack.get(k) for k in group} - {None}) > 1)
+        self._unfollowed += [_names(node, group) for group in open_lists]
+        held = {child.key for child in holding} | set(node.own)
+        self._carried += [_full(node, key) for key in sorted(source.carried & held)]
+        self._unmentioned += [_full(node, key) for key in sorted(weighty - _keys(source.steps))]
+
+    def sentences(self) -> list[str]:
+        """One sentence for each kind of doubt that there is."""
+        found = [
+            (self._unread, "the code of {} does not tell an order: its parts stand as they are registered"),
+            (self._both_ways, "{}: run in both directions, numbered as registered"),
+            (self._either, "{}: the inputs choose which one runs, they stand one behind the other"),
+            (self._unfollowed, "{}: one loop runs them in a way that its code does not tell, their order is a guess"),
+            (self._carried, "{}: from the second turn of a loop on, what runs behind it has run in the turn before"),
+            (self._unmentioned, "{}: no code that runs it was found, it stands where it is registered"),
+        ]
+        return [sentence.format(", ".join(dict.fromkeys(names))) for names, sentence in found if names]
+
+
+def _keys(paths: Collection[str]) -> set[str]:
+    return {path.split(".")[0] for path in paths}
+
+
+def _full(node: Node, key: str) -> str:
+    return f"{node.name}.{key}" if node.name else key
+
+
+def _names(node: Node, paths: Collection[str]) -> str:
+    return " and ".join(_full(node, path) for path in paths)

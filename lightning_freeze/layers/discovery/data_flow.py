@@ -1,0 +1,286 @@
+"""The modules of a model in the order in which data flows through them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from lightning_freeze.layers.discovery.assumptions import Doubts
+from lightning_freeze.layers.discovery.block_lists import Block, Stack
+from lightning_freeze.layers.discovery.module_tree import Node, names_embedding, names_head
+from lightning_freeze.layers.forward_source.reader import LENT, use_order
+from lightning_freeze.layers.forward_source.use_order import UseOrder
+
+
+@dataclass(frozen=True)
+class Item:
+    """One step of the flow: a block, or a unit (a module or a single parameter) outside of all blocks.
+
+    Attributes:
+        name: Full name of the module or parameter.
+        parent: The node that holds it.
+        node: Its node, ``None`` for a parameter that a container holds directly.
+        stack: Index of the stack for a block, else -1.
+        block: Index of the block in its stack; -1 marks the place of a stack without blocks.
+        passes: How many times the model runs the block in one forward pass.
+        again: Those that hold stacks and begin before the code comes back to it for the last time.
+        both_times: Whether a single run uses it both before and after these.
+    """
+
+    name: str
+    parent: Node
+    node: Node | None
+    stack: int = -1
+    block: int = -1
+    passes: int = 1
+    again: tuple[Node, ...] = ()
+    both_times: bool = False
+
+
+def flow_of(root: Node, stacks: Sequence[Stack]) -> list[Item]:
+    """Lay out everything that ``root`` holds in the order of the data flow.
+
+    Containers are opened until blocks and units remain. Inside a container the order of first use in its source counts;
+    what the source does not mention keeps its place in registration order, unless its name tells where it belongs.
+
+    Args:
+        root: Tree of the whole model.
+        stacks: The stacks of blocks found in it.
+
+    Returns:
+        Blocks and units; together they cover every parameter. Blocks are numbered in the order of their first use.
+    """
+    return flow_and_doubts(root, stacks)[0]
+
+
+def flow_and_doubts(root: Node, stacks: Sequence[Stack]) -> tuple[list[Item], list[str]]:
+    """As :func:`flow_of`, with one sentence for each place where the code does not tell the order for certain."""
+    flow = _Flow(stacks)
+    items = flow.items(root, 1)
+    items = _numbered([*items, *flow.held_only(items)])
+    return items, flow.doubts.sentences()
+
+
+def _numbered(items: Sequence[Item]) -> list[Item]:
+    order = list(dict.fromkeys((item.stack, item.block) for item in items if item.block >= 0))
+    number = {step: sum(other[0] == step[0] for other in order[:i]) for i, step in enumerate(order)}
+    return [replace(item, block=number[item.stack, item.block]) if item.block >= 0 else item for item in items]
+
+
+def interleave(stacks: Sequence[Stack], items: Sequence[Item]) -> tuple[list[Stack], list[Item]]:
+    """Make one stack of those that take turns, as gated cross-attention layers do with the layers between them.
+
+    Args:
+        stacks: The stacks.
+        items: The flow, with the blocks of the stacks.
+
+    Returns:
+        Stacks of which no two overlap in the flow, and the flow with their blocks.
+    """
+    spans = {s: [i for i, item in enumerate(items) if item.stack == s and item.block >= 0] for s in range(len(stacks))}
+    joined = {s: s for s in spans}
+    for a, b in sorted((a, b) for a in spans for b in spans if a < b and spans[a] and spans[b]):
+        if spans[a][0] < spans[b][-1] and spans[b][0] < spans[a][-1]:
+            keep, gone = sorted((joined[a], joined[b]))
+            joined = {s: keep if into == gone else into for s, into in joined.items()}
+    if all(s == into for s, into in joined.items()):
+        return list(stacks), list(items)
+    kept = sorted(set(joined.values()))
+    steps: dict[int, list[tuple[int, int]]] = {
+        into: list(dict.fromkeys((i.stack, i.block) for i in items if i.block >= 0 and joined[i.stack] == into))
+        for into in kept
+    }
+    merged = [_joined_stack([s for s in joined if joined[s] == into], stacks, steps[into], items) for into in kept]
+    moved = [
+        replace(item, stack=kept.index(joined[item.stack]), block=_position(item, steps[joined[item.stack]]))
+        if item.stack >= 0
+        else item
+        for item in items
+    ]
+    return merged, moved
+
+
+def _position(item: Item, steps: Sequence[tuple[int, int]]) -> int:
+    return steps.index((item.stack, item.block)) if item.block >= 0 else -1
+
+
+def _joined_stack(
+    members: Sequence[int], stacks: Sequence[Stack], steps: Sequence[tuple[int, int]], items: Sequence[Item]
+) -> Stack:
+    if len(members) == 1:
+        return stacks[members[0]]
+    parts = {step: tuple(i.node for i in items if (i.stack, i.block) == step and i.node is not None) for step in steps}
+    home = stacks[members[0]].home
+    while not all(stacks[other].home.below(home) for other in members) and home.parent is not None:
+        home = home.parent
+    return Stack(home, tuple(Block(parts[step]) for step in steps))
+
+
+class _Flow:
+    def __init__(self, stacks: Sequence[Stack]) -> None:
+        self._block = {
+            id(part): (s, b)
+            for s, stack in enumerate(stacks)
+            for b, block in enumerate(stack.blocks)
+            for part in block.parts
+        }
+        self._empty = {id(stack.home): s for s, stack in enumerate(stacks) if not stack.blocks}
+        self._open: set[int] = set()
+        self._done: set[tuple[int, str]] = set()
+        self.doubts = Doubts()
+        self._tied = _tied(stacks)
+        self._aliases: list[Node] = []
+        self._begun = False
+        self._handed: dict[int, dict[str, Node]] = {}
+        # Modules that a container registers and lends to blocks: the first block that holds one runs it.
+        parts = (part for stack in stacks for block in stack.blocks for part in block.parts)
+        self._lent = {id(other) for part in parts for node in part.walk() for other in node.shared.values()}
+        for stack in stacks:
+            node: Node | None
+            for node in [stack.home, *(part.parent for block in stack.blocks for part in block.parts)]:
+                while node is not None and id(node) not in self._open:
+                    self._open.add(id(node))
+                    node = node.parent
+
+    def items(self, node: Node, passes: int) -> list[Item]:
+        """The steps below a node, each module once: where it is used first."""
+        self._done.add((id(node), ""))
+        parent = node.parent or node
+        if id(node) in self._block:
+            self._begun = True
+            stack, block = self._block[id(node)]
+            return [Item(node.name, parent, node, stack, block, passes)]
+        if id(node) in self._empty:
+            return [Item(node.name, parent, node, self._empty[id(node)])]
+        if id(node) not in self._open:
+            return [Item(node.name, parent, node)]
+        handed = self._handed.get(id(node), {})
+        source = None if node.is_list else use_order(node.module, {name: one.module for name, one in handed.items()})
+        children = {**node.shared, **{child.key: child for child in node.children}}
+        if source:
+            self._hand(source, children)
+        children |= {LENT + name: one for name, one in handed.items()}
+        found: list[Item] = []
+        known = {step.split(".")[0] for step in source.steps} if source else set()
+        aliases = {c.key for c in node.children if c.key not in known and self._is_alias(c)} if known else set()
+        if source:
+            self.doubts.note(node, source, self._open, self._block)
+        for step in _ordered(node, source.steps if source else [], {LENT + name for name in handed}):
+            key, _, rest = step.partition(".")
+            if key in aliases:
+                self._aliases.append(children[key])
+                continue
+            if key not in children:
+                if (id(node), key) not in self._done:
+                    self._done.add((id(node), key))
+                    found.append(Item(f"{node.name}.{key}" if node.name else key, node, None))
+                continue
+            child = self._element(children[key], rest, source is not None and key in source.again)
+            if (id(child), "") in self._done or (key in node.shared and self._inside(child)):
+                continue
+            if id(child) in self._lent and (self._begun or step not in (source.steps if source else ())):
+                continue
+            holder = children[key]
+            counted = (source.passes.get(key, 0) if source else 0) // max(
+                1, len(holder.children) if holder.is_list else 1
+            )
+            if source and id(child) in self._block:
+                counted = source.repeated.get(key, counted)
+            inner = self.items(child, passes * max(1, counted, _copies(node, child)))
+            # What comes back once more before another stack has begun has one place.
+            meanwhile = source.meanwhile.get(step, set()) - {key} if source else set()
+            weighty = (children[other] for other in meanwhile if other in children)
+            again = tuple(c for c in weighty if id(c) in self._open or id(c) in self._block)
+            both = source is not None and not rest and step in source.both_times
+            found += [replace(inner[0], again=again, both_times=both)] if again and len(inner) == 1 else inner
+        return found
+
+    def _hand(self, source: UseOrder, children: Mapping[str, Node]) -> None:
+        """Remember the lists that a container hands to its children: these run their elements."""
+        for key, lent in source.lent.items():
+            if key in children and id(children[key]) in self._open:
+                found = {name: children[name_here] for name, name_here in lent.items() if name_here in children}
+                self._handed.setdefault(id(children[key]), {}).update(found)
+
+    def held_only(self, items: Sequence[Item]) -> list[Item]:
+        """Steps for modules that only hold weights of others, where these others are no steps either."""
+        if not self._aliases:
+            return []
+        covered = {key for item in items if item.node is not None for key in _parameters(item.node)}
+        return [
+            Item(one.name, one.parent or one, one) for one in self._aliases if not covered.issuperset(_parameters(one))
+        ]
+
+    def _is_alias(self, child: Node) -> bool:
+        """Whether all parameters of a module that is no block are also held elsewhere."""
+        ids = _parameters(child)
+        apart = id(child) in self._open or child.has_embedding  # a shared table of tokens runs first
+        return not apart and bool(ids) and self._tied.issuperset(ids)
+
+    def _element(self, node: Node, path: str, apart: bool = False) -> Node:
+        """Follow a path as far as lists and opened containers go: what lies deeper is one step.
+
+        With ``apart``, a table of tokens that runs long before the rest of its container is a step as well.
+        """
+        for key in path.split(".") if path else ():
+            below = next((child for child in node.children if child.key == key), node.shared.get(key))
+            if apart and id(node) not in self._block and below is not None and isinstance(below.module, nn.Embedding):
+                self._open.add(id(node))
+            whole = id(node) in self._block or not (node.is_list or id(node) in self._open)
+            if whole or below is None or (isinstance(node.module, nn.Sequential) and id(node) not in self._open):
+                return node
+            node = below
+        return node
+
+    def _inside(self, node: Node) -> bool:
+        """Whether a module that is registered here once more is part of a block."""
+        above = node.parent
+        while above is not None:
+            if id(above) in self._block:
+                return True
+            above = above.parent
+        return False
+
+
+def _copies(node: Node, child: Node) -> int:
+    """How often a list holds the very same module."""
+    return sum(module is child.module for module in node.module._modules.values()) if node.is_list else 1
+
+
+def _tied(stacks: Sequence[Stack]) -> set[int]:
+    """``id`` of each parameter that two modules hold."""
+    root = stacks[0].home if stacks else None
+    while root is not None and root.parent is not None:
+        root = root.parent
+    held = Counter(_parameters(root) if root is not None else ())
+    return {key for key, count in held.items() if count > 1}
+
+
+def _parameters(node: Node) -> list[int]:
+    """``id`` of each parameter in a module and below."""
+    return [id(p) for below in node.walk() for p in below.module._parameters.values() if p is not None]
+
+
+def _ordered(node: Node, used: Sequence[str], handed: Set[str] = frozenset()) -> list[str]:
+    """Steps of a container: those of its code, and what that does not mention where it is registered."""
+    registered = [*node.own, *(child.key for child in node.children)]
+    if node.is_list:
+        return registered
+    known = {*registered, *node.shared, *handed}
+    order = [step for step in used if step.split(".")[0] in known]
+    for position, key in enumerate(registered):
+        places = [i for i, step in enumerate(order) if step.split(".")[0] == key]
+        if places:
+            if key not in order:
+                order.insert(places[-1] + 1, key)  # the elements that the loop leaves out
+        elif names_head(key):
+            order.append(key)
+        elif names_embedding(key) or position == 0:
+            order.insert(0, key)
+        else:
+            before = registered[position - 1]
+            order.insert(max(i for i, step in enumerate(order) if step.split(".")[0] == before) + 1, key)
+    return order

@@ -1,0 +1,288 @@
+"""From a module to the list of its layers: names, kinds and what belongs to each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import nn
+from torchmetrics import Metric, MetricCollection
+
+from lightning_freeze.layers.discovery.block_lists import Stack
+from lightning_freeze.layers.discovery.blocks import find_stacks
+from lightning_freeze.layers.discovery.data_flow import Item, flow_and_doubts, interleave
+from lightning_freeze.layers.discovery.module_tree import Node, build_tree, words_of
+from lightning_freeze.layers.discovery.towers import Tower, name_towers
+
+Kind = Literal["embeddings", "block", "head", "group"]
+
+
+@dataclass
+class LayerSpec:
+    """What makes up one layer, by name.
+
+    Attributes:
+        name: Name of the layer.
+        kind: ``"embeddings"``, ``"block"``, ``"head"`` or, from an explicit map, ``"group"``.
+        prefixes: Full names of the modules and single parameters that belong to it.
+        passes: How many times one forward pass runs it; more than one for weights shared between depths.
+    """
+
+    name: str
+    kind: Kind
+    prefixes: list[str] = field(default_factory=list)
+    passes: int = 1
+
+
+@dataclass
+class Structure:
+    """The layers of a module as its structure tells them.
+
+    Attributes:
+        layers: Layers in the order of the data flow.
+        towers: Tower label to the attribute it was made from; empty for a single stack.
+        ignored: Names of modules that belong to no layer (losses and metrics without parameters).
+        assumptions: What the structure left open and how it was decided, one sentence each.
+    """
+
+    layers: list[LayerSpec]
+    towers: dict[str, str]
+    ignored: list[str]
+    assumptions: list[str] = field(default_factory=list)
+
+
+def discover(module: nn.Module) -> Structure:
+    """Find the layers of ``module`` without a forward pass and without touching its data.
+
+    Args:
+        module: Any module with at least one parameter.
+
+    Returns:
+        Its layers: embeddings, blocks, head.
+
+    Raises:
+        ValueError: If the module has no parameter.
+    """
+    root = build_tree(module)
+    if next(module.parameters(), None) is None:
+        raise ValueError(
+            f"{type(module).__name__} has no parameters, so it has no layers to freeze. If the model is built in "
+            "`configure_model` or `setup`, ask for its layers afterwards."
+        )
+    found = find_stacks(root)
+    laid_out, doubts = flow_and_doubts(root, found)
+    stacks, items = interleave(found, laid_out)
+    placement = _Placement(stacks, items)
+    structure = placement.structure()
+    structure.assumptions += _assumptions(found, stacks, [*doubts, *placement.fed_later()], placement.side_by_side())
+    return structure
+
+
+def _assumptions(found: Sequence[Stack], stacks: Sequence[Stack], doubts: Sequence[str], parallel: str) -> list[str]:
+    lines = []
+    if any(stack.guessed for stack in found):
+        where = f"the parts of {found[0].home.name}" if found[0].home.name else "the parts of the module"
+        lines.append(f"no list of blocks was found: {where} are taken for blocks, in the order in which they are used")
+    if len(stacks) < len(found):
+        names = [stack.home.name for stack in found if stack.home.name not in {s.home.name for s in stacks}]
+        names = names or [stack.home.name for stack in found]
+        lines.append(f"{', '.join(names)} take turns: numbered as one stack, as they run")
+    return [*lines, *doubts, *[parallel] * bool(parallel)]
+
+
+class _Placement:
+    """Decides for every unit outside the blocks which layer it joins."""
+
+    def __init__(self, stacks: Sequence[Stack], items: list[Item]) -> None:
+        order = [s for s in dict.fromkeys(item.stack for item in items) if s >= 0]
+        self._items = items
+        self._stacks = stacks
+        self._towers = name_towers(stacks)
+        self._order = order
+        self._parallel = any(self._towers[s].fresh for s in order[1:])
+        self._layers: dict[str, LayerSpec] = {}
+        self._common: dict[str, list[str]] = {}
+        self._prepared: set[tuple[int, int]] = set()
+
+    def structure(self) -> Structure:
+        self._declare()
+        ignored = []
+        steps = [(i, item) for i, item in enumerate(self._items) if item.stack >= 0]
+        for position, item in enumerate(self._items):
+            if item.stack >= 0:
+                if item.block >= 0:
+                    layer = self._layers[self._block(item.stack, item.block)]
+                    layer.prefixes.append(item.name)
+                    layer.passes = max(layer.passes, item.passes)
+                continue
+            if _is_loss(item) and not (item.node and item.node.parameters):
+                ignored.append(item.name)
+                continue
+            last = next((step for i, step in reversed(steps) if i < position), None)
+            following = next((step for i, step in steps if i > position), None)
+            name = "head" if _is_loss(item) else self._place(item, last, following)
+            self._layers[name].prefixes.append(item.name)
+        self._dissolve()
+        layers = [layer for layer in self._layers.values() if layer.prefixes]
+        return Structure(layers, {t.label: t.alias for t in self._towers if t.label}, ignored)
+
+    def side_by_side(self) -> str:
+        """A sentence on towers that do not feed each other, ``""`` if there are none."""
+        if not self._parallel:
+            return ""
+        names = ", ".join(self._towers[s].label for s in self._order)
+        common = (
+            f"; {', '.join(shared)} works for several of them and counts as {layer}"
+            for layer, shared in self._common.items()
+        )
+        return f"{names}: not each feeds the next, they stand in the order in which the code runs them{''.join(common)}"
+
+    def fed_later(self) -> list[str]:
+        """A sentence on units that one run uses again, on what a later stack computes; a table is fed by none."""
+        shared = {name for names in self._common.values() for name in names}
+        apart = [i for i in self._items if i.both_times and i.name not in shared and i.node and i.node.parameters]
+        names = [i.name for i in apart if i.node is not None and not isinstance(i.node.module, nn.Embedding)]
+        what = "run once more behind layers that come later: where they run first counts"
+        return [f"{', '.join(names)}: {what}"] * (bool(names) and self._parallel)
+
+    def _declare(self) -> None:
+        """Name all layers that there may be, in order."""
+        self._add("embeddings", "embeddings")
+        for s in self._order:
+            label = self._towers[s].label
+            if self._parallel:
+                self._add(f"{label}.embeddings", "embeddings")
+            for b in range(len(self._stacks[s].blocks)):
+                self._add(self._block(s, b), "block")
+            if self._parallel:
+                self._add(f"{label}.head", "head")
+        self._add("head", "head")
+
+    def _add(self, name: str, kind: Kind) -> None:
+        self._layers[name] = LayerSpec(name, kind)
+
+    def _block(self, stack: int, block: int) -> str:
+        label = self._towers[stack].label
+        return f"{label}.{block}" if label else str(block)
+
+    def _place(self, item: Item, last: Item | None, following: Item | None) -> str:
+        if last is None and following is None:
+            return "head"
+        if last is None:
+            assert following is not None
+            if self._parallel and item.again and _projects(item) and not self._taken_up(item, following.stack):
+                self._common.setdefault("head", []).append(item.name)
+                return "head"  # it makes tokens into vectors first, and what a tower found later
+            return self._before(item, following.stack)
+        if following is None:
+            return self._after(item, last.stack)
+        if last.stack == following.stack:
+            joins = following if self._opens(item, last, following) else last
+            return self._block(joins.stack, joins.block)
+        return self._between(item, last.stack, following.stack)
+
+    def _opens(self, item: Item, last: Item, following: Item) -> bool:
+        """Whether a unit between two blocks stands in the stage of the second one only."""
+        node: Node | None = item.parent
+        while node is not None:
+            before = last.node is not None and last.node.below(node)
+            after = following.node is not None and following.node.below(node)
+            if before or after:
+                return not before or (after and _same_number(item, last, following))
+            node = node.parent
+        return False
+
+    def _between(self, item: Item, a: int, b: int) -> str:
+        if _inside(item, self._towers[b]):
+            return self._before(item, b)
+        if self._towers[b].fresh and item.again and not _inside(item, self._towers[a]):
+            # Where nothing takes up what both towers give, what they share is the last to run.
+            layer = self._after(item, a) if self._taken_up(item, b) else "head"
+            self._common.setdefault(layer, []).append(item.name)
+            return layer
+        finishes = item.node is not None and "norm" in item.node.class_name.lower()
+        if (a, b) in self._prepared:
+            return self._before(item, b)
+        if _inside(item, self._towers[a]) or self._towers[b].fresh or finishes:
+            return self._after(item, a)
+        if item.node is None or item.node.parameters:
+            self._prepared.add((a, b))  # what runs behind it prepares the second stack too, a norm included
+        return self._before(item, b)
+
+    def _taken_up(self, item: Item, stack: int) -> bool:
+        """Whether a tower behind this one works on what others computed, after the last use of the unit."""
+        behind = self._order[self._order.index(stack) + 1 :]
+        begun = {s for s in behind if any(self._stacks[s].home.below(node) for node in item.again)}
+        return any(not self._towers[s].fresh for s in behind if s not in begun)
+
+    def _before(self, item: Item, stack: int) -> str:
+        """The layer for a unit that runs before a stack."""
+        tower = self._towers[stack]
+        first = stack == self._order[0]
+        if self._parallel and (first or tower.fresh):
+            return f"{tower.label}.embeddings" if _inside(item, tower) else "embeddings"
+        positions = bool(words_of(item.name.rpartition(".")[2]) & {"pos", "position", "positions", "positional"})
+        embeds = item.node is not None and item.node.has_embedding and not positions
+        tokens = tower.language and _inside(item, tower) and embeds
+        if first or (tokens and not self._parallel) or not self._stacks[stack].blocks:
+            return "embeddings"
+        if tokens and not self._layers[self._block(stack, 0)].prefixes:
+            return f"{tower.label}.embeddings"
+        return self._block(stack, 0)
+
+    def _after(self, item: Item, stack: int) -> str:
+        """The layer for a unit that runs behind a stack."""
+        tower = self._towers[stack]
+        final = stack == self._order[-1]
+        if self._parallel and (_inside(item, tower) or not final):
+            return f"{tower.label}.head"
+        if final or not self._stacks[stack].blocks:
+            return "head"
+        return self._block(stack, len(self._stacks[stack].blocks) - 1)
+
+    def _dissolve(self) -> None:
+        """Let embeddings and heads that hold no parameters at all join the block beside them.
+
+        A dropout alone is nothing that could be trained, but its mode has to follow the block that it works for.
+        """
+        bare = {item.name for item in self._items if item.node is not None and not item.node.parameters}
+        names = list(self._layers)
+        for position, name in enumerate(names):
+            layer = self._layers[name]
+            if layer.kind == "block" or not layer.prefixes or not bare.issuperset(layer.prefixes):
+                continue
+            around = names[position + 1 :] if layer.kind == "embeddings" else names[:position][::-1]
+            joins = next((n for n in around if self._layers[n].kind == "block"), None)
+            if joins is not None:
+                self._layers[joins].prefixes += layer.prefixes
+                layer.prefixes = []
+
+
+def _same_number(item: Item, last: Item, following: Item) -> bool:
+    """Whether a unit in a list beside the stages (``patch_embeddings.1``) has the number of the next stage only."""
+    parts = item.name.split(".")
+    here = parts[-1]
+    if not here.isdecimal():
+        return False
+    numbers = [dict(enumerate(step.name.split("."))).get(len(parts) - 1) for step in (last, following)]
+    return numbers[1] == here and numbers[0] != here
+
+
+def _inside(item: Item, tower: Tower) -> bool:
+    return item.parent.below(tower.root) or item.node is tower.root
+
+
+def _projects(item: Item) -> bool:
+    """Whether a unit turns tokens into vectors, and has weights for something else as well."""
+    tables = [n.weights for n in item.node.walk() if isinstance(n.module, nn.Embedding)] if item.node else []
+    return bool(item.node and tables and item.node.weights > sum(tables))
+
+
+def _is_loss(item: Item) -> bool:
+    """Whether a unit is a metric or a loss: it runs behind everything, wherever it was registered."""
+    if item.node is None:
+        return False
+    module = item.node.module
+    name = item.node.class_name
+    return isinstance(module, Metric | MetricCollection | nn.modules.loss._Loss) or name.endswith(("Loss", "Metric"))

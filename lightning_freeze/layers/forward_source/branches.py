@@ -1,0 +1,99 @@
+"""Reading code that branches: which way tells the order, and what two ways have in common."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable, Sequence
+from copy import copy
+
+from lightning_freeze.layers.forward_source.calls import Numbers
+from lightning_freeze.layers.forward_source.syntax import assigned, leaves, running, woven
+from lightning_freeze.layers.forward_source.use_order import Notes
+
+
+class Branches(Numbers, Notes):
+    """Goes through branches, and notes what they use."""
+
+    def _visit_all(self, nodes: Iterable[ast.AST | None]) -> None:
+        for node in nodes:
+            if node is not None:
+                self.visit(node)
+
+    def _without_short_cut(self, body: list[ast.stmt]) -> list[ast.stmt]:
+        """The statements of a method, less a first branch that leaves it early and leaves out steps.
+
+        ``if plain: return self.model(x)``, and behind it ``x = self.prompt(x)`` before the same model: only the long
+        way tells where the prompt runs.
+        """
+        for position, node in enumerate(body):
+            if not (isinstance(node, ast.If) and not node.orelse and leaves(node.body)):
+                continue
+            chains = [chain for part in node.body for sub in ast.walk(part) if (chain := self._scope.chain(sub))]
+            used = {chain[0] for chain in chains} & self._scope.names
+            if used and not used & set(self.order) and self._scope.known(node.test) is None:
+                order = self._tried(body[position + 1 :]).order
+                if not used <= set(order) or used == set(order[: len(used)]):
+                    return body
+                return self._without_short_cut([*body[:position], *body[position + 1 :]])
+        return body
+
+    def _tried(self, nodes: Sequence[ast.stmt]) -> Branches:
+        """What statements use, as if nothing had been used before, without taking note of it."""
+        trial = copy(self)
+        trial._trying = True
+        trial.order, trial.steps, trial.again, trial.both_ways = [], {}, set(), set()
+        trial.passes, trial.repeated, trial.either, trial.unfollowed = {}, {}, set(), set()
+        trial.meanwhile, trial._begun, trial._trace, trial.both_times = {}, {}, [], set()
+        trial.carried, trial.lent = set(), {}
+        trial._scope = copy(self._scope)
+        trial._scope.bound = dict(self._scope.bound)
+        trial._looped = [set(names) for names in self._looped]
+        trial._visit_all(nodes)
+        return trial
+
+    def _visit_both(self, node: ast.If) -> None:
+        """Go through two branches: what one of them runs before a step that both run stands before that step."""
+        known, before, outer = dict(self.steps), self._scope.numbers(self._scope.bound), self._fresh
+        outside, begun, whole = self._elsewhere, set(self._begun), self._whole
+        self._whole = whole | self._called(node.orelse)
+        self._visit_all(node.body)
+        self._whole = whole
+        elsewhere = outside | (self._begun.keys() - begun)
+        self._scope.forget(assigned(node.body))
+        self._scope.bound.update(before)
+        first = [step for step in self.steps if step not in known]
+        second = [s for s in self._tried(node.orelse).steps if s not in known] if first and not self._trying else []
+        self._fresh = outer | {step.split(".")[0] for step in first}  # not used once more, but instead
+        self._elsewhere = elsewhere
+        self._visit_all(node.orelse)
+        self._fresh = outer
+        self._elsewhere = elsewhere if leaves(node.body) else outside
+        self._scope.forget(assigned([*node.body, *node.orelse]))
+        steps = woven(first, second)
+        if set(steps) == self.steps.keys() - known.keys():
+            self.steps = known | dict.fromkeys(steps)
+            fresh = set(self.order) - {step.split(".")[0] for step in known}
+            names = dict.fromkeys(step.split(".")[0] for step in steps)
+            self.order = [n for n in self.order if n not in fresh] + [n for n in names if n in fresh]
+            for step in steps:
+                self._begun[step] = self.order.index(step.split(".")[0]) + 1
+
+    def _called(self, nodes: Sequence[ast.stmt]) -> set[tuple[str, ...]]:
+        """The paths that statements call."""
+        calls = (sub.func for node in nodes for sub in ast.walk(node) if isinstance(sub, ast.Call))
+        return {tuple(chain) for func in calls if (chain := self._scope.chain(func))}
+
+    def visit_If(self, node: ast.If) -> None:
+        """Take the branch that the settings decide for, else both."""
+        known = self._scope.known(node.test)
+        self._visit_all(running(node.test))
+        if known is not None:
+            self._visit_all(node.body if known else node.orelse)
+        else:
+            self._visit_both(node)
+
+    def visit_IfExp(self, node: ast.IfExp) -> None:
+        """As for the statement."""
+        known = self._scope.known(node.test)
+        self._visit_all([*running(node.test), node.body if known is not False else node.orelse])
+        self._visit_all([node.orelse] if known is None else [])

@@ -1,0 +1,62 @@
+"""The best weights of the running phase, kept so that the next one can begin from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import Module, Parameter
+
+from lightning_freeze.distributed import gathered, write
+from lightning_freeze.schedule.triggers import improves
+
+
+class BestWeights:
+    """A copy, in CPU memory, of what trained in the phase, as it was at the phase's best validation.
+
+    Of parameters that are sharded over ranks, each rank keeps its own part. A checkpoint holds them whole.
+
+    Args:
+        mode: ``"min"`` if a lower value is better, ``"max"`` if a higher one is.
+    """
+
+    def __init__(self, mode: Literal["min", "max"]) -> None:
+        self.mode = mode
+        self.value: float | None = None
+        self._tensors: dict[str, Tensor] = {}
+
+    def observe(self, module: Module, value: float) -> None:
+        """Copy the trainable parameters and all buffers if ``value`` is finite and the best one so far."""
+        if improves(value, self.value, self.mode):
+            self.value = value
+            self._tensors = {
+                name: tensor.detach().to("cpu", copy=True)
+                for name, tensor in module.state_dict(keep_vars=True).items()
+                if isinstance(tensor, Tensor) and (tensor.requires_grad or not isinstance(tensor, Parameter))
+            }
+
+    @torch.no_grad()
+    def restore(self, module: Module) -> float | None:
+        """Write the copy back and forget it; returns the value that it had, ``None`` if there is no copy."""
+        value = self.value
+        if value is not None:
+            current = module.state_dict(keep_vars=True)
+            for name, tensor in self._tensors.items():
+                write(current[name], tensor)
+        self.forget()
+        return value
+
+    def forget(self) -> None:
+        """Begin anew."""
+        self.value, self._tensors = None, {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The copy and its value; must be called on all ranks, where parameters are sharded."""
+        return {"value": self.value, "tensors": {name: gathered(tensor) for name, tensor in self._tensors.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The inverse of :meth:`state_dict`."""
+        self.value = state["value"]
+        self._tensors = {name: tensor.detach().to("cpu", copy=True) for name, tensor in state["tensors"].items()}

@@ -1,0 +1,66 @@
+"""The phases of a schedule on the layers of one module: what trains in each of them, and what is held frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from torch.nn import Module, Parameter
+
+from lightning_freeze.layers import LayerStack
+from lightning_freeze.schedule.phases import Phase
+
+
+@dataclass(frozen=True)
+class ResolvedPhases:
+    """Phases, and for each of them the parameters and modules that its selector means.
+
+    Attributes:
+        plan: The phases.
+        trains: For each phase the parameters that train, in the order of the layers.
+        freezes: For each phase the parameters that are held frozen, and the modules that are put in eval mode.
+    """
+
+    plan: list[Phase]
+    trains: list[dict[Parameter, None]] = field(default_factory=list)
+    freezes: list[tuple[Sequence[Parameter], Sequence[Module]]] = field(default_factory=list)
+
+    @classmethod
+    def on(cls, stack: LayerStack, plan: Sequence[Phase], frozen_eval: bool) -> ResolvedPhases:
+        """Resolve the selectors of phases.
+
+        Args:
+            stack: The layers.
+            plan: The phases.
+            frozen_eval: Whether frozen modules are put in eval mode.
+
+        Raises:
+            ConfigurationError: If a selector matches nothing.
+        """
+        everything = [p for layer in stack for p in layer.parameters()]
+        found = cls(list(plan))
+        for phase in plan:
+            trains = dict.fromkeys(stack.select(phase.train).parameters)
+            frozen = [p for p in everything if p not in trains]
+            found.trains.append(trains)
+            found.freezes.append((frozen, stack.modules_within(frozen) if frozen_eval else ()))
+        return found
+
+    def fresh(self, phase: int, before: int) -> set[Parameter]:
+        """The parameters that train in a phase, and do not in another.
+
+        Args:
+            phase: Index of the phase.
+            before: Index of the other one; -1 if there is none, so that all of them count.
+        """
+        return self.trains[phase].keys() - (self.trains[before].keys() if before >= 0 else set())
+
+    def without_idle(self, can_train: Callable[[Parameter], bool]) -> list[Phase]:
+        """The plan without phases in which the same parameters train as in the one before.
+
+        Args:
+            can_train: Whether a parameter trains when the schedule lets it: somebody else may hold it frozen.
+        """
+        able = [{p for p in trains if can_train(p)} for trains in self.trains]
+        keep = [phase for i, phase in enumerate(self.plan) if i == 0 or able[i] != able[i - 1]]
+        return self.plan if len(keep) == len(self.plan) else [*keep[:-1], Phase(keep[-1].train)]

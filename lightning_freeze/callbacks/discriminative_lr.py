@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.nn import Parameter
 
-from lightning_freeze.callbacks.base import Groups, LayerCallback
+from lightning_freeze.callbacks.layer_callback import Groups, LayerCallback
 from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.session.session import Session
 
@@ -75,8 +75,7 @@ class DiscriminativeLR(LayerCallback):
         self._rates = None
         session.rates.sources.append(self)
 
-    def on_all_built(self, session: Session) -> None:  # noqa: D102
-        super().on_all_built(session)
+    def check(self, session: Session) -> None:  # noqa: D102
         for other in session.members:
             if (
                 isinstance(other, DiscriminativeLR)
@@ -87,6 +86,10 @@ class DiscriminativeLR(LayerCallback):
                     "Two DiscriminativeLR callbacks scale the learning rates of the same layers; keep one of them, or "
                     "give them groups that do not overlap."
                 )
+
+    @property
+    def owner(self) -> DiscriminativeLR:  # noqa: D102
+        return self
 
     def rate_key(self, parameter: Parameter) -> Hashable:  # noqa: D102
         factor = self._factors.get(parameter, 1.0)

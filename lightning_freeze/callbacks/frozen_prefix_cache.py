@@ -19,7 +19,7 @@ from lightning_freeze.cache.messages import Progress, gain_line, samples_in_epoc
 from lightning_freeze.cache.prefix.predicted_gain import OutsideWork, is_sharded
 from lightning_freeze.cache.store.accelerator import AcceleratorTier
 from lightning_freeze.cache.store.sizes import default_memory, parse_size
-from lightning_freeze.callbacks.base import Groups
+from lightning_freeze.callbacks.layer_callback import Groups
 from lightning_freeze.callbacks.phased_fine_tuning import PhasedFineTuning
 from lightning_freeze.errors import ConfigurationError, suggest
 

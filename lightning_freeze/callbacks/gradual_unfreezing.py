@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from lightning_freeze.callbacks.base import Groups
+from lightning_freeze.callbacks.layer_callback import Groups
 from lightning_freeze.callbacks.phased_fine_tuning import PhasedFineTuning
 from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.layers import LayerStack

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lightning_freeze.callbacks.base import FreezingCallback, Groups
+from lightning_freeze.callbacks.layer_callback import FreezingCallback, Groups
 from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.session.session import Session
 
@@ -43,8 +43,7 @@ class LayerFreezing(FreezingCallback):
         selection = self.stack.select(self.layers)
         session.holds.hold(self, selection.parameters, selection.modules if self.frozen_eval else ())
 
-    def on_all_built(self, session: Session) -> None:  # noqa: D102
-        super().on_all_built(session)
+    def check(self, session: Session) -> None:  # noqa: D102
         if not self.frozen_eval:
             return
         # A layer may be frozen as a whole by single parameters, or by several callbacks together.

@@ -30,7 +30,7 @@ def measure_the_largest_phase(finder: BatchSizeFinder, session: Session) -> Call
     measure = finder.scale_batch_size
 
     def scale_batch_size(trainer: Trainer, pl_module: LightningModule) -> None:
-        with _keeping_callbacks(trainer), _still(session), _all_phases(session):
+        with _keeping_callbacks(trainer), _in_eval_mode(session), _all_phases(session):
             measure(trainer, pl_module)
 
     finder.scale_batch_size = scale_batch_size  # type: ignore[method-assign]
@@ -54,7 +54,7 @@ def find_the_users_rate(finder: LearningRateFinder, session: Session) -> Callabl
     def lr_find(trainer: Trainer, pl_module: LightningModule) -> None:
         if session.rates.sources:
             session.begin()
-        with _keeping_callbacks(trainer), _still(session), _scaled(session, trainer.optimizers):
+        with _keeping_callbacks(trainer), _in_eval_mode(session), _scaled(session, trainer.optimizers):
             find(trainer, pl_module)
         rate = finder.optimal_lr.suggestion() if finder.optimal_lr is not None else None
         rates = {float(group["lr"]) for optimizer in trainer.optimizers for group in optimizer.param_groups}
@@ -101,10 +101,10 @@ def _keeping_callbacks(trainer: Trainer) -> Iterator[None]:
 
 
 @contextmanager
-def _still(session: Session) -> Iterator[None]:
+def _in_eval_mode(session: Session) -> Iterator[None]:
     # No training batch has begun, so nobody has put the frozen modules in eval mode yet.
     trained = [module for module in session.holds.modules() if module.training]
-    session.holds.still()
+    session.holds.set_eval_mode()
     try:
         with warnings.catch_warnings():
             # Lightning finds them so when the finder's own loop starts.
@@ -117,11 +117,14 @@ def _still(session: Session) -> Iterator[None]:
 
 @contextmanager
 def _all_phases(session: Session) -> Iterator[None]:
-    schedules: list[Any] = [member for member in session.members if hasattr(member, "freezes")]
-    for member in schedules:
-        session.holds.hold(member, *(set.intersection(*map(set, each)) for each in zip(*member.freezes, strict=True)))
+    schedules = session.schedules
+    for schedule in schedules:
+        parameters = set.intersection(*(set(parameters) for parameters, _ in schedule.freezes))
+        modules = [{id(module): module for module in modules} for _, modules in schedule.freezes]
+        always = set.intersection(*(set(found) for found in modules))
+        session.holds.hold(schedule.owner, parameters, [modules[0][key] for key in always])
     try:
         yield
     finally:
-        for member in schedules:
-            session.holds.hold(member, *member.freezes[member.phase])
+        for schedule in schedules:
+            session.holds.hold(schedule.owner, *schedule.freezes[schedule.phase])

@@ -8,58 +8,59 @@ optimizer that seldom steps: what counts as evidence is a step of the block's ow
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from lightning_freeze.distributed import foreign_wrapper
+from lightning_freeze.layers import LayerStack
 from lightning_freeze.layers.wording import spans
-
-if TYPE_CHECKING:
-    from lightning_freeze.callbacks.base import FreezingCallback
-    from lightning_freeze.session.session import Session
+from lightning_freeze.session.observer import Observer, PhaseChange
+from lightning_freeze.session.session import Session
 
 #: Steps without a gradient that are no coincidence: half of a model's blocks dropped at random gives 1 in 65,536.
 ENOUGH = 16
 
 
-class GradientCheck:
+class MissingGradients(Observer):
     """Looks at the gradients of blocks in the first optimizer steps of each phase, until each has had one.
 
     Args:
-        callback: The callback that freezes.
+        stack: The layers, as a callback that freezes sees them.
         session: The running fit.
     """
 
-    def __init__(self, callback: FreezingCallback, session: Session) -> None:
+    def __init__(self, stack: LayerStack, session: Session) -> None:
         self._session = session
-        self._stack = callback.stack
-        self._phases: list[int] = []
+        self._stack = stack
         self._missing: dict[Optimizer, dict[str, list[Parameter]]] = {}
         self._steps: dict[Optimizer, int] = {}
         self._reached: set[str] = set()
+        self._is_over = False
+
+    def start_training(self) -> None:  # noqa: D102
         # Flat or partitioned parameters keep their gradients somewhere else.
-        self._is_over = foreign_wrapper(session.trainer, session.module) is not None
+        self._is_over = foreign_wrapper(self._session.trainer, self._session.module) is not None
 
     def before_step(self, optimizer: Optimizer) -> None:
         """An optimizer is about to step: see which of its blocks have a gradient."""
         if self._is_over:
             return
-        members: list[Any] = self._session.members
-        phases = [member.phase for member in members if hasattr(member, "freezes")]
-        if phases != self._phases:
-            self.end_phase()
-            self._phases = phases
         if optimizer not in self._missing:
             self._missing[optimizer] = dict(self._trainable(optimizer))
             self._steps[optimizer] = 0
         if self._missing[optimizer]:
             self._look(optimizer)
 
-    def end_phase(self) -> None:
-        """The phase or the fit is over: judge by what there is, if no block at all has had a gradient."""
+    def change_phase(self, change: PhaseChange) -> None:  # noqa: D102
+        self._judge()
+
+    def end_training(self) -> None:  # noqa: D102
+        self._judge()
+
+    def _judge(self) -> None:
+        """Judge by what there is, if no block at all has had a gradient in the phase that ends."""
         open_ = [(self._steps[optimizer], names) for optimizer, names in self._missing.items() if names]
         if not self._is_over and not self._reached and sum(steps * len(names) for steps, names in open_) >= ENOUGH:
             self._warn({name for steps, names in open_ for name in names if steps}, max(steps for steps, _ in open_))
@@ -102,7 +103,7 @@ class GradientCheck:
         if not names:
             return
         self._is_over = True
-        if self._session.first("gradients"):
+        if self._session.is_first("missing gradients"):
             layers = spans([name for name in self._stack.names if name in names], self._stack.names)
             layer, them = ("Layer", "it") if len(names) == 1 else ("Layers", "them")
             rank_zero_warn(

@@ -7,7 +7,6 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch.nn.parallel import DistributedDataParallel
 
 from lightning_freeze.distributed.sharding import renew, reshard
-from lightning_freeze.session.toggle_optimizer import untoggled
 
 
 def before_change(module: LightningModule) -> None:
@@ -18,6 +17,8 @@ def before_change(module: LightningModule) -> None:
 def resynchronise(trainer: Trainer, module: LightningModule) -> None:
     """Tell the strategy that other parameters train from now on; must be called on all ranks, before a forward pass.
 
+    ``requires_grad`` must stand as it does outside of ``toggle_optimizer``.
+
     ``DistributedDataParallel`` registers the parameters that require grad when it wraps the model. Those unfrozen
     later would never be synchronised between ranks, with no error, so the model is wrapped anew. Modules that
     ``fully_shard`` has sharded follow ``requires_grad`` by themselves, but for one thing.
@@ -25,7 +26,6 @@ def resynchronise(trainer: Trainer, module: LightningModule) -> None:
     strategy = trainer.strategy
     if isinstance(strategy, DDPStrategy) and isinstance(strategy.model, DistributedDataParallel):
         strategy.model = module
-        with untoggled(module):
-            strategy.configure_ddp()
+        strategy.configure_ddp()
     else:
         renew(module)

@@ -17,10 +17,10 @@ class Snapshot:
         self._modules = dict(module.named_modules())
         self._parameters = dict(module.named_parameters())
 
-    def replaced_modules(self, module: LightningModule) -> dict[Module, Module]:
-        """Each module that has been replaced, with the one that stands there now (``SyncBatchNorm``, for instance)."""
+    def replaced_modules(self, module: LightningModule) -> list[tuple[Module, Module]]:
+        """Each module that has been replaced, with its replacement (``SyncBatchNorm``, for instance)."""
         now = dict(module.named_modules())
-        return {old: now[name] for name, old in self._modules.items() if now.get(name, old) is not old}
+        return [(old, now[name]) for name, old in self._modules.items() if now.get(name, old) is not old]
 
     def check_parameters(
         self, owners: Sequence[str], module: LightningModule, is_held: Callable[[Parameter], bool]

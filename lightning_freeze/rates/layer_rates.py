@@ -27,7 +27,11 @@ _OWN = ("params", "param_names", "name")
 
 
 class RateSource(Protocol):
-    """A callback that scales learning rates."""
+    """Something that scales learning rates."""
+
+    @property
+    def owner(self) -> object:
+        """The callback that it belongs to."""
 
     def rate_key(self, parameter: Parameter) -> Hashable:
         """A key; parameters of one optimizer group with equal keys (and layers) share a group. ``()`` scales none."""

@@ -10,6 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from torch.optim import Optimizer
+
+from lightning_freeze.errors import ConfigurationError
+
 Layout = list[int]
 """Number of parameters in each group."""
 
@@ -41,3 +45,28 @@ def rearrange(
         for places, index, name in zip(positions, origin, names, strict=True)
     ]
     return {**state, "param_groups": groups}
+
+
+def check_layout(states: Sequence[Mapping[str, Any]], optimizers: Sequence[Optimizer]) -> None:
+    """Refuse to resume optimizers whose parameter groups are not those of the checkpoint.
+
+    Args:
+        states: The ``state_dict`` of each optimizer in the checkpoint; empty if there is none.
+        optimizers: The optimizers of this run.
+
+    Raises:
+        ConfigurationError: If the number of parameters differs in any group.
+    """
+    saved = [layout(state["param_groups"]) for state in states]
+    now = [layout(optimizer.param_groups) for optimizer in optimizers]
+    if states and saved != now:
+        raise ConfigurationError(
+            f"The optimizers in the checkpoint hold parameter groups of {_sizes(saved)} parameters, those of this "
+            f"run {_sizes(now)}: it was saved with other callbacks (DiscriminativeLR, GradualUnfreezing and "
+            f"PhasedFineTuning make one group for each layer) or another optimizer. Resume with those of the run "
+            f"that saved it, or begin a new run from its weights alone."
+        )
+
+
+def _sizes(layouts: Sequence[Layout]) -> str:
+    return " and ".join("+".join(map(str, groups)) for groups in layouts)

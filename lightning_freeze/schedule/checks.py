@@ -16,7 +16,6 @@ from lightning_freeze.layers import LayerStack
 from lightning_freeze.schedule import phases as schedule
 from lightning_freeze.schedule.phases import Phase, Progress
 from lightning_freeze.schedule.triggers import Clock, Pace
-from lightning_freeze.session.holds import Holds
 
 
 def check_options(owner: str, monitor: object, mode: object, warmup_steps: object) -> None:
@@ -52,21 +51,36 @@ def check_phases_differ(owner: str, phases: Sequence[Phase], trains: Sequence[It
 
 
 def check_phases_train(
-    member: object, phases: Sequence[Phase], trains: Sequence[Iterable[Parameter]], holds: Holds
+    owner: object,
+    phases: Sequence[Phase],
+    trains: Sequence[Iterable[Parameter]],
+    can_train: Callable[[Parameter, Any], bool],
+    holders: Callable[[Parameter], Sequence[object]],
 ) -> None:
-    """Refuse a phase of which every layer is frozen by somebody else."""
+    """Refuse a phase of which every layer is frozen by something else.
+
+    Args:
+        owner: The callback that has the phases.
+        phases: The phases.
+        trains: For each phase the parameters that it would train.
+        can_train: Whether a parameter would train if the callback alone let go of it.
+        holders: The callbacks that hold a parameter frozen.
+
+    Raises:
+        ConfigurationError: Naming the phase, and what freezes its layers.
+    """
     for number, (phase, parameters) in enumerate(zip(phases, trains, strict=True), start=1):
         parameters = list(parameters)
-        if any(holds.can_train(parameter, member) for parameter in parameters):
+        if any(can_train(parameter, owner) for parameter in parameters):
             continue
         if not parameters:
             raise ConfigurationError(
-                f"Phase {number} of {type(member).__name__} ({phase.train}) would train nothing: these layers own no "
+                f"Phase {number} of {type(owner).__name__} ({phase.train}) would train nothing: these layers own no "
                 f"parameters, all of theirs are tied to other layers. Add a block, such as '-1,{phase.train}'."
             )
-        others = {type(holder).__name__ for p in parameters for holder in holds.holders(p) if holder is not member}
+        others = {type(holder).__name__ for p in parameters for holder in holders(p) if holder is not owner}
         raise ConfigurationError(
-            f"Phase {number} of {type(member).__name__} ({phase.train}) would train nothing: its layers are frozen by "
+            f"Phase {number} of {type(owner).__name__} ({phase.train}) would train nothing: its layers are frozen by "
             f"{' and '.join(sorted(others)) or 'the module itself, at construction'}. Choose other layers for one of "
             "them."
         )

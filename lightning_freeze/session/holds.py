@@ -1,13 +1,14 @@
-"""Who holds what frozen: the one place that sets ``requires_grad`` and train/eval modes.
+"""What is held frozen, and by which callback: the one place that sets ``requires_grad`` and train/eval modes.
 
-Each callback *holds* the parameters that it wants frozen. A parameter is frozen while anybody holds it and gets back
-what it was given when the last one lets go. So callbacks combine in any order, a statically frozen layer stays frozen
-when a schedule passes over it, and what the user or the model had frozen at construction is never unfrozen.
+Each callback *holds* the parameters that it wants frozen. A parameter is frozen while any callback holds it, and gets
+its own ``requires_grad`` back when the last one releases it. So callbacks combine in any order, a statically frozen
+layer stays frozen when a schedule passes over it, and what the user or the model had frozen at construction is never
+unfrozen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from torch.nn import Module, Parameter
@@ -17,34 +18,34 @@ class Holds:
     """The parameters and modules of one model that are held frozen, by owner.
 
     Args:
-        plainly: Makes a context in which ``requires_grad`` stands as it does when nothing has switched it off in
-            passing.
+        as_given: Makes a context in which ``requires_grad`` stands as it does outside of ``toggle_optimizer``.
     """
 
-    def __init__(self, plainly: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
-        self._plainly = plainly
-        self._owned: dict[Hashable, tuple[dict[Parameter, None], dict[Module, None]]] = {}
+    def __init__(self, as_given: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
+        self._as_given = as_given
+        self._owned: dict[Hashable, tuple[dict[Parameter, None], list[Module]]] = {}
         self._given: dict[Parameter, bool] = {}
-        self._held_modules: dict[Module, None] = {}
-        self._trained: set[Module] = set()
-        self._stand_ins: dict[Module, Module] = {}
+        # Modules go by identity: the hash of a torchmetrics metric changes with its state.
+        self._held_modules: dict[int, Module] = {}
+        self._in_train_mode: dict[int, Module] = {}
+        self._replacements: dict[int, Module] = {}
 
     def hold(self, owner: Hashable, parameters: Iterable[Parameter], modules: Iterable[Module] = ()) -> bool:
         """Replace what ``owner`` holds; returns whether the set of trainable parameters changed.
 
         Args:
-            owner: Whoever asks, told apart by equality.
+            owner: The callback, compared by equality.
             parameters: All parameters that the owner wants frozen from now on.
             modules: All modules that the owner wants in eval mode from now on.
         """
-        self._owned[owner] = (dict.fromkeys(parameters), dict.fromkeys(modules))
-        with self._plainly():
+        self._owned[owner] = (dict.fromkeys(parameters), list(modules))
+        with self._as_given():
             return self._settle()
 
     def release(self, owner: Hashable) -> bool:
-        """Let go of everything that ``owner`` holds; returns whether the set of trainable parameters changed."""
+        """Release everything that ``owner`` holds; returns whether the set of trainable parameters changed."""
         self._owned.pop(owner, None)
-        with self._plainly():
+        with self._as_given():
             return self._settle()
 
     def holders(self, parameter: Parameter) -> list[Hashable]:
@@ -52,38 +53,46 @@ class Holds:
         return [owner for owner, (parameters, _) in self._owned.items() if parameter in parameters]
 
     def can_train(self, parameter: Parameter, owner: Hashable) -> bool:
-        """Whether a parameter would train if ``owner`` alone let go of it."""
+        """Whether a parameter would train if ``owner`` alone released it."""
         given = self._given.get(parameter, parameter.requires_grad)
         return given and all(holder == owner for holder in self.holders(parameter))
 
     def given(self, parameter: Parameter) -> bool:
-        """Whether a parameter would train if nobody held it."""
+        """The parameter's own ``requires_grad``: whether it would train if nothing held it."""
         return self._given.get(parameter, parameter.requires_grad)
 
     def modules(self) -> list[Module]:
-        """Every module that anybody wants in eval mode."""
-        return list(self._held_modules)
+        """Every module that any callback wants in eval mode."""
+        return list(self._held_modules.values())
 
-    def intruders(self) -> list[Parameter]:
+    def unfrozen(self) -> list[Parameter]:
         """Held parameters that something else has set to ``requires_grad=True``."""
         return [parameter for parameter in self._given if parameter.requires_grad]
 
-    def still(self) -> None:
+    def set_eval_mode(self) -> None:
         """Put every held module in eval mode, remembering which ones were in train mode.
 
         To be called before each training batch, not only once: a user's own ``train()`` undoes it. (And not before
         training starts, where Lightning warns of modules in eval mode.)
         """
-        for module in self._held_modules:
+        for module in self._held_modules.values():
             if module.training:
-                self._trained.add(module)
+                self._in_train_mode[id(module)] = module
                 module.training = False
 
-    def follow(self, stand_ins: Mapping[Module, Module]) -> None:
-        """Hold other modules in place of some, which a strategy has replaced in the model (``SyncBatchNorm``)."""
-        self._stand_ins.update(stand_ins)
-        self._held_modules = {stand_ins.get(m, m): None for m in self._held_modules}
-        self._trained = {stand_ins.get(m, m) for m in self._trained}
+    def follow(self, replaced: Sequence[tuple[Module, Module]]) -> None:
+        """Hold other modules in place of some that a strategy has replaced in the model (``SyncBatchNorm``).
+
+        Args:
+            replaced: Pairs of the old module and the new one.
+        """
+        self._replacements.update({id(old): new for old, new in replaced})
+        self._held_modules = self._current(self._held_modules.values())
+        self._in_train_mode = self._current(self._in_train_mode.values())
+
+    def _current(self, modules: Iterable[Module]) -> dict[int, Module]:
+        now = (self._replacements.get(id(module), module) for module in modules)
+        return {id(module): module for module in now}
 
     @contextmanager
     def lifted(self) -> Iterator[None]:
@@ -98,7 +107,7 @@ class Holds:
 
     def _settle(self) -> bool:
         parameters = {p: None for held, _ in self._owned.values() for p in held}
-        modules = {self._stand_ins.get(m, m): None for _, held in self._owned.values() for m in held}
+        modules = self._current(module for _, held in self._owned.values() for module in held)
         before = {p for p, given in self._given.items() if given}
         for parameter in [p for p in self._given if p not in parameters]:
             parameter.requires_grad_(self._given.pop(parameter))
@@ -107,8 +116,7 @@ class Holds:
                 self._given[parameter] = parameter.requires_grad
                 parameter.requires_grad_(False)
                 parameter.grad = None
-        for module in [m for m in self._trained if m not in modules]:
-            self._trained.remove(module)
-            module.training = True
+        for key in self._in_train_mode.keys() - modules.keys():
+            self._in_train_mode.pop(key).training = True
         self._held_modules = modules
         return before != {p for p, given in self._given.items() if given}

@@ -116,7 +116,7 @@ def test_the_sanity_check_is_no_validation():
     callback = PhasedFineTuning(phases, verbose=False)
     fit(make(), callback, num_sanity_val_steps=2, max_epochs=3, limit_train_batches=1)
     # Three validations: with the sanity check counted, the second epoch would begin the next phase.
-    assert callback.plan[callback.phase].train == "head" or callback._progress.starts[-1].epoch == 2
+    assert callback.plan[callback.phase].train == "head" or callback.schedule.progress.starts[-1].epoch == 2
 
 
 def test_any_of_several_triggers():

@@ -207,7 +207,7 @@ def test_more_phases_than_dynamos_limit_are_compiled_all_the_same(dynamos_log: l
 def test_dynamo_does_give_up_where_its_limit_is_not_raised(
     dynamos_log: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lightning_freeze.compatibility.checks.raise_limits", lambda phases: lambda: None)
+    monkeypatch.setattr("lightning_freeze.compatibility.observer.raise_limits", lambda phases: lambda: None)
     before = graphs_so_far()
     run(trace_encoder, GradualUnfreezing(verbose=False), depth=9, max_epochs=12)
     assert graphs_so_far() - before == torch._dynamo.config.recompile_limit

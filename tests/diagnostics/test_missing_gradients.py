@@ -10,7 +10,7 @@ from toys import Toy, fit, loader, make, trainer
 from transformers import ReformerConfig, ReformerModel, Wav2Vec2Config, Wav2Vec2ForSequenceClassification
 
 from lightning_freeze import EpochTrigger, GradualUnfreezing, LayerFreezing, Phase, PhasedFineTuning, StepTrigger
-from lightning_freeze.diagnostics.missing_gradients import GradientCheck
+from lightning_freeze.diagnostics.missing_gradients import MissingGradients
 
 
 def said(module, *callbacks, **options):
@@ -249,8 +249,8 @@ def test_gradients_that_are_gone_before_the_step(sees):
 
 def test_it_is_over_when_each_block_has_had_a_gradient(monkeypatch):
     looks = []
-    original = GradientCheck._look
-    monkeypatch.setattr(GradientCheck, "_look", lambda self, optimizer: looks.append(1) or original(self, optimizer))
+    original = MissingGradients._look
+    monkeypatch.setattr(MissingGradients, "_look", lambda self, optimizer: looks.append(1) or original(self, optimizer))
     fit(make(), LayerFreezing("embeddings", verbose=False))
     assert len(looks) == 1
     looks.clear()

@@ -87,7 +87,7 @@ def test_a_gan_equals_the_same_training_by_hand(options: dict[str, Any]) -> None
     module, plain = gan(**options), gan(**options)
     callback = phased()
     trainer(callback, max_epochs=4).fit(module, loader(4))
-    starts = [clock.step for clock in callback._progress.starts]
+    starts = [clock.step for clock in callback.schedule.progress.starts]
     by_hand(plain, lambda _, step: sum(step >= begin for begin in starts) - 1, 4, options.get("clip"))
     assert_same(module, plain)
     assert starts[0] == 0
@@ -99,8 +99,8 @@ def test_epochs_and_steps_count_as_the_trainer_counts_them() -> None:
     for callback in (by_steps, by_epochs):
         trainer(callback, max_epochs=3).fit(gan(), loader(4))
     # Two optimizers that step in each batch: three batches are six steps.
-    assert [tuple(clock) for clock in by_steps._progress.starts] == [(0, 0), (0, 6), (1, 12)]
-    assert [tuple(clock) for clock in by_epochs._progress.starts] == [(0, 0), (1, 8), (2, 16)]
+    assert [tuple(clock) for clock in by_steps.schedule.progress.starts] == [(0, 0), (0, 6), (1, 12)]
+    assert [tuple(clock) for clock in by_epochs.schedule.progress.starts] == [(0, 0), (1, 8), (2, 16)]
 
 
 def test_frozen_layers_of_both_networks_stand_still() -> None:

@@ -1,0 +1,170 @@
+"""What all callbacks of this package have in common: they take part in the session of the fitted module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_freeze.callbacks.observers import make_observers
+from lightning_freeze.errors import ConfigurationError
+from lightning_freeze.layers import LayerStack
+from lightning_freeze.session.observer import Schedule
+from lightning_freeze.session.session import Session
+
+Groups = Mapping[str, Sequence[str]]
+"""Layer name to the module-name prefixes that it holds, in the order of the data flow."""
+
+
+class LayerCallback(Callback):
+    """Joins the session of a fit, and passes the moments of the run on to it if it is the first member.
+
+    Args:
+        groups: An explicit, ordered map from layer name to module-name prefixes, for modules whose layers should not be
+            found automatically. Parameters that the map leaves out stay untouched.
+        verbose: Whether to print the table of layers at the start and the end of a fit, and one line at each change.
+    """
+
+    freezes_layers = False
+
+    def __init__(self, groups: Groups | None = None, verbose: bool = True) -> None:
+        self.groups = groups
+        self.verbose = verbose
+        self._session: Session | None = None
+        self._stack: LayerStack | None = None
+
+    @property
+    def stack(self) -> LayerStack:
+        """The layers of the module that is being fitted, or was fitted last."""
+        if self._stack is None:
+            raise ConfigurationError(f"{type(self).__name__} knows the layers of a module only once a fit has begun.")
+        return self._stack
+
+    @property
+    def schedule(self) -> Schedule | None:
+        """The phases of this callback, ``None`` if it has none."""
+        return None
+
+    def prepare(self, session: Session) -> None:
+        """Do what has to be done once the module has all its parameters; the layers are in :attr:`stack`."""
+
+    def join(self, session: Session) -> None:  # noqa: D102
+        with self._named_in_errors():
+            self._stack = session.stack_for(self.groups)
+            self.prepare(session)
+
+    def check(self, session: Session) -> None:
+        """Check the set-up as a whole, once every callback has prepared."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: D102
+        if stage == TrainerFn.FITTING:
+            self._session = Session.join(trainer, pl_module, self, make_observers)
+
+    def on_load_checkpoint(  # noqa: D102
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        states = checkpoint.get("optimizer_states")
+        # Lightning's learning rate and batch size finders restore too, in the midst of a run, what they have saved.
+        if self._session is not None and states and not trainer.optimizers:
+            self._session.saved_optimizers = states
+            # All callbacks of the run that saved it knew the same rates, and other callbacks may go on with them.
+            rates = [s["rates"] for s in checkpoint.get("callbacks", {}).values() if _has_rates(s)]
+            self._session.rates.load_state_dict(rates[0] if rates else None)
+
+    @property
+    def _led(self) -> Session | None:
+        """The session, if this callback is the one that tells it of the moments of the run."""
+        session = self._session
+        return session if session is not None and session.members[0] is self else None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        if session := self._led:
+            session.start_fit()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        if session := self._led:
+            session.start_training()
+
+    def on_train_batch_start(  # noqa: D102
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if session := self._led:
+            session.start_batch()
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:  # noqa: D102
+        if session := self._led:
+            session.before_backward()
+
+    def on_before_optimizer_step(  # noqa: D102
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        if session := self._led:
+            session.before_step(optimizer)
+
+    def on_train_batch_end(  # noqa: D102
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if session := self._led:
+            session.end_batch(batch_idx)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        if session := self._led:
+            session.end_validation()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        if session := self._led:
+            session.end_training()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: D102
+        self._leave()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: D102
+        if session := self._led:
+            session.fail(exception)
+        self._leave()
+
+    def _leave(self) -> None:
+        session, self._session = self._session, None
+        if session is not None:
+            session.leave(self)
+
+    @contextmanager
+    def _named_in_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except ConfigurationError:
+            raise
+        except ValueError as error:
+            raise ConfigurationError(f"{type(self).__name__}: {error}") from error
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy or a pickle of a callback is its configuration and progress, never the run that it takes part in.
+        # `log` and `log_dict` are methods of the module, which Lightning attaches to its callbacks.
+        own = {name: value for name, value in vars(self).items() if name not in ("log", "log_dict")}
+        return own | {"_session": None, "_stack": None}
+
+
+class FreezingCallback(LayerCallback):
+    """A callback that sets ``requires_grad``.
+
+    Args:
+        groups: See :class:`LayerCallback`.
+        frozen_eval: Whether frozen modules are in eval mode: dropout off, BatchNorm statistics unchanged.
+        verbose: See :class:`LayerCallback`.
+    """
+
+    freezes_layers = True
+
+    def __init__(self, groups: Groups | None = None, frozen_eval: bool = True, verbose: bool = True) -> None:
+        super().__init__(groups=groups, verbose=verbose)
+        self.frozen_eval = frozen_eval
+
+
+def _has_rates(state: object) -> bool:
+    rates = state.get("rates") if isinstance(state, Mapping) else None
+    return isinstance(rates, list) and all(isinstance(groups, list) for groups in rates)

@@ -1,0 +1,28 @@
+"""The observers of every run, in the order in which they are told of each moment."""
+
+from __future__ import annotations
+
+from lightning_freeze.compatibility.observer import Compatibility
+from lightning_freeze.diagnostics.missing_gradients import MissingGradients
+from lightning_freeze.diagnostics.wasted_backward import WastedBackward
+from lightning_freeze.report.printed import PrintedReport
+from lightning_freeze.session.observer import Observer
+from lightning_freeze.session.session import Session
+
+
+def make_observers(session: Session) -> list[Observer]:
+    """The observers of a run whose members have all joined.
+
+    Args:
+        session: The running fit.
+    """
+    freezing = [member for member in session.members if member.freezes_layers]
+    stacks = {id(member.stack): member.stack for member in freezing}
+    return [
+        Compatibility(session),
+        PrintedReport(session),
+        *(WastedBackward(member, session) for member in freezing),
+        *(MissingGradients(stack, session) for stack in stacks.values()),
+        # A schedule may hold a validation that was due when its checkpoint was saved, so it comes last.
+        *session.schedules,
+    ]

@@ -8,6 +8,7 @@ from contextlib import suppress
 from types import CodeType, FrameType
 from typing import Any
 
+import torch
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
@@ -26,9 +27,14 @@ class StepHooks:
 
     def __init__(self, optimizer: Optimizer, before: Callable[..., Any], after: Callable[..., Any]) -> None:
         self._optimizer = optimizer
+
+        def outermost(hook: Callable[..., Any]) -> Callable[..., Any]:
+            # Compiled steps run the hooks as they are.
+            return torch.compiler.disable(lambda *arguments: None if is_nested(optimizer) else hook(*arguments))
+
         self._handles: list[RemovableHandle] = [
-            optimizer.register_step_pre_hook(lambda *arguments: None if is_nested(optimizer) else before(*arguments)),
-            optimizer.register_step_post_hook(lambda *arguments: None if is_nested(optimizer) else after(*arguments)),
+            optimizer.register_step_pre_hook(outermost(before)),
+            optimizer.register_step_post_hook(outermost(after)),
         ]
         self.move_innermost()
 

@@ -16,7 +16,8 @@ import torch
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from lightning_freeze.rates.group_values import scaled
+from lightning_freeze.rates.group_values import copy_value, scaled
+from lightning_freeze.rates.split_group import PER_PARAMETER
 
 
 def is_known(optimizer: Optimizer) -> bool:
@@ -35,12 +36,13 @@ def moves_without_gradient(optimizer: Optimizer) -> bool:
     try:
         with _trial(optimizer, [1.0]) as (trial, parameters):
             trial.step()
-            for parameter in parameters:
+            frozen = parameters[::2]  # the others go on having a gradient: some steps insist on one
+            for parameter in frozen:
                 parameter.grad = None
                 parameter.requires_grad_(False)
-            before = [parameter.clone() for parameter in parameters]
+            before = [parameter.clone() for parameter in frozen]
             trial.step()
-            return not all(map(torch.equal, before, parameters))
+            return not all(map(torch.equal, before, frozen))
     except Exception:  # whatever the unknown code raises
         return True
 
@@ -72,18 +74,16 @@ def _trial(optimizer: Optimizer, factors: list[float]) -> Iterator[tuple[Optimiz
     groups, parameters, stand_ins = [], [], {}
     for group in optimizer.param_groups:
         for factor in factors if group["params"] else ():
-            real = group["params"][0]
-            # Plain tensors also in place of sharded ones.
-            shape = (2,) * real.ndim
-            stand_in = Parameter(torch.full(shape, 0.5, dtype=real.dtype, device=real.device))
-            stand_in.grad = torch.full_like(stand_in, 0.1)
-            # Large rates: a small one times a small decay would be lost in rounding.
-            rate = {} if group.get("lr") is None else {"lr": scaled(group["lr"], 0.0) + factor}
-            names = {"param_names": ["trial"]} if "param_names" in group else {}
-            values = {k: copy.deepcopy(v) for k, v in group.items() if k not in ("params", "param_names")}
-            groups.append({**values, **rate, **names, "params": [stand_in]})
-            parameters.append(stand_in)
-            stand_ins.update({id(parameter): stand_in for parameter in group["params"]})
+            pair = [_stand_in(group["params"][0]) for _ in range(2)]
+            values = {k: copy_value(v) for k, v in group.items() if k not in PER_PARAMETER}
+            if group.get("lr") is not None:
+                # Large rates: a small one times a small decay would be lost in rounding.
+                values["lr"] = scaled(group["lr"], 0.0) + factor
+            if "param_names" in group:
+                values["param_names"] = ["first", "second"]
+            groups.append({**values, "params": pair})
+            parameters += pair
+            stand_ins.update({id(parameter): pair[0] for parameter in group["params"]})
     trial = object.__new__(type(optimizer))
     own = {k: v for k, v in vars(optimizer).items() if k not in ("state", "param_groups", "step")}
     hooks: dict[str, Any] = {k: OrderedDict() for k in own if k.endswith("_hooks")}
@@ -93,6 +93,14 @@ def _trial(optimizer: Optimizer, factors: list[float]) -> Iterator[tuple[Optimiz
     devices = {parameter.device.index for parameter in parameters if parameter.device.type == "cuda"}
     with torch.random.fork_rng(devices=devices), _uncompiled():
         yield trial, parameters
+
+
+def _stand_in(parameter: Parameter) -> Parameter:
+    # A plain tensor also in place of a sharded one.
+    shape = (2,) * parameter.ndim
+    stand_in = Parameter(torch.full(shape, 0.5, dtype=parameter.dtype, device=parameter.device))
+    stand_in.grad = torch.full_like(stand_in, 0.1)
+    return stand_in
 
 
 def _uncompiled() -> Any:

@@ -18,7 +18,9 @@ SCHEDULERS: dict[str, Callable[[Optimizer], Any]] = {
     "SequentialLR": lambda o: torchs.SequentialLR(
         o, [torchs.LinearLR(o, 0.1, total_iters=4), torchs.CosineAnnealingLR(o, 8, eta_min=0.002)], [4]
     ),
-    "CyclicLR": lambda o: torchs.CyclicLR(o, base_lr=[0.01, 0.002], max_lr=[0.1, 0.05], step_size_up=3, cycle_momentum=False),
+    "CyclicLR": lambda o: torchs.CyclicLR(
+        o, base_lr=[0.01, 0.002], max_lr=[0.1, 0.05], step_size_up=3, cycle_momentum=False
+    ),
     "ChainedScheduler": lambda o: torchs.ChainedScheduler(
         [torchs.ConstantLR(o, 0.1, total_iters=3), torchs.ExponentialLR(o, 0.9)]
     ),

@@ -51,10 +51,15 @@ def check_optimizer(
 
 def _check_rates(optimizer: Optimizer, key_of: Callable[[Parameter], Hashable]) -> None:
     for group in optimizer.param_groups:
-        # The relative step of transformers' Adafactor.
-        sets_its_own = "lr" not in group or group["lr"] is None or group.get("relative_step")
-        if sets_its_own and any(key_of(parameter) != () for parameter in group["params"]):
-            name = type(optimizer).__name__
+        if all(key_of(parameter) == () for parameter in group["params"]):
+            continue
+        name = type(optimizer).__name__
+        if "lr" not in group and not driven_by(optimizer):
+            raise ConfigurationError(
+                f"{name} has no learning rate in its parameter groups that a callback could scale; leave out "
+                f"DiscriminativeLR and warmup_steps, or use an optimizer that has one, such as AdamW."
+            )
+        if group.get("lr", 0) is None or group.get("relative_step"):  # as transformers' Adafactor
             raise ConfigurationError(
                 f"{name} sets its own learning rate (relative_step=True), so no callback can scale it; leave out "
                 f"DiscriminativeLR and warmup_steps, or give it a rate: {name}(..., lr=1e-3, relative_step=False, "
@@ -72,6 +77,7 @@ def _check_different_rates(
     refusal = refusal_of_rates(optimizer, tuple(sorted(factors))[:8]) if len(factors) > 1 else None
     if refusal is not None:
         raise ConfigurationError(
-            f"{type(optimizer).__name__} does not accept a learning rate for each layer ({refusal}); leave out "
+            f"{type(optimizer).__name__} does not accept a learning rate for each layer "
+            f"({type(refusal).__name__}: {refusal}); leave out "
             f"DiscriminativeLR and warmup_steps, or use an optimizer that does, such as AdamW."
         ) from refusal

@@ -87,10 +87,8 @@ class SplitGroup:
             part.group.update(self._select(part, sees))
             if "lr" in self.user and not ("lr" in own and factor == part.factor):
                 own["lr"] = scaled(self.user["lr"], factor, into=rate)
-            for name, value in shared.items():
-                part.group[name] = own[name] if name in own else copy_value(value)
-            if "lr" in own:
-                part.group["lr"] = own["lr"]
+            part.group.update({name: copy_value(value) for name, value in shared.items() if name not in self._own})
+            part.group.update(own)
             part.factor = factor
             part.before = {name: mark(value) for name, value in part.group.items() if name not in PER_PARAMETER}
         return [part.group for part in self.parts if part.group["params"]]
@@ -105,14 +103,13 @@ class SplitGroup:
         }
         if not written:
             return
-        shown = min(self.parts, key=lambda part: (not self._has_gradients(part), abs(part.factor - 1)))
+        ranked = sorted(self.parts, key=lambda part: (not self._has_gradients(part), abs(part.factor - 1)))
         for name in written:
-            if name in shown.group:
-                value = shown.group[name]
-                is_scaled = name == "lr" and shown.factor
-                self.user[name] = scaled(value, 1 / shown.factor) if is_scaled else copy_value(value)
-            if name in self.user:
-                self._own[name] = mark(self.user[name])
+            shown = next(part for part in ranked if name in part.group)
+            value = shown.group[name]
+            is_scaled = name == "lr" and shown.factor
+            self.user[name] = scaled(value, 1 / shown.factor) if is_scaled else copy_value(value)
+            self._own[name] = mark(self.user[name])
 
     def rates(self, factor_of: Callable[[Hashable], float]) -> dict[Parameter, float]:
         """The learning rate of each parameter now."""
@@ -127,11 +124,11 @@ class SplitGroup:
 
     def state_dict(self) -> dict[str, Any] | None:
         """The values that the parts have their own of, as plain data; ``None`` if there are none."""
-        values: dict[str, list[Any]] = {}
+        values: dict[str, dict[int, Any]] = {}
         for name in self._own:
             if self._is_as_shown(name):
                 with suppress(ValueError):  # what is no plain data resumes from what the user's group shows
-                    values[name] = [plain(part.group.get(name)) for part in self.parts]
+                    values[name] = {i: plain(p.group[name]) for i, p in enumerate(self.parts) if name in p.group}
         if not values:
             return None
         part_of = {position: index for index, part in enumerate(self.parts) for position in part.positions}
@@ -148,9 +145,9 @@ class SplitGroup:
             index = part_of[part.positions[0]] if part.positions[0] < len(part_of) else None
             for name, each in state["values"].items():
                 # A parameter that the state does not know begins with what the user's group shows.
-                value = copy_value(state["shown"][name] if index is None else each[index])
-                here = self.user.get(name)
-                part.group[name] = value.to(here.device) if isinstance(here, Tensor) else value
+                for value in [state["shown"][name]] if index is None else [each[index]] if index in each else []:
+                    here = self.user.get(name)
+                    part.group[name] = copy_value(value.to(here.device) if isinstance(here, Tensor) else value)
             part.factor = 1.0 if index is None else state["factors"][index]
         self._own = {name: mark(value) for name, value in state["shown"].items()}
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from types import CodeType, FrameType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.optim import Optimizer
@@ -29,8 +29,10 @@ class StepHooks:
         self._optimizer = optimizer
 
         def outermost(hook: Callable[..., Any]) -> Callable[..., Any]:
-            # Compiled steps run the hooks as they are.
-            return torch.compiler.disable(lambda *arguments: None if is_nested(optimizer) else hook(*arguments))
+            def run(*arguments: Any) -> Any:
+                return None if is_nested(optimizer) else hook(*arguments)
+
+            return cast("Callable[..., Any]", torch.compiler.disable(run))  # compiled steps run it as it is
 
         self._handles: list[RemovableHandle] = [
             optimizer.register_step_pre_hook(outermost(before)),

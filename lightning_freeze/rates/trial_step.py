@@ -48,7 +48,7 @@ def moves_without_gradient(optimizer: Optimizer) -> bool:
 
 
 def refusal_of_rates(optimizer: Optimizer, factors: tuple[float, ...]) -> Exception | None:
-    """What an optimizer raises when its groups have different learning rates, though not when they are equal.
+    """What an optimizer raises when a group is split by different learning rates, though not when it stays whole.
 
     Args:
         optimizer: The optimizer.
@@ -57,7 +57,7 @@ def refusal_of_rates(optimizer: Optimizer, factors: tuple[float, ...]) -> Except
     if is_known(optimizer):
         return None
     try:
-        with _trial(optimizer, [1.0 for _ in factors]) as (trial, _):
+        with _trial(optimizer, [1.0]) as (trial, _):
             trial.step()
     except Exception:  # it cannot be tried
         return None
@@ -73,8 +73,9 @@ def refusal_of_rates(optimizer: Optimizer, factors: tuple[float, ...]) -> Except
 def _trial(optimizer: Optimizer, factors: list[float]) -> Iterator[tuple[Optimizer, list[Parameter]]]:
     groups, parameters, stand_ins = [], [], {}
     for group in optimizer.param_groups:
-        for factor in factors if group["params"] else ():
-            pair = [_stand_in(group["params"][0]) for _ in range(2)]
+        trained = [parameter for parameter in group["params"] if parameter.is_floating_point()]
+        for factor in factors if trained else ():
+            pair = [_stand_in(trained[0]) for _ in range(2)]
             values = {k: copy_value(v) for k, v in group.items() if k not in PER_PARAMETER}
             if group.get("lr") is not None:
                 # Large rates: a small one times a small decay would be lost in rounding.
@@ -89,7 +90,8 @@ def _trial(optimizer: Optimizer, factors: list[float]) -> Iterator[tuple[Optimiz
     hooks: dict[str, Any] = {k: OrderedDict() for k in own if k.endswith("_hooks")}
     rest = {k: v for k, v in own.items() if k not in hooks}
     attributes = copy.deepcopy(rest, {id(optimizer): trial, **stand_ins})
-    vars(trial).update(attributes, **hooks, state=defaultdict(dict), param_groups=groups)
+    counters = {k: copy_value(v) for k, v in optimizer.state.items() if not isinstance(k, torch.Tensor)}
+    vars(trial).update(attributes, **hooks, state=defaultdict(dict, counters), param_groups=groups)
     devices = {parameter.device.index for parameter in parameters if parameter.device.type == "cuda"}
     with torch.random.fork_rng(devices=devices), _uncompiled():
         yield trial, parameters

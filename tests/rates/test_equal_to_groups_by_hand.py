@@ -49,6 +49,8 @@ OPTIMIZERS: dict[str, tuple[Make, float, tuple[float, ...]]] = {
     "SOAP": (imported("pytorch_optimizer", "SOAP"), 1e-2, FACTORS),
     "Prodigy of pytorch_optimizer": (imported("pytorch_optimizer", "Prodigy"), 1.0, FACTORS),
     "Prodigy": (imported("prodigyopt", "Prodigy"), 1.0, (0.0, 0.0, 1.0, 1.0, 1.0, 1.0)),
+    # Keeps a norm in its first group only.
+    "DAdaptSGD": (imported("pytorch_optimizer", "DAdaptSGD"), 1.0, FACTORS),
     "AdamWScheduleFree": (imported("schedulefree", "AdamWScheduleFree", warmup_steps=4), 1e-2, FACTORS),
     "SGDScheduleFree": (imported("schedulefree", "SGDScheduleFree", warmup_steps=4), 1e-2, FACTORS),
     "step added to the group": (StepInGroup, 5e-2, FACTORS),
@@ -152,7 +154,7 @@ def test_a_value_that_the_user_writes_holds_for_all_parts() -> None:
     train(optimizer, parameters, range(3, 4), closure=False)
     state = rates.state_dict()
     assert state is not None
-    assert sorted(state[0][0]["values"]["step"]) == [101, 102, 102]
+    assert sorted(state[0][0]["values"]["step"].values()) == [101, 102, 102]
 
 
 class HalvesItsRate(Optimizer):

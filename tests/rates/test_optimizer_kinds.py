@@ -140,7 +140,7 @@ def test_two_optimizers_behind_one_step(kind: Any) -> None:
 
 
 class CopiesItsRates(Optimizer):
-    """Gives the rates of its groups, by index, to those of the optimizer that it drives (as ZeroRedundancyOptimizer)."""
+    """Gives the rates of its groups, by index, to those of the one that it drives, as ZeroRedundancyOptimizer."""
 
     def __init__(self, params: Any, lr: float) -> None:
         super().__init__(params, {"lr": lr})
@@ -249,6 +249,20 @@ def test_an_optimizer_that_sets_its_own_rate_is_refused() -> None:
     attached(parameters, transformers.Adafactor(parameters, lr=0.1, relative_step=False))
 
 
+class WithoutRate(Optimizer):
+    def __init__(self, params: Any) -> None:
+        super().__init__(params, {})
+
+    def step(self, closure: Any = None) -> None:
+        pass
+
+
+def test_an_optimizer_without_a_rate_is_refused() -> None:
+    parameters = make_parameters()
+    with pytest.raises(ConfigurationError, match="WithoutRate has no learning rate in its parameter groups"):
+        attached(parameters, WithoutRate(parameters))
+
+
 def test_lbfgs_is_refused() -> None:
     parameters = make_parameters()
     with pytest.raises(ConfigurationError, match="LBFGS accepts only one parameter group"):
@@ -265,8 +279,26 @@ def test_prodigy_is_refused_where_it_would_raise_in_its_first_step() -> None:
     attached(parameters, prodigyopt.Prodigy(parameters), [0.0] * 3 + [1.0] * 3)
 
 
+class CountsItsGroups(SGD):
+    def __init__(self, params: Any, lr: float) -> None:
+        super().__init__(params, lr=lr)
+        self.first_rates = [group["lr"] for group in self.param_groups]
+
+    def step(self, closure: Any = None) -> Any:
+        for index, group in enumerate(self.param_groups):
+            group["lr"] = min(group["lr"], self.first_rates[index])
+        return super().step(closure)
+
+
+def test_an_optimizer_with_a_list_of_its_own_for_its_groups_is_refused() -> None:
+    parameters = make_parameters()
+    with pytest.raises(ConfigurationError, match=r"CountsItsGroups does not accept .*IndexError"):
+        attached(parameters, CountsItsGroups(parameters, lr=0.1))
+    attached(parameters, CountsItsGroups(parameters, lr=0.1), [1.0] * 6)
+
+
 class ZerosMuon(Optimizer):
-    """Turns a missing gradient into zeros, as public implementations of Muon do, and goes on with momentum and decay."""
+    """Turns a missing gradient into zeros, as public implementations of Muon do, and goes on with its decay."""
 
     def __init__(self, params: Any, lr: float = 0.02, momentum: float = 0.9, weight_decay: float = 0.01) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import is_
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,8 +20,11 @@ def copy_value(value: Any) -> Any:
     """A copy that shares no tensor and no container with ``value``; parameters and other objects stay themselves."""
     if isinstance(value, Tensor) and not isinstance(value, Parameter):
         return value.detach().clone()
-    if type(value) in (list, tuple, set):
-        return type(value)(copy_value(item) for item in value)
+    if type(value) is tuple:
+        copied = tuple(map(copy_value, value))
+        return value if all(map(is_, copied, value)) else copied
+    if type(value) in (list, set):
+        return type(value)(map(copy_value, value))
     if type(value) is dict:
         return {key: copy_value(item) for key, item in value.items()}
     return value
@@ -34,6 +38,8 @@ def mark(value: Any) -> Any:
 
 def is_unchanged(value: Any, marked: Any) -> bool:
     """Whether a value is what it was when it was marked. Another tensor of equal value counts as unchanged."""
+    if value is marked:  # an object that cannot change: the mark of another one is a copy
+        return True
     if isinstance(marked, _TensorMark):
         if value is marked.tensor:
             return value._version == marked.version
@@ -66,8 +72,6 @@ def plain(value: Any) -> Any:
 
 
 def _equal(left: Any, right: Any) -> bool:
-    if left is right:
-        return True
     if isinstance(left, Tensor) and isinstance(right, Tensor):
         return left.shape == right.shape and torch.equal(left, right.to(left.device))
     if type(left) in (list, tuple) and type(right) in (list, tuple):

@@ -55,23 +55,23 @@ class OptimizerRates:
         Raises:
             ConfigurationError: If the rates of an optimizer should be scaled and cannot be.
         """
-        attached = {}
+        self._remove(o for o in list(self._attached) if not any(o is other for other in optimizers))
         for index, optimizer in enumerate(optimizers):
             size = sum(len(group["params"]) for group in optimizer.param_groups)
-            known, groups = self._attached.pop(optimizer, (None, None))
+            known, groups = self._attached.get(optimizer, (None, None))
             if groups is not None:
                 groups.move_innermost()
             elif known != size:
-                groups = self._groups(optimizer, self._saved[index] if index < len(self._saved) else [])
-            attached[optimizer] = size, groups
-        self._remove()
-        self._attached = attached
-        self._saved = []
+                state = self._saved[index] if index < len(self._saved) else []
+                self._attached[optimizer] = size, self._groups(optimizer, state)
+        if optimizers:
+            self._attached = {optimizer: self._attached[optimizer] for optimizer in optimizers}
+            self._saved = []
 
     def detach(self) -> None:
         """Give all optimizers back as they were; :meth:`state_dict` goes on returning the last state."""
         self._saved = self.state_dict() or []
-        self._remove()
+        self._remove(list(self._attached))
 
     def restore(self) -> None:
         """Put the user's groups back if an optimizer step that raised has left others."""
@@ -121,15 +121,16 @@ class OptimizerRates:
         """Restore :meth:`state_dict`, at once or as soon as the optimizers are attached."""
         optimizers = list(self._attached)
         self.detach()
-        self._saved = list(state or [])
+        # The callbacks' checkpoints once had the user's groups in this place.
+        self._saved = [[each for each in states if "part_of" in each] for states in state or []]
         if optimizers:
             self.attach(optimizers)
 
-    def _remove(self) -> None:
-        for _, groups in self._attached.values():
+    def _remove(self, optimizers: Iterable[Optimizer]) -> None:
+        for optimizer in optimizers:
+            _, groups = self._attached.pop(optimizer)
             if groups is not None:
                 groups.remove()
-        self._attached = {}
 
     def _groups(self, optimizer: Optimizer, state: Sequence[Mapping[str, Any]]) -> StepGroups | None:
         members = [optimizer, *driven_by(optimizer)]
@@ -149,6 +150,5 @@ class OptimizerRates:
         return keys if any(key != () for key in keys) else ()
 
     def _factor(self, key: Hashable) -> float:
-        if not isinstance(key, tuple):
-            raise TypeError(f"{key!r} is not a tuple of keys")
-        return prod(source.rate_factor(part) for source, part in zip(self.sources, key, strict=False) if part != ())
+        parts = key if isinstance(key, tuple) else ()
+        return prod(source.rate_factor(part) for source, part in zip(self.sources, parts, strict=False) if part != ())

@@ -51,6 +51,7 @@ class SplitGroup:
             positions.setdefault(key_of(parameter), []).append(position)
         self.parts = [_Part(*item) for item in positions.items()]
         self._own: dict[str, Any] = {}  # of each value that the parts have their own of: a mark of what the user sees
+        self._seen: dict[str, Any] | None = None  # marks of the user's values that the parts have now
         if state is not None:
             self._load(state)
 
@@ -75,22 +76,9 @@ class SplitGroup:
             factor_of: The factor of a key.
             sees: Whether the optimizer shall see a parameter; by default all. Parts without any are left out.
         """
-        shared = {name: value for name, value in self.user.items() if name not in (*PER_PARAMETER, "lr")}
-        for name in [
-            n for n, shown in self._own.items() if n not in self.user or not is_unchanged(self.user[n], shown)
-        ]:
-            del self._own[name]
-        for part in self.parts:
-            rate, factor = part.group.get("lr"), factor_of(part.key)
-            own = {name: part.group[name] for name in self._own if name in part.group}
-            part.group.clear()
-            part.group.update(self._select(part, sees))
-            if "lr" in self.user and not ("lr" in own and factor == part.factor):
-                own["lr"] = scaled(self.user["lr"], factor, into=rate)
-            part.group.update({name: copy_value(value) for name, value in shared.items() if name not in self._own})
-            part.group.update(own)
-            part.factor = factor
-            part.before = {name: mark(value) for name, value in part.group.items() if name not in PER_PARAMETER}
+        factors = [factor_of(part.key) for part in self.parts]
+        if sees is not None or not self._is_current(factors):
+            self._update(factors, sees)
         return [part.group for part in self.parts if part.group["params"]]
 
     def leave(self) -> None:
@@ -103,6 +91,7 @@ class SplitGroup:
         }
         if not written:
             return
+        self._seen = None
         ranked = sorted(self.parts, key=lambda part: (not self._has_gradients(part), abs(part.factor - 1)))
         for name in written:
             shown = next(part for part in ranked if name in part.group)
@@ -150,6 +139,31 @@ class SplitGroup:
                     part.group[name] = copy_value(value.to(here.device) if isinstance(here, Tensor) else value)
             part.factor = 1.0 if index is None else state["factors"][index]
         self._own = {name: mark(value) for name, value in state["shown"].items()}
+
+    def _is_current(self, factors: list[float]) -> bool:
+        if (
+            self._seen is None
+            or factors != [part.factor for part in self.parts]
+            or self._seen.keys() != self.user.keys()
+        ):
+            return False
+        return all(name in PER_PARAMETER or is_unchanged(self.user[name], seen) for name, seen in self._seen.items())
+
+    def _update(self, factors: list[float], sees: Callable[[Parameter], bool] | None) -> None:
+        self._own = {name: shown for name, shown in self._own.items() if self._is_as_shown(name)}
+        shared = [name for name in self.user if name not in (*PER_PARAMETER, "lr") and name not in self._own]
+        for part, factor in zip(self.parts, factors, strict=True):
+            rate = part.group.get("lr")
+            own = {name: part.group[name] for name in self._own if name in part.group}
+            if "lr" in self.user and not ("lr" in own and factor == part.factor):
+                own["lr"] = scaled(self.user["lr"], factor, into=rate)
+            part.group.clear()  # the same object from step to step: optimizers may hold it across their closure
+            part.group.update(self._select(part, sees))
+            part.group.update({name: copy_value(self.user[name]) for name in shared})
+            part.group.update(own)
+            part.factor = factor
+            part.before = {name: mark(value) for name, value in part.group.items() if name not in PER_PARAMETER}
+        self._seen = {name: None if name in PER_PARAMETER else mark(value) for name, value in self.user.items()}
 
     def _is_as_shown(self, name: str) -> bool:
         return name in self.user and is_unchanged(self.user[name], self._own[name])

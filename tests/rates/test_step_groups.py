@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from rate_toys import FACTORS, attached, effective_rates, hooks_of, make_parameters, set_gradients
-from torch.optim import SGD, AdamW, Optimizer
+from rate_toys import FACTORS, Factors, attached, effective_rates, hooks_of, make_parameters, set_gradients
+from torch.optim import LBFGS, SGD, AdamW, Optimizer
 
+from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.rates.optimizer_rates import OptimizerRates
 from lightning_freeze.rates.optimizer_steps import OptimizerSteps
 
@@ -156,6 +157,13 @@ class Parent(Optimizer):
                 parameter.sub_(parameter.grad, alpha=group["lr"])
 
 
+class Counts(Parent):
+    def step(self, closure: Any = None) -> None:
+        super().step(closure)
+        for number, group in enumerate(self.param_groups):
+            group["count"] = group.get("count", 0) + number + 1
+
+
 class Child(Parent):
     """Moves the parameters once more after its parent."""
 
@@ -258,6 +266,52 @@ def test_a_compiled_step_is_scaled() -> None:
         optimizer.param_groups[0]["lr"] = lr
         assert effective_rates(parameters, compiled) == times(lr)
         assert len(optimizer.param_groups) == 1
+
+
+def test_a_gradient_scaler_steps_at_the_scaled_rates() -> None:
+    parameters = make_parameters()
+    optimizer = SGD(parameters, lr=0.1)
+    attached(parameters, optimizer)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
+
+    def step() -> None:
+        scaler.scale(torch.zeros(()))
+        scaler.step(optimizer)
+        scaler.update()
+
+    assert effective_rates(parameters, step) == times(0.1)
+
+
+def test_a_refused_optimizer_leaves_no_hooks_on_the_others() -> None:
+    parameters = make_parameters()
+    accepted = SGD(parameters[:2], lr=0.1)
+    rates = OptimizerRates()
+    rates.sources.append(Factors(parameters, FACTORS))
+    with pytest.raises(ConfigurationError, match="LBFGS"):
+        rates.attach([accepted, LBFGS(parameters[2:4])])
+    rates.detach()
+    assert hooks_of(accepted) == 0
+
+
+def test_the_state_of_groups_that_were_split_for_good_is_ignored() -> None:
+    parameters = make_parameters()
+    optimizer = SGD(parameters, lr=0.1)
+    rates = attached(parameters, optimizer, state=[[{"lr": 0.5, "momentum": 0}]])
+    assert effective_rates(parameters, optimizer.step) == times(0.1)
+    assert rates.state_dict() is None
+
+
+def test_the_state_outlives_the_end_of_a_fit() -> None:
+    parameters = make_parameters()
+    optimizer = Counts(parameters, lr=0.1)
+    rates = attached(parameters, optimizer)
+    effective_rates(parameters, optimizer.step)
+    state = rates.state_dict()
+    assert state is not None
+    rates.detach()
+    assert rates.state_dict() == state
+    rates.attach([optimizer])
+    assert rates.state_dict() == state
 
 
 def test_two_sources_multiply() -> None:

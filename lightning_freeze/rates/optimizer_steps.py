@@ -13,6 +13,8 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from lightning_freeze.rates.step_hooks import is_nested
+
 
 class OptimizerSteps:
     """Counts the steps of each optimizer, and remembers the counts with which each phase began."""
@@ -26,7 +28,7 @@ class OptimizerSteps:
         """Count from now on, whether a step goes through Lightning or not."""
         self._taken = [*self._taken, *[0] * len(optimizers)][: len(optimizers)]
         self._handles = [
-            optimizer.register_step_post_hook(lambda *_, index=index: self._count(index))
+            optimizer.register_step_post_hook(lambda optimizer, *_, index=index: self._count(optimizer, index))
             for index, optimizer in enumerate(optimizers)
             if hasattr(optimizer, "register_step_post_hook")  # engines bring optimizers of their own
         ]
@@ -63,8 +65,9 @@ class OptimizerSteps:
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_handles": []}
 
-    def _count(self, optimizer: int) -> None:
-        self._taken[optimizer] += 1
+    def _count(self, optimizer: Optimizer, index: int) -> None:
+        if not is_nested(optimizer):  # a class's step that calls its parent's runs the hooks of both
+            self._taken[index] += 1
 
 
 def index_of_optimizer(optimizers: Sequence[Optimizer], parameter: Parameter) -> int:

@@ -1,0 +1,110 @@
+"""What an unknown class of optimizer does in a step, tried on a copy of it with small parameters of its own.
+
+``torch.optim`` skips parameters without a gradient and takes any learning rate for each group. Other classes need not:
+some Muon implementations turn a missing gradient into zeros and go on decaying the weights, Prodigy accepts one rate.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+from lightning_freeze.rates.group_values import copy_value, scaled
+from lightning_freeze.rates.split_group import PER_PARAMETER
+
+
+def is_known(optimizer: Optimizer) -> bool:
+    """Whether the class is one of torch's own."""
+    return type(optimizer).__module__.startswith("torch.optim.")
+
+
+def moves_without_gradient(optimizer: Optimizer) -> bool:
+    """Whether an optimizer may change a parameter that has no gradient.
+
+    Returns:
+        Whether the copy has done so; true as well where no step of a copy can be tried.
+    """
+    if is_known(optimizer):
+        return False
+    try:
+        with _trial(optimizer, [1.0]) as (trial, parameters):
+            trial.step()
+            frozen = parameters[::2]  # the others go on having a gradient: some steps insist on one
+            for parameter in frozen:
+                parameter.grad = None
+                parameter.requires_grad_(False)
+            before = [parameter.clone() for parameter in frozen]
+            trial.step()
+            return not all(map(torch.equal, before, frozen))
+    except Exception:  # whatever the unknown code raises
+        return True
+
+
+def refusal_of_rates(optimizer: Optimizer, factors: tuple[float, ...]) -> Exception | None:
+    """What an optimizer raises when a group is split by different learning rates, though not when it stays whole.
+
+    Args:
+        optimizer: The optimizer.
+        factors: The factors of the groups to try.
+    """
+    if is_known(optimizer):
+        return None
+    try:
+        with _trial(optimizer, [1.0]) as (trial, _):
+            trial.step()
+    except Exception:  # it cannot be tried
+        return None
+    try:
+        with _trial(optimizer, list(factors)) as (trial, _):
+            trial.step()
+    except Exception as error:
+        return error
+    return None
+
+
+@contextmanager
+def _trial(optimizer: Optimizer, factors: list[float]) -> Iterator[tuple[Optimizer, list[Parameter]]]:
+    groups, parameters, stand_ins = [], [], {}
+    for group in optimizer.param_groups:
+        trained = [parameter for parameter in group["params"] if parameter.is_floating_point()]
+        for factor in factors if trained else ():
+            pair = [_stand_in(trained[0]) for _ in range(2)]
+            values = {k: copy_value(v) for k, v in group.items() if k not in PER_PARAMETER}
+            if group.get("lr") is not None:
+                # Large rates: a small one times a small decay would be lost in rounding.
+                values["lr"] = scaled(group["lr"], 0.0) + factor
+            if "param_names" in group:
+                values["param_names"] = ["first", "second"]
+            groups.append({**values, "params": pair})
+            parameters += pair
+            stand_ins.update({id(parameter): pair[0] for parameter in group["params"]})
+    trial = object.__new__(type(optimizer))
+    own = {k: v for k, v in vars(optimizer).items() if k not in ("state", "param_groups", "step")}
+    hooks: dict[str, Any] = {k: OrderedDict() for k in own if k.endswith("_hooks")}
+    rest = {k: v for k, v in own.items() if k not in hooks}
+    attributes = copy.deepcopy(rest, {id(optimizer): trial, **stand_ins})
+    counters = {k: copy_value(v) for k, v in optimizer.state.items() if not isinstance(k, torch.Tensor)}
+    vars(trial).update(attributes, **hooks, state=defaultdict(dict, counters), param_groups=groups)
+    devices = {parameter.device.index for parameter in parameters if parameter.device.type == "cuda"}
+    with torch.random.fork_rng(devices=devices), _uncompiled():
+        yield trial, parameters
+
+
+def _stand_in(parameter: Parameter) -> Parameter:
+    # A plain tensor also in place of a sharded one.
+    shape = (2,) * parameter.ndim
+    stand_in = Parameter(torch.full(shape, 0.5, dtype=parameter.dtype, device=parameter.device))
+    stand_in.grad = torch.full_like(stand_in, 0.1)
+    return stand_in
+
+
+def _uncompiled() -> Any:
+    set_stance = getattr(torch.compiler, "set_stance", None)  # since torch 2.6
+    return nullcontext() if set_stance is None else set_stance("force_eager")

@@ -37,7 +37,11 @@ def test_each_room_imports_only_rooms_below_it_and_no_files_import_each_other_in
 @pytest.mark.parametrize(
     ("room", "line", "broken"),
     [
-        ("layers/modes.py", "from lightning_freeze.session import holds", "Each room imports only rooms below it BROKEN"),
+        (
+            "layers/modes.py",
+            "from lightning_freeze.session import holds",
+            "Each room imports only rooms below it BROKEN",
+        ),
         (
             "schedule/triggers.py",
             "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from lightning_freeze.schedule import phases",

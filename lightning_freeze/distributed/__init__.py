@@ -1,4 +1,10 @@
-"""What changes when a strategy replicates or shards the model."""
+"""What changes when a strategy replicates or shards the model.
+
+DDP is wrapped anew when other parameters train; FSDP2 modules are resharded before a change and renewed after it;
+strategies with which a schedule cannot be right are refused.
+
+May import ``layers`` and ``errors``. Begin reading with ``support.py`` (what is refused) and ``changes.py``.
+"""
 
 from lightning_freeze.distributed.agreement import mean_over_ranks
 from lightning_freeze.distributed.changes import before_change, resynchronise

@@ -1,1 +1,7 @@
-"""."""
+"""Phases and triggers as pure functions, and what a change of phase needs.
+
+A schedule is a function of its phases and a small plain state. Nothing in ``phases.py`` and ``triggers.py`` touches a
+model.
+
+May import ``distributed``, ``layers`` and ``errors``. Begin reading with ``phases.py`` and ``triggers.py``.
+"""

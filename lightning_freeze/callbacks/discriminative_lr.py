@@ -16,8 +16,9 @@ from lightning_freeze.session.session import Session
 class DiscriminativeLR(LayerCallback):
     """Gives each layer its own learning rate, lower ones to the layers nearer to the input.
 
-    The rate of a layer is the user's rate, under the user's scheduler, times ``decay ** distance``; the head (the top
-    layer) has distance 0, the block below it 1, and so on down to the embeddings. Discriminative rates are from ULMFiT
+    The rate of a layer is the user's rate, under the user's scheduler, times ``decay ** height``; the head (the top
+    layer) has height 0, the block below it 1, and so on down to the embeddings. Towers side by side have heights of
+    their own (see :attr:`Layer.height`). Discriminative rates are from ULMFiT
     (Howard and Ruder, 2018); their geometric case is the layer-wise learning rate decay of ELECTRA (Clark et al.,
     2020) and BEiT.
 
@@ -64,10 +65,10 @@ class DiscriminativeLR(LayerCallback):
         return self._generate_state_key(decay=self.decay, factors=self.factors, groups=self.groups)
 
     def prepare(self, session: Session) -> None:  # noqa: D102
-        top = len(self.stack) - 1
         self._factors = {
-            parameter: self.decay ** (top - index)
-            for index, layer in enumerate(self.stack)
+            parameter: self.decay**layer.height
+            for layer in self.stack
+            if not layer.is_bystander
             for parameter in layer.parameters()
         }
         for selector, factor in self.factors.items():

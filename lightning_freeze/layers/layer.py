@@ -7,6 +7,7 @@ from typing import Protocol
 
 from torch import nn
 
+from lightning_freeze.layers.discovery.heights import tower_of
 from lightning_freeze.layers.discovery.ownership import ParameterRef, Tie
 from lightning_freeze.layers.discovery.placement import Kind, LayerSpec
 
@@ -20,10 +21,19 @@ class Layer:
         index: Position in the stack.
         prefixes: Full names of the modules and single parameters that make up the layer.
         repeats: How many times one forward pass runs it; more than one where weights are shared between depths.
+        height: Distance to the output along the data flow: 0 for a head, 1 for the block below it. Networks that feed
+            nothing into one another have heights of their own.
+        is_bystander: Whether it belongs to a network that takes no part in training, such as a frozen teacher.
     """
 
     def __init__(
-        self, spec: LayerSpec, index: int, references: tuple[ParameterRef, ...], modules: tuple[nn.Module, ...]
+        self,
+        spec: LayerSpec,
+        index: int,
+        references: tuple[ParameterRef, ...],
+        modules: tuple[nn.Module, ...],
+        height: int,
+        is_bystander: bool = False,
     ) -> None:
         """Made by :class:`LayerStack`."""
         self.name = spec.name
@@ -31,6 +41,8 @@ class Layer:
         self.index = index
         self.prefixes = tuple(spec.prefixes)
         self.repeats = spec.passes
+        self.height = height
+        self.is_bystander = is_bystander
         self._references = references
         self._modules = modules
 
@@ -42,8 +54,7 @@ class Layer:
     @property
     def tower(self) -> str:
         """Name of the tower that the layer belongs to (``"encoder"`` for ``"encoder.3"``), ``""`` without towers."""
-        tower, _, last = self.name.rpartition(".")
-        return tower if last.isdecimal() or last in ("embeddings", "head") else ""
+        return tower_of(self.name)
 
     @property
     def numel(self) -> int:
@@ -90,6 +101,9 @@ class Layers(Protocol):
 
     @property
     def blocks(self) -> tuple[Layer, ...]: ...  # noqa: D102
+
+    @property
+    def networks(self) -> list[list[Layer]]: ...  # noqa: D102
 
     @property
     def towers(self) -> dict[str, tuple[Layer, ...]]: ...  # noqa: D102

@@ -12,7 +12,8 @@ a layer's name         that layer: ``3``, ``encoder.3``, ``vision.embeddings``, 
 ``:8``, ``4:8``, ``::2``  blocks, as a Python slice
 ``encoder``            all blocks of one tower
 ``encoder.:6``         blocks of one tower; a number or a slice, as above
-``75%``                the embeddings and the first 75% of all blocks, to the nearest whole block, halves down
+``75%``                the embeddings and the first 75% of the blocks, to the nearest whole block, halves down; of
+                       networks that feed nothing into one another, of each
 ``all``                all layers
 ``*.LayerNorm.*``      parameters whose full name is or matches this, case-sensitive (``*``, ``?``, ``[...]``)
 =====================  ====================================================================================
@@ -87,11 +88,11 @@ def _layers(stack: Layers, term: str) -> Sequence[Layer]:
     """The layers that one term without a glob selects."""
     if term in stack:
         exact = stack[term]
-        return [layer for layer in stack if layer.kind == exact.kind] if term in ("embeddings", "head") else [exact]
+        return _of_kind(stack, exact.kind) if term in ("embeddings", "head") else [exact]
     if term == "all":
-        return list(stack)
+        return [layer for layer in stack if not layer.is_bystander]
     if term in ("embeddings", "head"):
-        found = [layer for layer in stack if layer.kind == term]
+        found = _of_kind(stack, term)
         if not found:
             raise _error(stack, term, "selects nothing: this model has no such layer", near=False)
         return found
@@ -112,6 +113,10 @@ def _layers(stack: Layers, term: str) -> Sequence[Layer]:
     if not found:
         raise _error(stack, term, f"selects nothing: there are {len(blocks)} blocks{_of(tower)}", near=False)
     return found
+
+
+def _of_kind(stack: Layers, kind: str) -> list[Layer]:
+    return [layer for layer in stack if layer.kind == kind and not layer.is_bystander]
 
 
 def _split(stack: Layers, term: str) -> tuple[str, Sequence[Layer], str]:
@@ -149,9 +154,10 @@ def _percent(stack: Layers, term: str) -> Sequence[Layer]:
         raise _error(
             stack, term, "is malformed: expected a percentage above 0% and up to 100%, as in '75%'", near=False
         )
-    # Nearest whole number of blocks; a half rounds down, so that no more is frozen than was asked for.
-    count = math.ceil(share * len(stack.blocks) / 100 - Fraction(1, 2))
-    found = [layer for layer in stack if layer.kind == "embeddings"] + list(stack.blocks[:count])
+    found = _of_kind(stack, "embeddings")
+    for blocks in stack.networks:
+        # Nearest whole number of blocks; a half rounds down, so that no more is frozen than was asked for.
+        found += blocks[: math.ceil(share * len(blocks) / 100 - Fraction(1, 2))]
     if not found:
         raise _error(stack, term, f"selects nothing of {len(stack.blocks)} blocks", near=False)
     return found

@@ -9,6 +9,7 @@ from torch import nn
 
 from lightning_freeze.errors import suggest
 from lightning_freeze.layers.discovery.groups import Groups, layers_from_groups
+from lightning_freeze.layers.discovery.heights import components, find_heights, tower_of
 from lightning_freeze.layers.discovery.module_hook import ask_module
 from lightning_freeze.layers.discovery.module_tree import clean_name
 from lightning_freeze.layers.discovery.ownership import Ownership, Tie
@@ -67,9 +68,11 @@ class LayerStack:
         self._aliases = structure.towers
         self.assumptions: tuple[str, ...] = tuple(structure.assumptions)
         """What the structure of the module left open, and how it was decided; part of :meth:`describe`."""
+        self._fresh, bystanders = structure.fresh, structure.bystanders
+        heights = find_heights(structure.layers, structure.fresh, bystanders)
         self._layers = tuple(
-            Layer(spec, index, ownership.parameters[index], ownership.modules[index])
-            for index, spec in enumerate(structure.layers)
+            Layer(spec, i, ownership.parameters[i], ownership.modules[i], heights[i], tower_of(spec.name) in bystanders)
+            for i, spec in enumerate(structure.layers)
         )
         self._by_name = {layer.name: layer for layer in self._layers}
         self._unassigned = ownership.unassigned
@@ -90,15 +93,26 @@ class LayerStack:
 
     @property
     def blocks(self) -> tuple[Layer, ...]:
-        """The layers that slices and percentages count: blocks of all towers, or groups."""
-        return tuple(layer for layer in self._layers if layer.is_block)
+        """The layers that slices and percentages count: blocks of all towers, or groups; bystanders are left out."""
+        return tuple(layer for layer in self._layers if layer.is_block and not layer.is_bystander)
+
+    @property
+    def bystanders(self) -> tuple[Layer, ...]:
+        """The layers of networks that take no part in training: frozen teachers, averages, models in metrics."""
+        return tuple(layer for layer in self._layers if layer.is_bystander)
+
+    @property
+    def networks(self) -> list[list[Layer]]:
+        """The blocks by network; networks feed nothing into one another, and a percentage counts each by itself."""
+        towers = list(dict.fromkeys(layer.tower for layer in self.blocks))
+        return [[b for b in self.blocks if b.tower in network] for network in components(towers, self._fresh)]
 
     @property
     def towers(self) -> dict[str, tuple[Layer, ...]]:
         """Tower name to its blocks, in order; empty for a model with a single stack."""
         found: dict[str, tuple[Layer, ...]] = {}
-        for layer in self.blocks:
-            if layer.tower:
+        for layer in self._layers:
+            if layer.is_block and layer.tower:
                 found[layer.tower] = (*found.get(layer.tower, ()), layer)
         return found
 
@@ -196,4 +210,5 @@ def _adopt(module: nn.Module, stack: LayerStack) -> Structure:
         )
     dotted = f"{prefix}." if prefix else ""
     specs = [LayerSpec(x.name, x.kind, [dotted + p if p else prefix for p in x.prefixes], x.repeats) for x in stack]
-    return Structure(specs, dict(stack._aliases), [], list(stack.assumptions))
+    bystanders = frozenset(layer.tower for layer in stack.bystanders)
+    return Structure(specs, dict(stack._aliases), [], list(stack.assumptions), stack._fresh, bystanders)

@@ -24,6 +24,7 @@ class LayerRow(NamedTuple):
         trainable: How many of them train.
         rates: The distinct learning rates of those, ascending; empty before an optimizer holds any.
         since: When the last of them began to train, where a schedule decides about it.
+        is_bystander: Whether the layer belongs to a network that takes no part in training.
     """
 
     name: str
@@ -32,6 +33,7 @@ class LayerRow(NamedTuple):
     trainable: int
     rates: tuple[float, ...]
     since: Clock | None
+    is_bystander: bool = False
 
 
 def layer_rows(session: Session) -> list[LayerRow]:
@@ -58,6 +60,7 @@ def _row(
         trainable=len(trains),
         rates=tuple(sorted({rates[parameter] for parameter in trains if parameter in rates})),
         since=max(starts, default=None),
+        is_bystander=layer.is_bystander,
     )
 
 

@@ -37,13 +37,15 @@ def layer_table(rows: Sequence[LayerRow], ended: bool = False) -> str:
         layers = [row for _, row in run]
         size = count(sum(row.size for row in layers))
         line = [span([row.name for row in layers]), size, status, *([since] if shows_since else []), rate]
-        table.add_row(*line, style="dim" if status == "frozen" else None)
+        table.add_row(*line, style="dim" if status in ("frozen", "takes no part") else None)
     return render(table)
 
 
 def _status(row: LayerRow, ended: bool) -> str:
     if not row.tensors:
         return "no parameters"
+    if row.is_bystander:
+        return "takes no part"
     if not row.trainable:
         return "frozen"
     trains = "trained" if ended else "trains"

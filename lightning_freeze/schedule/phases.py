@@ -144,31 +144,35 @@ def gradual_phases(
         raise ConfigurationError(
             f"layers_per_phase={layers_per_phase!r}: expected a whole number of layers, 1 or more."
         )
-    names = list(stack.names)
-    heads = [layer for layer in stack if layer.kind == "head" or layer.name == "head"]
+    layers = [layer for layer in stack if not layer.is_bystander]
+    names = [layer.name for layer in layers]
+    heads = [layer for layer in layers if layer.kind == "head" or layer.name == "head"]
     if start == "head" and not any(layer.parameters() for layer in heads):
-        owner = next((layer.name for layer in reversed(list(stack)) if layer.parameters()), names[-1])
+        owner = next((layer.name for layer in reversed(layers) if layer.parameters()), names[-1])
         start = ",".join([owner, *(layer.name for layer in heads)])
     first = {layer.name for layer in stack.select(start).layers}
-    floor = 0
+    floor = max(layer.height for layer in layers)
     if stop is not None:
-        stops = [names.index(layer.name) for layer in stack.select(stop).layers]
+        stops = [layer.height for layer in stack.select(stop).layers]
         if not stops:
             raise ConfigurationError(
                 f"stop={stop!r} names single parameters; expected layers, one or more of {', '.join(names)}."
             )
-        floor = min(stops)
-    top = min((names.index(name) for name in first), default=len(names))
-    if stop is not None and floor > top:
+        floor = max(stops)
+    lowest = max((layer for layer in layers if layer.name in first), key=lambda layer: layer.height, default=None)
+    if stop is not None and lowest is not None and floor < lowest.height:
+        below = [layer.name for layer in layers if layer.height >= lowest.height]
         raise ConfigurationError(
             f"GradualUnfreezing(stop={stop!r}) lies above start={start!r}, so nothing would be unfrozen; "
-            f"expected a layer at or below {names[top]!r}: {', '.join(names[: top + 1])}."
+            f"expected a layer at or below {lowest.name!r}: {', '.join(below)}."
         )
-    rest = [name for name in reversed(names[floor:]) if name not in first]
+    # By height: towers that stand side by side are unfrozen together, level by level.
+    rest = [layer for layer in layers if layer.name not in first and layer.height <= floor]
+    levels = sorted({layer.height for layer in rest})
     phases = [start]
-    for begin in range(0, len(rest), layers_per_phase):
-        chunk = rest[begin : begin + layers_per_phase]
-        phases.append(",".join([*reversed(chunk), phases[-1]]))
+    for begin in range(0, len(levels), layers_per_phase):
+        chunk = levels[begin : begin + layers_per_phase]
+        phases.append(",".join([*(layer.name for layer in rest if layer.height in chunk), phases[-1]]))
     return [Phase(train, trigger) for train in phases[:-1]] + [Phase(phases[-1])]
 
 

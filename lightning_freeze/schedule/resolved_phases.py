@@ -37,7 +37,7 @@ class ResolvedPhases:
         Raises:
             ConfigurationError: If a selector matches nothing.
         """
-        everything = [p for layer in stack for p in layer.parameters()]
+        everything = [p for layer in stack if not layer.is_bystander for p in layer.parameters()]
         found = cls(list(plan))
         for phase in plan:
             trains = dict.fromkeys(stack.select(phase.train).parameters)

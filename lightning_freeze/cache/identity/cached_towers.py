@@ -95,8 +95,10 @@ def find_towers(stack: LayerStack) -> tuple[list[CachedTower], list[str]]:
         The towers in the order of the data flow, and for each one that cannot be used the reason.
     """
     names = {id(m): name for name, m in stack.module.named_modules()}
-    labels = list(dict.fromkeys(layer.tower for layer in stack.blocks))
-    members = {label: [layer for layer in stack.blocks if layer.tower == label] for label in labels}
+    # Also those of networks that take no part in training: a frozen teacher is computed once too.
+    blocks = [layer for layer in stack if layer.is_block]
+    labels = list(dict.fromkeys(layer.tower for layer in blocks))
+    members = {label: [layer for layer in blocks if layer.tower == label] for label in labels}
     towers: list[CachedTower] = []
     problems: list[str] = []
     for label, layers in members.items():

@@ -11,6 +11,7 @@ from torchmetrics import Metric, MetricCollection
 
 from lightning_freeze.layers.discovery.block_lists import Stack
 from lightning_freeze.layers.discovery.blocks import find_stacks
+from lightning_freeze.layers.discovery.bystanders import find_bystanders
 from lightning_freeze.layers.discovery.data_flow import Item, flow_and_doubts, interleave
 from lightning_freeze.layers.discovery.module_tree import Node, build_tree, words_of
 from lightning_freeze.layers.discovery.towers import Tower, name_towers
@@ -44,12 +45,16 @@ class Structure:
         towers: Tower label to the attribute it was made from; empty for a single stack.
         ignored: Names of modules that belong to no layer (losses and metrics without parameters).
         assumptions: What the structure left open and how it was decided, one sentence each.
+        fresh: Labels of the towers that start from inputs of their own, beside others.
+        bystanders: Labels of the towers that take no part in training.
     """
 
     layers: list[LayerSpec]
     towers: dict[str, str]
     ignored: list[str]
     assumptions: list[str] = field(default_factory=list)
+    fresh: frozenset[str] = frozenset()
+    bystanders: frozenset[str] = frozenset()
 
 
 def discover(module: nn.Module) -> Structure:
@@ -125,7 +130,17 @@ class _Placement:
             self._layers[name].prefixes.append(item.name)
         self._dissolve()
         layers = [layer for layer in self._layers.values() if layer.prefixes]
-        return Structure(layers, {t.label: t.alias for t in self._towers if t.label}, ignored)
+        return Structure(
+            layers,
+            {t.label: t.alias for t in self._towers if t.label},
+            ignored,
+            fresh=frozenset(t.label for t in self._towers if t.fresh and t.label),
+            bystanders=frozenset(self._bystanders() - {""}),
+        )
+
+    def _bystanders(self) -> set[str]:
+        behind = [item.node for item in self._items if item.node and item.name in self._layers["head"].prefixes]
+        return find_bystanders(self._towers, self._parallel, behind)
 
     def side_by_side(self) -> str:
         """A sentence on towers that do not feed each other, ``""`` if there are none."""

@@ -13,6 +13,7 @@ class Doubts:
 
     def __init__(self) -> None:
         """Start without any doubt."""
+        self._failed: list[str] = []
         self._unread: list[str] = []
         self._both_ways: list[str] = []
         self._either: list[str] = []
@@ -30,6 +31,9 @@ class Doubts:
             blocks: ``id`` of the nodes that are blocks, to their stack and number.
         """
         holding = [child for child in node.children if child.parameters]
+        if source.problem:
+            self._failed.append(f"{node.name or node.class_name} ({source.problem})")
+            return
         if not source.steps:
             self._unread += [node.name or node.class_name] * (len(holding) > 1)
             return
@@ -47,6 +51,7 @@ class Doubts:
     def sentences(self) -> list[str]:
         """One sentence for each kind of doubt that there is."""
         found = [
+            (self._failed, "the code of {} could not be read: its parts stand as they are registered"),
             (self._unread, "the code of {} does not tell an order: its parts stand as they are registered"),
             (self._both_ways, "{}: run in both directions, numbered as registered"),
             (self._either, "{}: the inputs choose which one runs, they stand one behind the other"),

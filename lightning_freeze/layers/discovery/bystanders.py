@@ -1,4 +1,4 @@
-"""Networks that a module holds beside the one that trains: teachers, reference models, averages, models in metrics.
+"""Networks that a module holds beside the one that trains: teachers, reference models, averages.
 
 Such a network takes no part in training, so it does not count: not in percentages and slices of blocks, not in heights,
 and no schedule unfreezes it. It is told from a frozen part of the network that trains by the flow of the data: a frozen
@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
-from torchmetrics import Metric, MetricCollection
 
 from lightning_freeze.layers.discovery.module_tree import Node, words_of
 from lightning_freeze.layers.discovery.towers import Tower
@@ -33,7 +32,7 @@ def find_bystanders(towers: Sequence[Tower], parallel: bool, shared_head: Sequen
     Returns:
         Labels; empty unless a network that trains remains.
     """
-    always = {tower.label for tower in towers if _is_average_or_metric(tower.root)}
+    always = {tower.label for tower in towers if _is_average(tower.root)}
     if not parallel:
         return always if len(always) < len(towers) else set()
     trains = {tower.label for tower in towers if _trains(tower.root)} - always
@@ -51,10 +50,10 @@ def _own_name(tower: Tower) -> set[str]:
     return {word for part in tower.root.name.split(".") for word in words_of(part)}
 
 
-def _is_average_or_metric(root: Node) -> bool:
+def _is_average(root: Node) -> bool:
     node: Node | None = root
     while node is not None:
-        if isinstance(node.module, AveragedModel | Metric | MetricCollection):
+        if isinstance(node.module, AveragedModel):
             return True
         node = node.parent
     return False

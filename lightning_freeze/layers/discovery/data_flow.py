@@ -56,9 +56,15 @@ def flow_of(root: Node, stacks: Sequence[Stack]) -> list[Item]:
     return flow_and_doubts(root, stacks)[0]
 
 
-def flow_and_doubts(root: Node, stacks: Sequence[Stack]) -> tuple[list[Item], list[str]]:
-    """As :func:`flow_of`, with one sentence for each place where the code does not tell the order for certain."""
-    flow = _Flow(stacks)
+def flow_and_doubts(root: Node, stacks: Sequence[Stack], reads_code: bool = True) -> tuple[list[Item], list[str]]:
+    """As :func:`flow_of`, with one sentence for each place where the code does not tell the order for certain.
+
+    Args:
+        root: Tree of the whole model.
+        stacks: The stacks of blocks found in it.
+        reads_code: Whether the code of the modules is read; registration order and names decide alone otherwise.
+    """
+    flow = _Flow(stacks, reads_code)
     items = flow.items(root, 1)
     items = _numbered([*items, *flow.held_only(items)])
     return items, flow.doubts.sentences()
@@ -120,7 +126,8 @@ def _joined_stack(
 
 
 class _Flow:
-    def __init__(self, stacks: Sequence[Stack]) -> None:
+    def __init__(self, stacks: Sequence[Stack], reads_code: bool = True) -> None:
+        self._reads_code = reads_code
         self._block = {
             id(part): (s, b)
             for s, stack in enumerate(stacks)
@@ -158,7 +165,8 @@ class _Flow:
         if id(node) not in self._open:
             return [Item(node.name, parent, node)]
         handed = self._handed.get(id(node), {})
-        source = None if node.is_list else use_order(node.module, {name: one.module for name, one in handed.items()})
+        lent = {name: one.module for name, one in handed.items()}
+        source = use_order(node.module, lent) if self._reads_code and not node.is_list else None
         children = {**node.shared, **{child.key: child for child in node.children}}
         if source:
             self._hand(source, children)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
+from torchmetrics import Metric, MetricCollection
 
 #: Path components that a wrapper adds and that say nothing about the model.
 WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
@@ -95,6 +96,8 @@ def build_tree(root: nn.Module) -> Node:
 
 def _build(module: nn.Module, name: str, key: str, parent: Node | None, seen: dict[int, Node]) -> Node:
     node = seen[id(module)] = Node(name, key, module, parent)
+    if isinstance(module, Metric | MetricCollection):
+        return node  # what a metric holds is measured with, not trained
     for own, parameter in module._parameters.items():
         if parameter is not None:
             node.own.append(own)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import nn
+from torchmetrics import Metric, MetricCollection
 
 from lightning_freeze.layers.discovery.placement import LayerSpec
 
@@ -101,6 +102,9 @@ class Ownership:
 
     def _span(self, module: nn.Module, name: str, claimed: int | None, root: nn.Module) -> set[int]:
         """Walk the tree; returns the layers that a module's content belongs to, -1 standing for none."""
+        if isinstance(module, Metric | MetricCollection):
+            self._uses += [_Use(f"{name}.{key}", *_place(module, key), -1) for key, _ in module.named_parameters()]
+            return set()
         claimed = self._modules_of.get(id(module), claimed)
         spans: set[int] = set()
         for key, parameter in module._parameters.items():
@@ -142,3 +146,8 @@ class Ownership:
         self.parameters = tuple(tuple(references) for references in dealt)
         self.unassigned = tuple(unassigned)
         self.ties = tuple(ties)
+
+
+def _place(module: nn.Module, name: str) -> tuple[nn.Module, str]:
+    owner, _, key = name.rpartition(".")
+    return module.get_submodule(owner), key

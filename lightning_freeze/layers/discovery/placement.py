@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -15,6 +16,7 @@ from lightning_freeze.layers.discovery.bystanders import find_bystanders
 from lightning_freeze.layers.discovery.data_flow import Item, flow_and_doubts, interleave
 from lightning_freeze.layers.discovery.module_tree import Node, build_tree, words_of
 from lightning_freeze.layers.discovery.towers import Tower, name_towers
+from lightning_freeze.layers.forward_source.reader import DEBUG_VARIABLE
 
 Kind = Literal["embeddings", "block", "head", "group"]
 
@@ -76,7 +78,19 @@ def discover(module: nn.Module) -> Structure:
             "`configure_model` or `setup`, ask for its layers afterwards."
         )
     found = find_stacks(root)
-    laid_out, doubts = flow_and_doubts(root, found)
+    try:
+        return _placed(root, found, reads_code=True)
+    except Exception as error:  # what the code of a model says must not end the search for its layers
+        if os.environ.get(DEBUG_VARIABLE, "0") == "1":
+            raise
+        structure = _placed(root, found, reads_code=False)
+        problem = f"{type(error).__name__}: {error}"
+        structure.assumptions.append(f"the code could not be followed ({problem}): layers stand as they are registered")
+        return structure
+
+
+def _placed(root: Node, found: Sequence[Stack], reads_code: bool) -> Structure:
+    laid_out, doubts = flow_and_doubts(root, found, reads_code)
     stacks, items = interleave(found, laid_out)
     placement = _Placement(stacks, items)
     structure = placement.structure()

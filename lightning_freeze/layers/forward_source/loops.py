@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from lightning_freeze.layers.forward_source.expressions import Element, items_of
@@ -71,7 +72,7 @@ def other_each_turn(trace: Sequence[str], starts: Sequence[int]) -> set[str]:
         trace: All uses, in order.
         starts: Where in ``trace`` each turn starts.
     """
-    turns = [set(trace[a:b]) for a, b in zip(starts, [*starts[1:], len(trace)], strict=True)]
+    turns = [set(trace[a:b]) for a, b in pairwise([*starts, len(trace)])]
     uses = Counter(step for turn in turns for step in turn)
     repeated = {step.split(".")[0] for step, count in uses.items() if count > 1 or "." not in step}
     return {step.split(".")[0] for step in uses} - repeated if len(turns) > 1 else set()

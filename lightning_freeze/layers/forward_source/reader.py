@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
@@ -35,6 +36,8 @@ from lightning_freeze.layers.forward_source.syntax import (
 )
 from lightning_freeze.layers.forward_source.use_order import UseOrder
 
+#: Set to 1 to see an error with its traceback where it is otherwise worded in one line.
+DEBUG_VARIABLE = "LIGHTNING_FREEZE_DEBUG"
 #: What the name of a list begins with that is handed to the code which picks from it.
 LENT = "@"
 _QUESTIONS = frozenset({"len", "isinstance", "hasattr", "id", "type"})
@@ -57,10 +60,17 @@ def use_order(module: nn.Module, lent: Mapping[str, nn.Module] | None = None) ->
             is named with a leading ``LENT``.
 
     Returns:
-        What the code says, starting with a LightningModule's ``training_step``, else with ``forward``.
+        What the code says, starting with a LightningModule's ``training_step``, else with ``forward``. If reading it
+        fails, nothing but the problem; ``LIGHTNING_FREEZE_DEBUG=1`` raises the error instead.
     """
-    found = vars(_Reader(module, lent=lent))
-    return UseOrder(**{part.name: found[part.name] for part in fields(UseOrder)} | {"steps": list(found["steps"])})
+    try:
+        found = vars(_Reader(module, lent=lent))
+    except Exception as error:  # code may be written in any way; what cannot be read must not end the search for layers
+        if os.environ.get(DEBUG_VARIABLE, "0") == "1":
+            raise
+        return UseOrder(problem=f"{type(error).__name__}: {error}")
+    noted = {part.name: found[part.name] for part in fields(UseOrder) if part.name != "problem"}
+    return UseOrder(**noted | {"steps": list(found["steps"])})
 
 
 class _Reader(Branches):

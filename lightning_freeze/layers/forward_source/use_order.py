@@ -28,6 +28,7 @@ class UseOrder:
         unfollowed: Groups of lists that one loop runs in a way that the code does not tell.
         carried: Names that a loop uses from its second turn on, with what the turn before has left.
         lent: Child to the lists that it is handed and picks from: names of its parameters, to the names of the lists.
+        problem: Why the code could not be read, ``""`` if it could.
     """
 
     order: list[str] = field(default_factory=list)
@@ -42,6 +43,7 @@ class UseOrder:
     unfollowed: set[tuple[str, ...]] = field(default_factory=set)
     carried: set[str] = field(default_factory=set)
     lent: dict[str, dict[str, str]] = field(default_factory=dict)
+    problem: str = ""
 
 
 class Notes:

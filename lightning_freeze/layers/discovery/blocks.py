@@ -16,6 +16,7 @@ from torch import nn
 from lightning_freeze.layers.discovery.block_lists import Block, Stack
 from lightning_freeze.layers.discovery.module_tree import Node, names_head, words_of
 from lightning_freeze.layers.forward_source.reader import use_order
+from lightning_freeze.layers.forward_source.side_by_side import side_by_side
 
 _BLOCK_WORDS = frozenset({"layer", "layers", "block", "blocks", "stage", "stages", "group"})
 _LIST_NAMES = frozenset({"layers", "blocks", "h", "stages"})
@@ -70,6 +71,8 @@ class _Finder:
         return _drop_side_lists(found)
 
     def _listed(self, node: Node) -> Stack | None:
+        if _is_beside(node):
+            return None
         blocks = [child for child in node.children if _is_block(child)]
         kinds = {block.class_name for block in blocks if _checkpoints(block)}  # the small ones among them too
         blocks = [c for c in node.children if c in blocks or (c.weights and c.class_name in kinds)]
@@ -249,9 +252,11 @@ def _empty_stack(root: Node) -> Stack | None:
 def _find_plain(node: Node) -> list[Stack]:
     """Lists of modules of any kind, for models without normalised blocks (a multi-layer perceptron)."""
     members = [child for child in node.children if child.parameters]
+    if _is_beside(node):
+        return []  # several outputs of one input, or several inputs: no depth
     several = len(members) >= 2 or (len(members) == 1 and node.key in _LIST_NAMES)
     if node.is_list and several and not isinstance(node.module, nn.ModuleDict):
-        return [Stack(node, tuple(Block((member,)) for member in members))]
+        return [Stack(node, _with_norms(members))]
     children = members if node.is_list else [child for child in members if not names_head(child.key)]
     found = [stack for child in children for stack in _find_plain(child)]
     return found if 4 * sum(stack.weights for stack in found) >= node.weights else []
@@ -264,7 +269,46 @@ def _children_as_blocks(root: Node) -> Stack:
     while len(members) == 1 and members[0].children and not node.own:
         node = members[0]
         members = [child for child in node.children if child.parameters]
-    middle = [c for c in members if not names_head(c.key) and not isinstance(c.module, nn.Embedding)]
+    middle = [c for c in members if not names_head(c.key) and not _only_embeds(c)]
     repeated = {} if node.is_list else use_order(node.module).repeated
     middle = [child for child in middle if child.key in repeated] or middle
-    return Stack(node, tuple(Block((member,)) for member in middle or members or [node]), guessed=len(middle) > 1)
+    return Stack(node, _with_norms(middle or members or [node]), guessed=len(middle) > 1)
+
+
+def _with_norms(members: Sequence[Node]) -> tuple[Block, ...]:
+    """Blocks of one module each; a normalisation joins the module before it, or behind it where one comes first."""
+    if all(map(_is_norm, members)) or not any(map(_is_norm, members)):
+        return tuple(Block((member,)) for member in members)
+    ordered = list(members) if not _is_norm(members[0]) else list(members)[::-1]
+    groups: list[list[Node]] = []
+    for member in ordered:
+        if groups and _is_norm(member):
+            groups[-1].append(member)
+        else:
+            groups.append([member])
+    if ordered[0] is members[0]:
+        return tuple(Block(tuple(group)) for group in groups)
+    return tuple(Block(tuple(group[::-1])) for group in groups[::-1])
+
+
+def _is_norm(node: Node) -> bool:
+    """Whether a module only normalises: no weight of two dimensions, and named so."""
+    return node.normalizes and not node.weights and not node.children
+
+
+def _only_embeds(node: Node) -> bool:
+    """Whether all that a module holds are embedding tables: one, or one for each categorical column."""
+    tables = [n for n in node.walk() if isinstance(n.module, nn.Embedding | nn.EmbeddingBag)]
+    return bool(tables) and sum(table.parameters for table in tables) == node.parameters
+
+
+def _is_beside(node: Node) -> bool:
+    """Whether the code of a module above runs the elements of a list side by side."""
+    if not isinstance(node.module, nn.ModuleList | nn.ModuleDict):
+        return False
+    path, above = node.key, node.parent
+    while above is not None:
+        if path in side_by_side(above.module):
+            return True
+        path, above = f"{above.key}.{path}", above.parent
+    return False

@@ -314,4 +314,6 @@ def _is_loss(item: Item) -> bool:
         return False
     module = item.node.module
     name = item.node.class_name
+    if isinstance(module, nn.ModuleList | nn.ModuleDict) and len(module):
+        return all(isinstance(child, Metric | MetricCollection) for child in module.children())
     return isinstance(module, Metric | MetricCollection | nn.modules.loss._Loss) or name.endswith(("Loss", "Metric"))

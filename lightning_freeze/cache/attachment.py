@@ -103,8 +103,9 @@ class Attachment:
     def end_batch(self) -> None:
         """End a batch of any loop."""
         if self.cached is not None:
-            self.cached.end_step()
+            # First, while the towers are those of the batch: those that are found again have not been called.
             self.cached.use_smaller_entries()
+            self.cached.end_step()
 
     def detach(self) -> None:
         """Remove the cache from the module, and release the storage."""

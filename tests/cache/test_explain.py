@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 import transformers as tf
 from cached_fits import Examples, Plain, freeze, loader, make_cache, make_trainer
-from encoders import bert, frozen
+from encoders import AfterStep, Encoder, bert, frozen
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
@@ -173,6 +174,33 @@ def test_request_that_switches_off() -> None:
     with pytest.warns(UserWarning, match="switched off"):
         explained = fit(module, frozen(), cache=cache, epochs=1)
     assert explained.training[-1] == f"switch off: {cache.reasons['']}"
+
+
+def test_replaced_modules() -> None:
+    def replace(module: Any) -> None:
+        layers = module.model.bert.encoder.layer
+        layers[0] = copy.deepcopy(layers[0])
+
+    explained = fit(Plain(bert()), frozen(), AfterStep(4, replace), cache=make_cache(), epochs=3)
+    assert outcomes(explained.training)[3:6] == ["run and compare", "leave alone", "check two samples, then skip"]
+    assert explained.training[4].startswith("leave alone: modules or parameters were replaced")
+    assert explained.training[-1] == "skip: all 4 samples were found"
+
+
+def test_step_that_does_not_call_the_entry() -> None:
+    class GoesPast(LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder = Encoder()
+            freeze(self.encoder)
+
+        def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+            return self.encoder.run(self.encoder.embeddings(batch["input_ids"]))[-1]
+
+    cache = make_cache()
+    with pytest.warns(UserWarning, match="is not what the step calls"):
+        make_trainer(cache).predict(GoesPast(), even())
+    assert str(cache.explain()[""]) == f"switch off: {cache.reasons['']}"
 
 
 def test_model_without_blocks() -> None:

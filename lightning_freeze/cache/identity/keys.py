@@ -51,7 +51,7 @@ def new_hash() -> Any:
 
 @dataclass
 class Call:
-    """The arguments of one forward call, seen sample by sample.
+    """The arguments of one forward call, divided by sample.
 
     Attributes:
         args: Positional arguments as they were passed.

@@ -293,12 +293,12 @@ def test_encoder_and_decoder() -> None:
 
 
 def test_random_numbers_are_looked_at_in_a_whole_batch() -> None:
-    class RandomUse(Encoder):
+    class Draws(Encoder):
         def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
             torch.rand(3)
             return self.run(self.embeddings(input_ids))[-1]
 
-    warm(Plain(Classifier(RandomUse())), frozen(), BatchSizes(layers_of))
+    warm(Plain(Classifier(Draws())), frozen(), BatchSizes(layers_of))
     assert 4 in BatchSizes.seen[1]
 
 

@@ -169,7 +169,8 @@ def decide_prefix(facts: PrefixFacts) -> Decision:
     """
     if facts.keeps_changing:
         return Decision(Outcome.SWITCH_OFF, "its frozen layers change from one step to the next")
-    if not facts.needs_check and not facts.has_same_layout:
+    needs_check = facts.needs_check
+    if not needs_check and not facts.has_same_layout:
         return _leave_alone("its inputs cannot be divided into samples as before")
     missing = facts.size - facts.found
     if facts.is_recomputed:
@@ -177,7 +178,7 @@ def decide_prefix(facts: PrefixFacts) -> Decision:
         if facts.is_new or missing:
             return _leave_alone("activation checkpointing repeats a pass that has not been stored")
         return Decision(Outcome.SKIP, _found_all(facts.size))
-    if facts.needs_check and facts.few_suffice:
+    if needs_check and facts.few_suffice:
         return Decision(Outcome.CHECK_FEW_THEN_SKIP, f"{_found_all(facts.size)}, and not checked yet in this run")
     if (why := _why_compare(facts)) is not None:
         return Decision(Outcome.RUN_AND_COMPARE, why)

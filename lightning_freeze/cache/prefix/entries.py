@@ -134,12 +134,13 @@ class PrefixEntries:
         dtype = self.dtype or known.dtype
         full_shape = (state.call.length, *known.feature_shape) if known.has_positions and state.call.length else None
         found: list[Tensor | None] = []
+        spans = state.spans
         for number, row in enumerate(rows):
-            span = state.spans[number] if state.spans else None
+            span = spans[number] if spans else None
             expected = torch.Size(full_shape) if full_shape else row.shape if row is not None else torch.Size()
             found.append(row if row is not None and layout.fits(row, span, expected, dtype) else None)
         first = next((row for row in found if row is not None), None)
-        if state.spans is None and first is not None:
+        if spans is None and first is not None:
             found = [row if row is not None and row.shape == first.shape else None for row in found]
         return found
 

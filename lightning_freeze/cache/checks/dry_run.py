@@ -101,9 +101,8 @@ def check_randomness(
         ):
             torch.manual_seed(seed)
             again = run_prefix(tower, signatures, [known.boundary], (call.args, call.kwargs))
-        if random_use.found or self_check.difference(again[known.boundary], hidden) > self_check.tolerance(
-            hidden.dtype
-        ):
+        difference = self_check.difference(again[known.boundary], hidden)
+        if random_use.found or difference > self_check.tolerance(hidden.dtype):
             raise Unsupported(reason)
     known.rng_is_harmless = True
 

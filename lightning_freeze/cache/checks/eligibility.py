@@ -79,9 +79,8 @@ class Eligibility:
                 in_training.append(number)
                 if isinstance(module, _BatchNorm):
                     raise Unsupported("a BatchNorm in its frozen layers is in training mode and averages over batches")
-        self.has_observers = has_global_hooks() or (
-            has_own_hooks and any(isinstance(m, _HOOKS_MATTER) for m in self.modules)
-        )
+        leaves_fast_path = has_own_hooks and any(isinstance(m, _HOOKS_MATTER) for m in self.modules)
+        self.has_observers = has_global_hooks() or leaves_fast_path
         self.mode = f"training {in_training}" if in_training else "eval"
 
     def _has_own_hooks(self, module: nn.Module) -> bool:

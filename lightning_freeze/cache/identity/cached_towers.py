@@ -53,13 +53,8 @@ class CachedTower:
         """Return the same blocks with the next smaller module as the entry, ``None`` if there is none."""
         if not self.smaller_entries:
             return None
-        return replace(
-            self,
-            entry=self.smaller_entries[0],
-            entry_name="",
-            embedding_modules=[],
-            smaller_entries=self.smaller_entries[1:],
-        )
+        entry, *smaller = self.smaller_entries
+        return replace(self, entry=entry, entry_name="", embedding_modules=[], smaller_entries=smaller)
 
     def enclosing_modules(self) -> list[nn.Module]:
         """Return the modules that contain any of the blocks, the entry first."""

@@ -156,9 +156,8 @@ def _container(value: Any, is_root: bool, left: list[int]) -> Any:
     if isinstance(value, (set, frozenset)):  # their order differs between processes
         parts = sorted(value, key=repr) if len(value) <= _MOST else ()
     described = [_described(part, is_root, left) for part in islice(parts, _MOST) if left[0] > 0]
-    if all(part is None for part in described) and (
-        described or is_root
-    ):  # an empty container may be meant for results
+    # An empty container of a LightningModule may be meant for results.
+    if all(part is None for part in described) and (described or is_root):
         return None
     return [type(value).__name__, len(value), *described]
 

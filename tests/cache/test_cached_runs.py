@@ -1,4 +1,4 @@
-"""What the cache promises of whole runs: what hits, what misses, in which loops, and beside what."""
+"""Whole runs: which samples hit or miss, in which loops, and together with which other features."""
 
 from __future__ import annotations
 

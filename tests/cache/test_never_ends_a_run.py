@@ -1,4 +1,4 @@
-"""What the cache cannot cope with, or gains nothing by, never ends a run: it says why, and the run goes on."""
+"""Nothing that the cache cannot handle, or that does not pay, ends a run: it gives a reason, and the run continues."""
 
 from __future__ import annotations
 

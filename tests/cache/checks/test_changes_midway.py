@@ -1,4 +1,4 @@
-"""What the frozen layers compute changes in the middle of a fit: by their weights, their parts or their settings."""
+"""Changes of weights, modules or settings of the frozen layers in the middle of a fit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When the weights of a prefix are read again, and what that costs."""
+"""When the weights of a prefix are read again, and how rarely if that takes long."""
 
 from __future__ import annotations
 

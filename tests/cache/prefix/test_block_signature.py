@@ -1,4 +1,4 @@
-"""What a skipped block returns beside its hidden states, as T5's first block returns its position biases."""
+"""What a skipped block returns in addition to hidden states, such as the position biases of T5's first block."""
 
 from __future__ import annotations
 

@@ -125,6 +125,7 @@ class PrefixFacts(NamedTuple):
         return self.needs_check or (self.checks_padding and not self.padding_dry_run)
 
 
+#: The fact that is false after an attempt at an outcome has failed.
 _FAILED = {
     Outcome.CHECK_FEW_THEN_SKIP: {"few_suffice": False},
     Outcome.SKIP_FROM_LOWER: {"has_lower": False},
@@ -185,7 +186,7 @@ def decide_prefix(facts: PrefixFacts) -> Decision:
     if not facts.found:
         found = f"none of the {facts.size} samples was found" if facts.size > 1 else "the sample was not found"
         if facts.has_lower:
-            return Decision(Outcome.SKIP_FROM_LOWER, f"{found} at this boundary, but at a lower one")
+            return Decision(Outcome.SKIP_FROM_LOWER, f"{found} at this boundary, all were found at a lower one")
         return Decision(Outcome.RUN_AND_STORE, found)
     if not missing:
         return Decision(Outcome.SKIP, _found_all(facts.size))

@@ -138,7 +138,9 @@ def test_boundary_that_moves_up() -> None:
     phases = [Phase("2:,head", EpochTrigger(2)), Phase("head")]
     explained = fit(Plain(bert()), PhasedFineTuning(phases, verbose=False), cache=cache, epochs=4)
     assert outcomes(explained.training[6:9]) == ["run and compare", *["skip from a lower boundary"] * 2]
-    expected = "skip from a lower boundary: none of the 4 samples was found at this boundary, but at a lower one"
+    expected = (
+        "skip from a lower boundary: none of the 4 samples was found at this boundary, all were found at a lower one"
+    )
     assert explained.training[7] == expected
 
 

@@ -1,81 +1,59 @@
-"""All towers of a module, with the cache at work on each."""
+"""All towers of a module, with the cache attached to each."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
-import torch
 from torch import nn
 from torch.nn import Parameter
 
-from lightning_freeze.cache.checks.patience import Patience
+from lightning_freeze.cache.checks.eligibility import is_compiled_tower
+from lightning_freeze.cache.checks.repeat_limit import RepeatLimit
+from lightning_freeze.cache.decision import Decision, Outcome
 from lightning_freeze.cache.frozen_prefix import FrozenPrefix
 from lightning_freeze.cache.identity.cached_towers import CachedTower, boundaries_ahead, find_towers
 from lightning_freeze.cache.prefix.entries import PrefixEntries
-from lightning_freeze.cache.prefix.pass_state import Store, Tally
-from lightning_freeze.cache.prefix.predicted_gain import is_compiled
-from lightning_freeze.cache.store.accelerator import AcceleratorTier
+from lightning_freeze.cache.prefix.pass_state import Tally
+from lightning_freeze.cache.storage import Storage
 from lightning_freeze.layers import LayerStack
 from lightning_freeze.layers.discovery.groups import Groups
 
-#: What one schedule holds frozen, the parameters and the modules, now and in each phase to come.
+#: The parameters and modules that one schedule keeps frozen, now and in each later phase.
 Freezes = Sequence[tuple[Sequence[Parameter], Sequence[nn.Module]]]
 
 
-@dataclass(frozen=True)
-class Keeping:
-    """Where and how hidden states are kept.
-
-    Attributes:
-        store: RAM and disk.
-        accelerator: Where those that were used stay on their device, if anywhere.
-        dtype: What to store them in, ``None`` for what was computed.
-        budget: Bytes that there is room for, ``None`` for no limit.
-        verify: How many batches with hits are compared with a real forward pass for each identity of a prefix.
-        trims: Whether padding may be left out.
-    """
-
-    store: Store
-    accelerator: AcceleratorTier | None
-    dtype: torch.dtype | None
-    budget: int | None
-    verify: int
-    trims: bool
-
-
 class CachedModule:
-    """Puts the cache to work on each tower of a module, and follows when the module is changed.
+    """Attaches the cache to each tower of a module, and follows changes of the module.
 
     Args:
         module: The module.
         groups: As for :class:`LayerStack`.
-        keeping: Where and how hidden states are kept.
-        floors: Number of blocks to take as frozen at least, by the name of the tower.
-        on_off: Called when a tower is switched off, as :class:`FrozenPrefix` does.
+        storage: Where and how hidden states are stored.
+        min_boundaries: Number of blocks that count as frozen in any case, by the name of the tower.
+        on_switch_off: Called when a tower is switched off; see :class:`FrozenPrefix`.
 
     Attributes:
         prefixes: The towers that are cached.
-        problems: Why others are not.
+        problems: Why other towers are not, by the name of the tower.
     """
 
     def __init__(
         self,
         module: nn.Module,
         groups: Groups | None,
-        keeping: Keeping,
-        floors: Mapping[str, int],
-        on_off: Callable[[FrozenPrefix, str, bool], None],
+        storage: Storage,
+        min_boundaries: Mapping[str, int],
+        on_switch_off: Callable[[FrozenPrefix, str, bool], None],
     ) -> None:
         self.prefixes: list[FrozenPrefix] = []
-        self.problems: list[str] = []
+        self.problems: dict[str, str] = {}
         self._module = module
         self._groups = groups
-        self._keeping = keeping
-        self._floors = floors
-        self._on_off = on_off
+        self._storage = storage
+        self._min_boundaries = min_boundaries
+        self._on_switch_off = on_switch_off
         self._phases: list[int] | None = None
-        self._patience = Patience()
+        self._changes = RepeatLimit()
         self._find({})
 
     @property
@@ -83,81 +61,100 @@ class CachedModule:
         """Number of blocks in the frozen prefix of each tower that is not switched off."""
         return {p.tower.name: p.boundary for p in self.prefixes if p.off is None}
 
+    def explain(self) -> dict[str, Decision]:
+        """Return the decision at the latest pass of each tower, and why other towers are not cached."""
+        found = {name: Decision(Outcome.LEAVE_ALONE, reason) for name, reason in self.problems.items()}
+        return found | {p.tower.name: p.decision for p in self.prefixes if p.decision is not None}
+
     def end_step(self) -> None:
-        """A training step, its backward pass included, or a batch of another loop is over."""
+        """End a training step, after its backward pass, or a batch of another loop."""
         for prefix in self.prefixes:
             prefix.end_step()
         is_outdated = any(prefix.is_outdated for prefix in self.prefixes)
-        self._patience.note(is_outdated)
+        self._changes.record(is_outdated)
         if is_outdated:
-            self._find_anew()
+            self._find_again()
 
-    def look_again(self, thorough: bool) -> None:
-        """Notice at the next pass if weights have changed in a way that left no trace."""
+    def recheck(self, thorough: bool) -> None:
+        """Check in the next pass whether weights have changed in a way that no version counter shows.
+
+        Args:
+            thorough: Whether to read all weights again, or some elements of each.
+        """
         for prefix in self.prefixes:
-            prefix.entries.look_again(thorough)
+            prefix.entries.recheck(thorough)
 
-    def foresee(self, phases: list[int], freezes: Callable[[], Sequence[Freezes]]) -> None:
-        """Fill, beside the present boundaries, those of phases to come.
+    def fill_ahead(self, phases: list[int], freezes: Callable[[], Sequence[Freezes]]) -> None:
+        """Fill the boundaries of later phases together with the present ones.
 
         Args:
             phases: The phase that each schedule is in.
-            freezes: Asked when one of them has moved: what the schedules hold frozen from now on.
+            freezes: Returns what the schedules keep frozen from now on; called when a phase has changed.
         """
         if phases != self._phases:
             self._phases, ahead = phases, freezes()
             for prefix in self.prefixes:
-                prefix.entries.ahead = boundaries_ahead(ahead, prefix.tower)
+                prefix.entries.boundaries_ahead = boundaries_ahead(ahead, prefix.tower)
 
-    def move_inside(self) -> None:
-        """Move to a smaller entry where the module's own code goes past the one that was chosen."""
+    def expect(self, samples: int) -> None:
+        """Prepare for an epoch.
+
+        Args:
+            samples: About how many samples it has.
+        """
+        for prefix in self.prefixes:
+            prefix.entries.expected_samples = samples
+
+    def use_smaller_entries(self) -> None:
+        """Change to a smaller entry for each tower whose entry was not called in the step."""
         for number, prefix in enumerate(self.prefixes):
             if prefix.calls or prefix.off is not None or not prefix.tower.boundary():
                 continue
-            inner = prefix.tower.inner()
-            if inner is None:
+            smaller = prefix.tower.with_smaller_entry()
+            if smaller is None:
                 prefix.switch_off(
                     f"{type(prefix.tower.entry).__name__}.forward, which runs its layers, is not what the step calls"
                 )
                 continue
             prefix.close()
-            self.prefixes[number] = self._prefix(inner, prefix.tally)
-            self.prefixes[number].entries.expected = prefix.entries.expected
+            self.prefixes[number] = self._prefix(smaller, prefix.tally)
+            self.prefixes[number].entries.expected_samples = prefix.entries.expected_samples
             self._phases = None
 
     def close(self) -> None:
-        """Leave the module as it was."""
+        """Remove all hooks and stand-ins from the module."""
         for prefix in self.prefixes:
             prefix.close()
 
     def _find(self, tallies: Mapping[str, Tally]) -> None:
         if next(self._module.parameters(), None) is None:
-            self.problems = ["it has no parameters"]
+            self.problems = {"": "it has no parameters"}
             return
         found, self.problems = find_towers(LayerStack(self._module, groups=self._groups))
         for tower in found:
-            if is_compiled(self._module, tower.entry):
-                self.problems.append("it is compiled")
+            if is_compiled_tower(self._module, tower.entry):
+                self.problems[tower.name] = "it is compiled"
                 continue
             prefix = self._prefix(tower, tallies.get(tower.name, Tally()))
-            prefix.floor = min(self._floors.get(tower.name, 0), len(tower.blocks))
+            prefix.min_boundary = min(self._min_boundaries.get(tower.name, 0), len(tower.blocks))
             self.prefixes.append(prefix)
 
-    def _find_anew(self) -> None:
-        """Modules or parameters of a tower have been replaced: what it consists of has to be found out again."""
+    def _find_again(self) -> None:
+        """Analyse the module again after modules or parameters of a tower were replaced."""
         before = {prefix.tower.name: prefix for prefix in self.prefixes}
         self.close()
-        self.prefixes.clear()  # the towers hold this very list
+        self.prefixes.clear()  # in place, because each tower refers to the list
         self._phases = None
         self._find({name: prefix.tally for name, prefix in before.items()})
         for prefix in self.prefixes:
             if (old := before.get(prefix.tower.name)) is not None:
-                prefix.off, prefix.entries.expected = old.off, old.entries.expected
-            if self._patience.is_over:
+                prefix.off, prefix.decision = old.off, old.decision
+                prefix.entries.expected_samples = old.entries.expected_samples
+            if self._changes.is_exceeded:
                 prefix.switch_off("modules or parameters of it are replaced again and again")
 
     def _prefix(self, tower: CachedTower, tally: Tally) -> FrozenPrefix:
-        keeping = self._keeping
-        entries = PrefixEntries(tower, keeping.store, keeping.dtype, keeping.accelerator)
-        entries.budget, entries.trims = keeping.budget, keeping.trims
-        return FrozenPrefix(tower, entries, keeping.verify, self.prefixes, self._on_off, tally)
+        storage = self._storage
+        entries = PrefixEntries(tower, storage.store, storage.dtype, storage.accelerator)
+        entries.budget, entries.trims_padding = storage.budget, storage.trims_padding
+        return FrozenPrefix(tower, entries, storage.verify, self.prefixes, self._on_switch_off, tally)

@@ -1,9 +1,9 @@
-"""How one forward pass of a tower comes through its frozen prefix, or past it."""
+"""Runs or skips the frozen prefix of a tower in one forward pass."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -11,231 +11,277 @@ import torch
 from torch import Tensor
 
 from lightning_freeze.cache.checks import self_check
-from lightning_freeze.cache.checks.dry_run import Rehearsal, check_randomness, compare, taken_hidden
+from lightning_freeze.cache.checks.dry_run import DryRun, check_randomness, compare, hidden_states_of
 from lightning_freeze.cache.checks.few_samples import FewSamples
 from lightning_freeze.cache.identity.cached_towers import CachedTower
+from lightning_freeze.cache.identity.keys import KeysOf
 from lightning_freeze.cache.prefix import break_even, layout
-from lightning_freeze.cache.prefix.block_signature import BlockForm
+from lightning_freeze.cache.prefix.block_signature import BlockSignature
 from lightning_freeze.cache.prefix.entries import PrefixEntries, synchronize
-from lightning_freeze.cache.prefix.pass_state import Known, Pass, Tally
-from lightning_freeze.cache.prefix.random_state import Randomness, undrawn
-from lightning_freeze.cache.prefix.stand_ins import Detour, Nothing, Watch, run_prefix
+from lightning_freeze.cache.prefix.pass_state import KnownPrefix, PassState, Tally
+from lightning_freeze.cache.prefix.random_state import RandomState, preserved_random_state
+from lightning_freeze.cache.prefix.stand_ins import BlockRecorder, NanBuffer, SkippedBlocks, run_prefix
 from lightning_freeze.diagnostics.backward_watch import mark_probe
 
-#: From a tensor to the keys of the samples that it was computed from, if another tower has returned it.
-Origin = Callable[[Tensor], Sequence[bytes] | None]
 
-
-class Passage:
-    """Lets a pass run for real, checks and stores what it computes, or lets it skip its prefix.
+class PrefixExecutor:
+    """Lets a pass run for real, then checks and stores what it computes; or lets a pass skip its prefix.
 
     Args:
         tower: The tower.
-        entries: The hidden states that are stored.
+        entries: The stored hidden states.
         tally: Where hits are counted.
-        origin: As for :meth:`Call.keys`.
+        keys_of: As for :meth:`Call.keys`.
 
     Attributes:
-        proving: Whether the running step shows whether padding is read; its gradients reach further down than usual.
+        is_probing: Whether the running step checks if padding is read, so that gradients reach below the boundary.
     """
 
-    def __init__(self, tower: CachedTower, entries: PrefixEntries, tally: Tally, origin: Origin) -> None:
-        self.proving = False
+    def __init__(self, tower: CachedTower, entries: PrefixEntries, tally: Tally, keys_of: KeysOf) -> None:
+        self.is_probing = False
         self._tower = tower
         self._entries = entries
         self._tally = tally
-        self._origin = origin
-        self._forms: list[BlockForm] | None = None
-        self._nothing = Nothing()
+        self._keys_of = keys_of
+        self._signatures: list[BlockSignature] | None = None
+        self._nan_buffer = NanBuffer()
 
-    # ----------------------------------------------------------------------------------------------- for real
+    # -------------------------------------------------------------------------------------------------- running
 
-    def run(self, this: Pass) -> None:
-        """Let the prefix run for real, and take what it computes."""
-        this.start = Randomness(this.device)
-        wanted = self._entries.boundaries(this.known.boundary)
-        stems = self._tower.stems if this.rehearses else ()
-        this.watch = Watch(self._tower, wanted, self._forms, lambda b, hidden: self._take(this, b, hidden), stems)
-        # An accelerator is waited for in the first pass and in those in which hits are compared; others stay as quick.
-        is_rare = not this.known.checked or len(this.missing) < this.call.size
-        this.is_timed = is_rare or this.device.type == "cpu"
-        if this.is_timed:
-            synchronize(this.device)
-        this.began = time.perf_counter()
-
-    def _take(self, this: Pass, boundary: int, hidden: Tensor) -> Tensor | None:
-        # What comes above may change it in place.
-        this.taken[boundary] = hidden if hidden.is_nested else hidden.detach().clone()
-        if boundary != this.known.boundary:
-            return None
-        this.fed = hidden.requires_grad
-        if this.is_timed:
-            synchronize(hidden.device)
-        this.seconds = time.perf_counter() - this.began
-        this.drew = this.start is not None and this.start.drawn_since()
-        is_laid_out = hidden.dim() > 2 and hidden.shape[:2] == (this.call.size, this.call.length)
-        return self._probe(this, hidden) if this.proves and is_laid_out and not hidden.requires_grad else None
-
-    def _probe(self, this: Pass, hidden: Tensor) -> Tensor:
-        """Hidden states that learn from the backward pass whether anything reads the positions of padding."""
-        self.proving = True
-        leaf = hidden.detach().requires_grad_()
-        mark_probe(leaf)
-        leaf.register_hook(this.learn_from)
-        with torch.enable_grad():
-            return leaf.clone()  # no leaf, so that it may be changed in place
-
-    def finish(self, this: Pass, output: Any) -> str | None:
-        """A pass has run for real: check what it has shown, and store what it has computed.
+    def run(self, state: PassState) -> None:
+        """Let the prefix run for real, and record what it computes.
 
         Args:
-            this: The pass.
+            state: The pass.
+        """
+        state.random_state = RandomState(state.device)
+        boundaries = self._entries.boundaries(state.known.boundary)
+        embeddings = self._tower.embedding_modules if state.needs_dry_run else ()
+        state.recorder = BlockRecorder(
+            self._tower, boundaries, self._signatures, lambda b, hidden: self._record(state, b, hidden), embeddings
+        )
+        # An accelerator is waited for only in the first pass and in those that compare hits, so that others stay fast.
+        is_rare = not state.known.is_checked or len(state.missing) < state.call.size
+        state.is_timed = is_rare or state.device.type == "cpu"
+        if state.is_timed:
+            synchronize(state.device)
+        state.began = time.perf_counter()
+
+    def _record(self, state: PassState, boundary: int, hidden: Tensor) -> Tensor | None:
+        # A copy, because layers above may change the hidden states in place.
+        state.hidden[boundary] = hidden if hidden.is_nested else hidden.detach().clone()
+        if boundary != state.known.boundary:
+            return None
+        state.requires_grad = hidden.requires_grad
+        if state.is_timed:
+            synchronize(hidden.device)
+        state.seconds = time.perf_counter() - state.began
+        state.used_rng = state.random_state is not None and state.random_state.has_advanced()
+        has_positions = hidden.dim() > 2 and hidden.shape[:2] == (state.call.size, state.call.length)
+        is_probe = state.checks_padding and has_positions and not hidden.requires_grad
+        return self._probe(state, hidden) if is_probe else None
+
+    def _probe(self, state: PassState, hidden: Tensor) -> Tensor:
+        """Return the hidden states such that the backward pass shows whether the positions of padding are read."""
+        self.is_probing = True
+        leaf = hidden.detach().requires_grad_()
+        mark_probe(leaf)
+        leaf.register_hook(state.observe_gradient)
+        with torch.enable_grad():
+            return leaf.clone()  # not a leaf, so that it may be changed in place
+
+    def finish(self, state: PassState, output: Any) -> str | None:
+        """Check a pass that has run for real, and store what it has computed.
+
+        Args:
+            state: The pass.
             output: What the tower returned.
 
         Returns:
-            Why reading it back is not worth while, ``None`` if it is.
+            Why reading the hidden states does not pay, ``None`` if it does.
 
         Raises:
             Unsupported: If the prefix cannot be skipped.
         """
-        known = this.known
-        hidden = taken_hidden(self._tower, this)
-        assert this.watch is not None
-        if self._forms is None:
-            self._forms = [form for form in this.watch.forms if form is not None]
-        known.describe(hidden, this.call)
-        self._tally.samples += this.call.size
-        known.is_nan = known.is_nan or self_check.has_nan(output)
-        self._check(this, hidden, output)
-        known.include(this.loud)
-        if this.trimmed and not known.trimmed and this.call.has_padding:
-            this.trimmed = False
-            this.keys = this.call.keys(False, self._origin)
-            this.rows = [None] * this.call.size
-        if this.detour is None:
-            self._entries.end_pass(this)
-        self._entries.measure(this, hidden)
-        self._entries.put(this, this.taken, this.missing, whole=True)
-        return None if known.checked else self._entries.begin(this, self._origin)
+        known = state.known
+        hidden = hidden_states_of(self._tower, state)
+        assert state.recorder is not None
+        if self._signatures is None:
+            self._signatures = [signature for signature in state.recorder.signatures if signature is not None]
+        known.record_layout(hidden, state.call)
+        self._tally.samples += state.call.size
+        known.has_own_nan = known.has_own_nan or self_check.contains_nan(output)
+        self._check(state, hidden, output)
+        known.record_conditions(state.training_modules)
+        if state.trims_padding and not known.trims_padding and state.call.has_padding:
+            state.trims_padding = False
+            state.keys = state.call.keys(False, self._keys_of)
+            state.rows = [None] * state.call.size
+        if state.skipped is None:
+            self._entries.end_real_pass(state)
+        self._entries.record_sample_bytes(state, hidden)
+        self._entries.put(state, state.hidden, state.missing, is_whole_batch=True)
+        return None if known.is_checked else self._entries.start_reading(state, self._keys_of)
 
-    def _check(self, this: Pass, hidden: Tensor, output: Any) -> None:
-        assert self._forms is not None
-        if this.drew and not (this.known.draws and this.loud <= this.known.loud):
-            check_randomness(self._tower, self._forms, this, hidden)
-        if this.detour is None:
-            compare(this, hidden, self._entries.dtype or hidden.dtype)
-            if this.rehearses:
-                Rehearsal(self._tower, self._forms, this, hidden).run(output)
+    def _check(self, state: PassState, hidden: Tensor, output: Any) -> None:
+        assert self._signatures is not None
+        known = state.known
+        if state.used_rng and not (known.rng_is_harmless and state.training_modules <= known.training_modules):
+            check_randomness(self._tower, self._signatures, state, hidden)
+        if state.skipped is None:
+            compare(state, hidden, self._entries.dtype or hidden.dtype)
+            if state.needs_dry_run:
+                DryRun(self._tower, self._signatures, state, hidden).run(output)
 
-    def check_few(self, this: Pass) -> bool:
-        """See on a few samples that the prefix can be skipped, where the whole batch was found.
+    def check_few(self, state: PassState) -> bool:
+        """Check on two samples that the prefix can be skipped, if all samples of the batch were found.
 
-        Returns:
-            Whether it can; otherwise the whole batch has to run, and decides.
-        """
-        forms = FewSamples(self._tower, self._entries, self.run).check(this, self._origin)
-        self._forms = self._forms or forms
-        return forms is not None
-
-    # --------------------------------------------------------------------------------------------------- past
-
-    def skip(self, this: Pass) -> str | None:
-        """Skip the prefix, computing first what is missing.
+        Args:
+            state: The pass.
 
         Returns:
-            Why reading turns out not to be worth while, ``None`` if it is.
+            Whether the check was passed; if not, the whole batch has to run and decides.
         """
-        missing = this.missing
-        this.start = Randomness(this.device)
-        if missing and not self._compute(this, missing):
-            self.run(this)
-            return None
-        hits = this.call.size - len(missing)
-        self._tally.samples += this.call.size
-        self._tally.hits += hits
-        self._detour(this, this.known, [row for row in this.rows if row is not None], keeps=True)
-        reading = 0.0 if missing else time.perf_counter() - this.began
-        self._tally.saved += hits * this.known.seconds - reading
-        return None if missing else break_even.why_not_after_all(this.known, reading, this.call.size)
+        signatures = FewSamples(self._tower, self._entries, self.run).check(state, self._keys_of)
+        self._signatures = self._signatures or signatures
+        return signatures is not None
 
-    def _compute(self, this: Pass, missing: Sequence[int]) -> bool:
-        """Compute and store the prefix of some of the samples alone, if they can be told apart."""
-        some = this.call.only(missing)
-        if some is None or self._forms is None:
+    # ------------------------------------------------------------------------------------------------- skipping
+
+    def skip(self, state: PassState) -> bool:
+        """Skip the prefix, after computing the samples that are missing.
+
+        Sets :attr:`PassState.too_slow` if reading turns out not to pay.
+
+        Args:
+            state: The pass.
+
+        Returns:
+            Whether the missing samples could be computed alone; if not, nothing is skipped.
+        """
+        known, size, missing = state.known, state.call.size, state.missing
+        state.random_state = RandomState(state.device)
+        if missing and not self._compute(state, missing):
             return False
-        wanted = self._entries.boundaries(this.known.boundary)
-        with undrawn(this.device) if this.known.draws else nullcontext():
-            computed = run_prefix(self._tower, self._forms, wanted, some)
-        self._entries.put(this, computed, missing, whole=False)
-        spans = [this.spans[i] for i in missing] if this.spans else None
-        fresh = layout.pack(computed[this.known.boundary], spans)
-        for number, row in zip(missing, fresh, strict=True):
-            this.rows[number] = row
+        hits = size - len(missing)
+        self._tally.samples += size
+        self._tally.hits += hits
+        self._replace_blocks(state, known, [row for row in state.rows if row is not None], keeps=True)
+        reading = 0.0 if missing else time.perf_counter() - state.began
+        self._tally.saved_seconds += hits * known.compute_seconds - reading
+        if not missing:
+            state.too_slow = break_even.why_slow_after_reads(known, reading, size)
         return True
 
-    def skip_lower(self, this: Pass, mode: str) -> None:
-        """Nothing is stored at the boundary: start at a lower one where an earlier phase has left everything.
+    def _compute(self, state: PassState, missing: Sequence[int]) -> bool:
+        """Compute and store the prefix of some of the samples alone, if the call can be divided."""
+        some = state.call.select(missing)
+        if some is None or self._signatures is None:
+            return False
+        boundaries = self._entries.boundaries(state.known.boundary)
+        with preserved_random_state(state.device) if state.known.rng_is_harmless else nullcontext():
+            computed = run_prefix(self._tower, self._signatures, boundaries, some)
+        self._entries.put(state, computed, missing, is_whole_batch=False)
+        spans = [state.spans[i] for i in missing] if state.spans else None
+        fresh = layout.pack(computed[state.known.boundary], spans)
+        for number, row in zip(missing, fresh, strict=True):
+            state.rows[number] = row
+        return True
+
+    def skip_from_lower(self, state: PassState) -> bool:
+        """Skip the blocks below a lower boundary at which all samples are stored, and let the others run for real.
 
         Args:
-            this: The pass.
-            mode: The modes of the modules.
+            state: The pass, of whose samples none is stored at its own boundary.
+
+        Returns:
+            Whether there is such a boundary; if not, nothing is skipped.
         """
-        boundary = this.known.boundary
+        boundary = state.known.boundary
         for lower in sorted((b for b in self._entries.filled if b < boundary), reverse=True):
-            namespace, known = self._entries.identify(lower, mode, this.call)
-            if not known.checked or (this.trimmed and not known.trimmed):
+            namespace, known = self._entries.identify(lower, state.mode, state.call)
+            if not known.is_checked or (state.trims_padding and not known.trims_padding):
                 continue
-            rows = self._entries.read(this, namespace, known)
+            rows = self._entries.read(state, namespace, known)
             found = [row for row in rows if row is not None]
             if len(found) == len(rows):
-                self.run(this)
-                self._detour(this, known, found)
-                return
-        self.run(this)
+                self.run(state)
+                self._replace_blocks(state, known, found)
+                return True
+        return False
 
-    def _detour(self, this: Pass, known: Known, rows: Sequence[Tensor], keeps: bool = False) -> None:
-        assert self._forms is not None
-        hidden = layout.lay_out(rows, this.spans, this.call.length, known.dtype, known.device, known.order)
+    def _replace_blocks(
+        self, state: PassState, known: KnownPrefix, rows: Sequence[Tensor], keeps: bool = False
+    ) -> None:
+        assert self._signatures is not None
+        hidden = layout.lay_out(rows, state.spans, state.call.length, known.dtype, known.device, known.memory_order)
         if keeps:
-            self._entries.keep(this, hidden)
-            if this.proves:
-                hidden = self._probe(this, hidden)
-        this.detour = Detour(
-            self._tower, self._forms, known.boundary, hidden, known.stems, self._nothing, known.computed
+            self._entries.keep_on_device(state, hidden)
+            if state.checks_padding:
+                hidden = self._probe(state, hidden)
+        state.skipped = SkippedBlocks(
+            self._tower,
+            self._signatures,
+            known.boundary,
+            hidden,
+            known.skipped_embeddings,
+            self._nan_buffer,
+            known.shape_outputs,
         )
 
-    # -------------------------------------------------------------------------------------------------- again
+    # ------------------------------------------------------------------------------------------- running again
 
-    def was_read(self, this: Pass, output: Any) -> bool:
-        """Whether something is wrong with a pass that skipped: blocks called otherwise, or NaN in what it returns.
+    def has_failed(self, state: PassState, output: Any) -> bool:
+        """Whether skipping went wrong: blocks were called otherwise than before, or the output contains NaN.
 
-        NaN is what skipped layers return; it comes out where something reads one of them.
-        """
-        if this.detour is None:
-            return False
-        if this.detour.is_strange or not this.detour.reached:
-            return True
-        return not this.known.is_nan and self_check.has_nan(output)
-
-    def again(self, this: Pass) -> Any:
-        """Compute a pass that skipped once more as if it had not, and return what it should have returned."""
-        assert this.start is not None
-        this.start.restore()
-        return self._tower.entry.forward(*this.call.args, **this.call.kwargs)
-
-    def problem(self, this: Pass, output: Any) -> str | None:
-        """What was wrong with a pass that skipped; ``None`` if it was only the module's own NaN.
+        Skipped layers return NaN, which reaches the output if anything reads it.
 
         Args:
-            this: The pass.
-            output: What it should have returned.
+            state: The pass.
+            output: What the tower returned.
         """
-        assert this.detour is not None
-        if this.detour.is_strange:
+        if state.skipped is None:
+            return False
+        if state.skipped.was_called_differently or not state.skipped.reached_boundary:
+            return True
+        return not state.known.has_own_nan and self_check.contains_nan(output)
+
+    def rerun(self, state: PassState) -> Any:
+        """Run a pass that has skipped again without skipping, and return its output.
+
+        Args:
+            state: The pass.
+        """
+        assert state.random_state is not None
+        state.random_state.restore()
+        return self._tower.entry.forward(*state.call.args, **state.call.kwargs)
+
+    def problem(self, state: PassState, output: Any) -> str | None:
+        """Return what went wrong in a pass that has skipped; ``None`` if the NaN was the module's own.
+
+        Args:
+            state: The pass.
+            output: What the tower returned without skipping.
+        """
+        assert state.skipped is not None
+        if state.skipped.was_called_differently:
             return "its blocks were called with other options or arguments than before"
-        if not this.detour.reached:
+        if not state.skipped.reached_boundary:
             return "its blocks were not run in the order in which they ran before"
-        if not self_check.has_nan(output):
+        if not self_check.contains_nan(output):
             return "a layer above the frozen ones reads what they compute on the way"
-        this.known.is_nan = True
+        state.known.has_own_nan = True
         return None
+
+    def annotate(self, state: PassState, error: BaseException | None) -> None:
+        """Add a note to an error that has ended a pass, if the NaN of skipped layers may have caused it.
+
+        Args:
+            state: The pass.
+            error: The error, which is raised in any case.
+        """
+        if error is not None and state.skipped is not None and hasattr(error, "add_note"):
+            error.add_note(
+                "FrozenPrefixCache was skipping frozen layers in this forward pass; what it skips returns NaN. If that "
+                "made this code fail, fit this module without it."
+            )

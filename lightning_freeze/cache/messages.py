@@ -1,4 +1,4 @@
-"""What the cache says about itself: one line at the start, values on the way, one line at the end."""
+"""What the cache reports: one line at the start, values during training, one line at the end."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import Callable, Sequence
 from lightning.pytorch import LightningModule, Trainer
 
 from lightning_freeze.cache.frozen_prefix import FrozenPrefix
-from lightning_freeze.cache.prefix.predicted_gain import Work
+from lightning_freeze.cache.prefix.predicted_gain import HeadFlops, Work
 from lightning_freeze.cache.store.sizes import show_size
 
 _PREFIX = "frozen_prefix_cache"
 
 
 class Progress:
-    """Logs what the cache does in an epoch: the share of samples read back, seconds saved, bytes stored.
+    """Logs the hit rate of the epoch, seconds saved and bytes stored.
 
-    Logging costs more than looking samples up. So it is done where a value may reach a logger, and when the share has
-    changed, for the progress bar.
+    Logging takes longer than looking samples up. So values are logged only in steps in which they may reach a logger,
+    and when the hit rate has changed, for the progress bar.
     """
 
     def __init__(self) -> None:
@@ -25,7 +25,11 @@ class Progress:
         self._rate: float | None = None
 
     def begin(self, prefixes: Sequence[FrozenPrefix]) -> None:
-        """An epoch begins."""
+        """Begin an epoch.
+
+        Args:
+            prefixes: The towers.
+        """
         self._before, self._rate = _count(prefixes), None
 
     def log(
@@ -42,8 +46,8 @@ class Progress:
             trainer: The running trainer.
             module: Its module.
             prefixes: The towers.
-            stored: Gives the bytes that are stored.
-            shows: Whether the progress bar shows the share.
+            stored: Returns the bytes that are stored.
+            shows: Whether the progress bar shows the hit rate.
         """
         hits, samples = (now - before for now, before in zip(_count(prefixes), self._before, strict=True))
         rate = round(hits / samples, 2) if samples else None
@@ -52,7 +56,7 @@ class Progress:
         self._rate = rate
         module.log_dict(
             {
-                f"{_PREFIX}/seconds_saved": sum(prefix.tally.saved for prefix in prefixes),
+                f"{_PREFIX}/seconds_saved": sum(prefix.tally.saved_seconds for prefix in prefixes),
                 f"{_PREFIX}/bytes": float(stored()),
             },
             on_step=True,
@@ -64,7 +68,7 @@ class Progress:
 
 def _reaches_loggers(trainer: Trainer) -> bool:
     if len(trainer.optimizers) != 1 or trainer.accumulate_grad_batches != 1:
-        return True  # Lightning counts batches that have stepped, and that number is not public
+        return True  # Lightning's count of steps that are logged is not public
     every = trainer.log_every_n_steps  # type: ignore[attr-defined]
     return bool(every) and trainer.global_step % every == 0
 
@@ -73,30 +77,72 @@ def _count(prefixes: Sequence[FrozenPrefix]) -> tuple[int, int]:
     return sum(p.tally.hits for p in prefixes), sum(p.tally.samples for p in prefixes)
 
 
-def gain_line(prefixes: Sequence[FrozenPrefix], outside: int) -> str:
-    """What is computed once, and how much faster that should make a training step.
+class GainMessage:
+    """Prints once how much faster the cache should make a step, after the first batch that was checked."""
+
+    def __init__(self) -> None:
+        self._is_told = False
+        self._head: HeadFlops | None = None
+
+    def start_batch(self, module: LightningModule, prefixes: Sequence[FrozenPrefix]) -> None:
+        """Count the operations of a batch outside of the towers, unless the line was printed.
+
+        Args:
+            module: The module.
+            prefixes: Its towers.
+        """
+        if self._is_told or self._head is not None:
+            return
+        if any(prefix.off is None and prefix.tower.boundary() for prefix in prefixes):
+            self._head = HeadFlops(module, [prefix.tower.entry for prefix in prefixes])
+
+    def end_batch(self, module: LightningModule, prefixes: Sequence[FrozenPrefix]) -> None:
+        """Print the line if a prefix has been checked.
+
+        Args:
+            module: The module.
+            prefixes: Its towers.
+        """
+        if self._head is None:
+            return
+        line = gain_line(prefixes, self._head.flops)
+        self.close()
+        if line:
+            self._is_told = True
+            module.print(line)
+
+    def close(self) -> None:
+        """Stop counting."""
+        if self._head is not None:
+            self._head.close()
+            self._head = None
+
+
+def gain_line(prefixes: Sequence[FrozenPrefix], head_flops: int) -> str:
+    """Return what is computed once, and how much faster that should make a training step.
 
     Args:
         prefixes: The towers.
-        outside: Floating point operations of a batch outside of them.
+        head_flops: Floating point operations of a batch outside of the towers.
 
     Returns:
         One line, empty if no prefix has been checked yet.
     """
-    used = [(p, p.current) for p in prefixes if p.off is None and p.current is not None and p.current.checked]
+    used = [(p, p.known) for p in prefixes if p.off is None and p.known is not None and p.known.is_checked]
     if not used:
         return ""
-    size = max(prefix.batch for prefix, _ in used)
-    work = Work(size * sum(k.work.prefix for _, k in used), size * sum(k.work.rest for _, k in used) + outside)
-    computing, reading = (size * sum(times) for times in zip(*((k.seconds, k.reading) for _, k in used), strict=True))
-    if not any(known.fits for _, known in used):
-        need = show_size(size * sum(known.size for _, known in used))
+    size = max(prefix.batch_size for prefix, _ in used)
+    work = Work(size * sum(k.work.prefix for _, k in used), size * sum(k.work.rest for _, k in used) + head_flops)
+    computing = size * sum(k.compute_seconds for _, k in used)
+    reading = size * sum(k.read_seconds for _, k in used)
+    if not any(known.has_room for _, known in used):
+        need = show_size(size * sum(known.sample_bytes for _, known in used))
         return (
             f"Frozen prefix cache: there is no room for the hidden states of a batch ({need}), so nothing is gained; "
             f"raise max_memory or max_disk."
         )
     names = ", ".join(f"{p.boundary} of {len(p.tower.blocks)} blocks{_of(p.tower.name)}" for p, _ in used)
-    stored = size * sum(k.size for _, k in used)
+    stored = size * sum(k.sample_bytes for _, k in used)
     rate = work.prefix / computing if computing else 0.0
     return (
         f"Frozen prefix cache: {names} are computed once, {work.share:.0%} of the forward pass. Steps that read "
@@ -106,7 +152,7 @@ def gain_line(prefixes: Sequence[FrozenPrefix], outside: int) -> str:
 
 
 def summary_line(prefixes: Sequence[FrozenPrefix], stored: int) -> str:
-    """What has been read back and saved.
+    """Return how many samples were read and how much time that saved.
 
     Args:
         prefixes: The towers.
@@ -114,7 +160,7 @@ def summary_line(prefixes: Sequence[FrozenPrefix], stored: int) -> str:
     """
     samples = sum(p.tally.samples for p in prefixes)
     hits = sum(p.tally.hits for p in prefixes)
-    saved = max(0.0, sum(p.tally.saved for p in prefixes))
+    saved = max(0.0, sum(p.tally.saved_seconds for p in prefixes))
     return (
         f"Frozen prefix cache: {hits} of {samples} samples read back ({hits / samples:.0%}), about {saved:.1f} s of "
         f"computing saved, {show_size(stored)} stored."
@@ -122,7 +168,7 @@ def summary_line(prefixes: Sequence[FrozenPrefix], stored: int) -> str:
 
 
 def samples_in_epoch(trainer: Trainer) -> int:
-    """About how many samples an epoch has on this rank."""
+    """Return about how many samples an epoch has on state rank."""
     loader = trainer.train_dataloader
     batches = trainer.num_training_batches
     size = getattr(loader, "batch_size", None) or 1

@@ -1,60 +1,53 @@
-"""Computing the frozen prefix once."""
+"""FrozenPrefixCache: compute the frozen prefix once."""
 
 from __future__ import annotations
 
-import weakref
 from pathlib import Path
 from typing import Any
-from weakref import ReferenceType
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from lightning_freeze.cache.cached_module import CachedModule, Keeping
+from lightning_freeze.cache.attachment import Attachment
+from lightning_freeze.cache.decision import Decision
 from lightning_freeze.cache.frozen_prefix import FrozenPrefix
-from lightning_freeze.cache.identity.keys import new_hash
-from lightning_freeze.cache.messages import Progress, gain_line, samples_in_epoch, summary_line
-from lightning_freeze.cache.prefix.predicted_gain import OutsideWork, is_sharded
-from lightning_freeze.cache.store.accelerator import AcceleratorTier
-from lightning_freeze.cache.store.sizes import default_memory, parse_size
+from lightning_freeze.cache.messages import GainMessage, Progress, samples_in_epoch, summary_line
+from lightning_freeze.cache.storage import DTYPES, Storage, open_storage
+from lightning_freeze.cache.store.sizes import parse_size
 from lightning_freeze.callbacks.layer_callback import Groups
 from lightning_freeze.callbacks.phased_fine_tuning import PhasedFineTuning
 from lightning_freeze.errors import ConfigurationError, suggest
 
-_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-
 
 class FrozenPrefixCache(Callback):
-    """Computes the frozen first layers once for each sample, and starts at the first layer that trains after that.
+    """Computes the frozen first layers once for each sample, and then starts at the first layer that trains.
 
-    A layer that is frozen, with nothing that trains before it, gives the same hidden states for the same input in every
-    epoch. They are stored under a hash of the input, and read back when that input comes again: in another epoch, in
-    another order, batch or padding, in validation, and with ``cache_dir`` in another run or process. Stands beside any
-    callback that freezes, or none; which layers are frozen is read off ``requires_grad`` at each batch.
+    A frozen layer with no trainable layer before it produces the same hidden states for the same input in every epoch.
+    They are stored under a hash of the input, and read when that input comes again: in another epoch, order, batch or
+    padding, in validation, and with ``cache_dir`` in another run or process. Works with any callback that freezes
+    layers, or with none: the frozen layers are read off ``requires_grad`` at each batch.
 
-    Where skipping could change a result (dropout in frozen layers, a layer above that reads an earlier one's output,
-    a forward hook on a skipped module), it says so and switches itself off; the run goes on.
+    Where skipping could change a result (dropout in frozen layers, a layer above that reads the output of an earlier
+    one, a forward hook on a skipped module), the callback warns, switches itself off, and the run continues without it.
 
     Args:
-        cache_dir: Folder in which hidden states are kept for later runs. ``None`` keeps them in memory only, until the
-            callback is gone.
+        cache_dir: Folder in which hidden states are kept for later runs. ``None`` keeps them in memory only, as long
+            as the callback exists.
         max_memory: The most memory to use, as a number of bytes or text such as ``"4GiB"``. What does not fit is
             computed again.
         max_disk: The most disk space to use in ``cache_dir``; ``None`` for no limit.
         dtype: ``"bfloat16"`` or ``"float16"`` to store in half the space of float32, at the cost of rounding. ``None``
             stores what was computed, bit for bit.
-        verify: How many batches with hits are compared with a real forward pass, for each set of layers that is frozen;
-            on the CPU two samples stand for the first one, if it is found as a whole.
-        verbose: Whether to say at the start what is gained and at the end what was.
+        verify: Number of batches with hits that are compared with a real forward pass, for each set of frozen layers.
+            On the CPU the first comparison uses two samples if all samples of the batch are found.
+        verbose: Whether to print the expected gain at the start and the actual gain at the end.
         groups: An explicit, ordered map from layer name to module-name prefixes, instead of the layers that are found
             automatically; see :class:`~lightning_freeze.LayerStack`.
-        trim_padding: Whether samples are stored without their padding, so that they hit in any batch. Whether anything
-            reads what stands in the positions of padding is seen from gradients; something that does so without one
-            (a target made of detached hidden states, a logged norm) is not. ``False`` stores all positions.
-        max_accelerator_memory: The most memory of the accelerator to use for hidden states that were used once, beside
-            RAM, so that they need not be copied there again. None by default: only you know what the training leaves.
+        trim_padding: Whether samples are stored without their padding, so that they hit in any batch. Gradients show
+            whether anything reads the positions of padding. They do not show a read without a gradient (a target made
+            of detached hidden states, a logged norm). ``False`` stores all positions.
+        max_accelerator_memory: The most memory of the accelerator to use for hidden states that were read once, so that
+            they need not be copied from RAM again. None by default, because only you know what the training leaves.
 
     Raises:
         ConfigurationError: If a value is out of range, or a library that is needed is not installed.
@@ -76,15 +69,21 @@ class FrozenPrefixCache(Callback):
         max_accelerator_memory: str | int | None = None,
         trim_padding: bool = True,
     ) -> None:
-        if dtype not in (None, *_DTYPES):
+        if dtype not in (None, *DTYPES):
             raise ConfigurationError(
                 f"FrozenPrefixCache(dtype={dtype!r}): expected None, 'bfloat16' or 'float16'."
-                f"{suggest(str(dtype), _DTYPES)}"
+                f"{suggest(str(dtype), DTYPES)}"
             )
         if isinstance(verify, bool) or not isinstance(verify, int) or verify < 0:
             raise ConfigurationError(
                 f"FrozenPrefixCache(verify={verify!r}): expected a whole number of batches, 0 or more."
             )
+        for name, size in (
+            ("max_disk", max_disk),
+            ("max_memory", max_memory),
+            ("max_accelerator_memory", max_accelerator_memory),
+        ):
+            parse_size(size, f"FrozenPrefixCache({name}=...)")
         self.cache_dir = Path(cache_dir) if cache_dir is not None else None
         self.max_memory = max_memory
         self.max_disk = max_disk
@@ -93,18 +92,10 @@ class FrozenPrefixCache(Callback):
         self.verbose = verbose
         self.groups = groups
         self.trim_padding = trim_padding
-        parse_size(max_disk, "FrozenPrefixCache(max_disk=...)")
-        parse_size(max_memory, "FrozenPrefixCache(max_memory=...)")
         self.max_accelerator_memory = max_accelerator_memory
-        parse_size(max_accelerator_memory, "FrozenPrefixCache(max_accelerator_memory=...)")
-        self._accelerator: AcceleratorTier | None = None
         self._store: Any = None
-        self._cached: CachedModule | None = None
-        self._module: LightningModule | None = None
-        self._floors: dict[str, int] = {}
-        self._fitted: ReferenceType[LightningModule] | None = None
-        self._outside: OutsideWork | None = None
-        self._said: set[str] = set()
+        self._attachment = Attachment()
+        self._gain = GainMessage()
         self._progress = Progress()
 
     @property
@@ -115,12 +106,24 @@ class FrozenPrefixCache(Callback):
 
     @property
     def reasons(self) -> dict[str, str]:
-        """Of each tower that is switched off, why."""
+        """For each tower that is switched off, the reason."""
         return {tower.tower.name: tower.off for tower in self._towers if tower.off is not None}
+
+    def explain(self) -> dict[str, Decision]:
+        """Explain what happened in the latest forward pass of each tower.
+
+        Returns:
+            For each tower, by name, a decision with the attributes ``outcome`` (such as ``"skip"``) and ``reason``.
+            ``str`` joins both, as in ``"skip: all 8 samples were found"``. The only tower of a model is named ``""``.
+            A tower that is switched off has the outcome ``"switch off"``, one that cannot be cached ``"leave alone"``.
+            A module without any tower has one entry, named ``""``. A tower that has not run yet has no entry, so the
+            result is empty before a run. After a run it stays as it was in the last pass.
+        """
+        return self._attachment.explain()
 
     @property
     def _towers(self) -> list[FrozenPrefix]:
-        return self._cached.prefixes if self._cached is not None else []
+        return self._attachment.prefixes
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: D102
         others = [c for c in trainer.callbacks if isinstance(c, FrozenPrefixCache)]  # type: ignore[attr-defined]
@@ -137,17 +140,17 @@ class FrozenPrefixCache(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         self._begin_loop(trainer, pl_module, thorough=True)
-        for tower in self._towers:
-            tower.entries.expected = samples_in_epoch(trainer)
+        if self._attachment.cached is not None:
+            self._attachment.cached.expect(samples_in_epoch(trainer))
         self._progress.begin(self._towers)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         self._begin_loop(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
-        # Whoever has swapped weights for the validation puts them back now, in ways that leave no trace.
-        if self._cached is not None:
-            self._cached.look_again(thorough=False)
+        # Callbacks that swapped weights for validation restore them at this point, which no version counter may show.
+        if self._attachment.cached is not None:
+            self._attachment.cached.recheck(thorough=False)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         self._begin_loop(trainer, pl_module)
@@ -158,47 +161,45 @@ class FrozenPrefixCache(Callback):
     def on_train_batch_start(  # noqa: D102
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if self._cached is None:
+        if self._attachment.cached is None:
             return
-        is_used = any(tower.off is None and tower.tower.boundary() for tower in self._towers)
-        if self.verbose and self._outside is None and "gain" not in self._said and is_used:
-            self._outside = OutsideWork(pl_module, [tower.tower.entry for tower in self._towers])
+        if self.verbose:
+            self._gain.start_batch(pl_module, self._towers)
         schedules = [c for c in trainer.callbacks if isinstance(c, PhasedFineTuning)]  # type: ignore[attr-defined]
-        self._cached.foresee([s.phase for s in schedules], lambda: [s.freezes[s.phase :] for s in schedules])
+        self._attachment.cached.fill_ahead(
+            [s.phase for s in schedules], lambda: [s.freezes[s.phase :] for s in schedules]
+        )
 
     def on_train_batch_end(  # noqa: D102
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._end_batch()
-        if self._outside is not None:
-            self._outside.close()
-            self._say_gain(pl_module)
-            self._outside = None
-        self._progress.log(trainer, pl_module, self._towers, self._bytes, shows=self.verbose)
+        self._attachment.end_batch()
+        self._gain.end_batch(pl_module, self._towers)
+        self._progress.log(trainer, pl_module, self._towers, lambda: self._attachment.stored_bytes, shows=self.verbose)
 
     def on_validation_batch_end(  # noqa: D102
         self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
     ) -> None:
-        self._end_batch()
+        self._attachment.end_batch()
 
     def on_test_batch_end(  # noqa: D102
         self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
     ) -> None:
-        self._end_batch()
+        self._attachment.end_batch()
 
     def on_predict_batch_end(  # noqa: D102
         self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
     ) -> None:
-        self._end_batch()
+        self._attachment.end_batch()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
-        self._say_summary(pl_module)
+        self._print_summary(pl_module)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
-        self._say_summary(pl_module)
+        self._print_summary(pl_module)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
-        self._say_summary(pl_module)
+        self._print_summary(pl_module)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: D102
         self._detach()
@@ -207,93 +208,45 @@ class FrozenPrefixCache(Callback):
         self._detach()
 
     def _attach(self, trainer: Trainer, module: LightningModule) -> None:
-        if self._module is module:
-            return
-        self._detach()
-        self._module, self._cached, self._said = module, None, set()
-        if is_sharded(trainer.strategy):
-            rank_zero_warn(
-                f"FrozenPrefixCache does nothing under {type(trainer.strategy).__name__}: where weights are sharded, "
-                f"all ranks must run the same layers."
-            )
-            return
-        # Nothing trains outside of a fit: the prefix that it left is as good as frozen.
-        is_fitted = self._fitted is not None and self._fitted() is module
-        floors = self._floors if is_fitted and trainer.state.fn != TrainerFn.FITTING else {}
-        self._cached = CachedModule(module, self.groups, self._keeping(), floors, self._say_off)
-        if not self._towers:
-            problems = "; ".join(self._cached.problems)
-            rank_zero_warn(f"FrozenPrefixCache does nothing for {type(module).__name__}: {problems}.")
+        is_new = self._attachment.attach(trainer, module, self.groups, self._open_storage, self._report_switch_off)
+        if is_new:
+            self._gain.close()
+            self._gain = GainMessage()
 
-    def _keeping(self) -> Keeping:
-        memory, disk = parse_size(self.max_memory), parse_size(self.max_disk)
-        if self._store is None:
-            self._store = _open_store(self.cache_dir, self.max_memory, self.max_disk)
-        if on_device := parse_size(self.max_accelerator_memory):
-            self._accelerator = AcceleratorTier(on_device)
-        budget = None
-        if self.cache_dir is None or disk is not None:
-            budget = (default_memory() if memory is None else memory) + (disk or 0)
-        dtype = _DTYPES.get(self.dtype or "")
-        return Keeping(self._store, self._accelerator, dtype, budget, self.verify, self.trim_padding)
-
-    def _detach(self) -> None:
-        if self._module is not None:
-            self._fitted = weakref.ref(self._module)
-            if self._cached is not None:
-                self._floors |= self._cached.boundaries
-                self._cached.close()
-        self._module = None
-        if self._outside is not None:
-            self._outside.close()
-            self._outside = None
-        if self._accelerator is not None:
-            self._accelerator.clear()
-            self._accelerator = None
-        if self._store is not None:
-            self._store.rest()
+    def _open_storage(self) -> Storage:
+        storage = open_storage(
+            self._store,
+            self.cache_dir,
+            self.max_memory,
+            self.max_disk,
+            self.max_accelerator_memory,
+            self.dtype,
+            self.verify,
+            self.trim_padding,
+        )
+        self._store = storage.store
+        return storage
 
     def _begin_loop(self, trainer: Trainer, module: LightningModule, thorough: bool = False) -> None:
         self._attach(trainer, module)
-        if self._cached is not None:
-            self._cached.end_step()
-            self._cached.look_again(thorough)
+        self._attachment.begin_loop(thorough)
 
-    def _end_batch(self) -> None:
-        if self._cached is not None:
-            self._cached.end_step()
-            self._cached.move_inside()
+    def _detach(self) -> None:
+        self._attachment.detach()
+        self._gain.close()
 
-    def _bytes(self) -> int:
-        held = int(getattr(getattr(self._store, "stats", None), "stored_bytes", 0))
-        return held + (self._accelerator.bytes if self._accelerator is not None else 0)
-
-    def _say_gain(self, module: LightningModule) -> None:
-        """One line on what the cache is worth, once the first batch has been checked."""
-        line = gain_line(self._towers, self._outside.flops if self._outside is not None else 0)
-        if line and self.verbose:
-            self._said.add("gain")
-            module.print(line)
-
-    def _say_summary(self, module: LightningModule) -> None:
+    def _print_summary(self, module: LightningModule) -> None:
         if self.verbose and any(tower.tally.samples for tower in self._towers):
-            module.print(summary_line(self._towers, self._bytes()))
+            module.print(summary_line(self._towers, self._attachment.stored_bytes))
 
-    def _say_off(self, prefix: FrozenPrefix, reason: str, is_fault: bool) -> None:
+    def _report_switch_off(self, prefix: FrozenPrefix, reason: str, is_fault: bool) -> None:
+        module = self._attachment.module
         if is_fault:
             rank_zero_warn(f"FrozenPrefixCache is switched off for {prefix.tower.label}: {reason}.")
-        elif self.verbose and self._module is not None:
-            self._module.print(f"Frozen prefix cache: not used for {prefix.tower.label}: {reason}.")
+        elif self.verbose and module is not None:
+            module.print(f"Frozen prefix cache: not used for {prefix.tower.label}: {reason}.")
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy or a pickle of a callback is its configuration, never the run that it takes part in.
-        run: dict[str, Any] = dict.fromkeys(("_store", "_module", "_outside", "_accelerator", "_fitted", "_cached"))
-        run |= {"_floors": {}}
-        return {k: v for k, v in vars(self).items() if k != "log"} | run
-
-
-def _open_store(cache_dir: Path | None, max_memory: str | int | None, max_disk: str | int | None) -> Any:
-    from lightning_freeze.cache.store.store import open_store
-
-    new_hash()  # says before the first batch what is not installed
-    return open_store(cache_dir, max_memory, max_disk)
+        # A copy or a pickle of a callback holds its configuration, not the run that it takes part in.
+        run = {"_store": None, "_attachment": Attachment(), "_gain": GainMessage(), "_progress": Progress()}
+        return {k: v for k, v in vars(self).items() if k not in ("log", "log_dict")} | run

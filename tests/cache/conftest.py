@@ -1,4 +1,4 @@
-"""Models so small that reading them back may take as long as computing them."""
+"""Test models are so small that reading may take longer than computing; this must not switch the cache off."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Encoders small enough to read in a test, ways to change a module in the middle of a fit, and what must come of it."""
+"""Small encoders, changes of a module in the middle of a fit, and the comparison of fits with and without the cache."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever the model, a fit with the cache equals the fit without it: it is used, or it says why not."""
+"""For every model a fit with the cache equals the fit without it: the cache is used, or it gives a reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the cache promises of whole runs: what hits, what misses, in which loops, and beside what."""
+"""Whole runs: which samples hit or miss, in which loops, and together with which other features."""
 
 from __future__ import annotations
 
@@ -492,7 +492,7 @@ def test_two_caches_are_refused() -> None:
 def test_validation_before_training_does_not_prove_anything() -> None:
     plain, cached, cache = both(Plain(bert()), frozen(), validation=loader, num_sanity_val_steps=2, epochs=4)
     assert_same(plain, cached)
-    assert any(known.unread and known.padded for known in cache._towers[0].entries.known.values())
+    assert any(known.padding_unread and known.dry_run_trimmed for known in cache._towers[0].entries.known.values())
     assert cache.hit_rate > 0.5
 
 
@@ -522,5 +522,5 @@ def test_what_it_does_reaches_logger_and_progress_bar(every: int) -> None:
     assert rates == pytest.approx({step: expected[step] for step in range(every - 1, 12, every)})
     last = logger.steps[11]
     assert last["frozen_prefix_cache/bytes"] > 12 * 3 * 32 * 4
-    assert last["frozen_prefix_cache/seconds_saved"] == pytest.approx(cache._towers[0].tally.saved)
+    assert last["frozen_prefix_cache/seconds_saved"] == pytest.approx(cache._towers[0].tally.saved_seconds)
     assert trainer.progress_bar_metrics["frozen_prefix_cache/hit_rate"] == 1.0

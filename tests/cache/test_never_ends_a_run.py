@@ -1,4 +1,4 @@
-"""What the cache cannot cope with, or gains nothing by, never ends a run: it says why, and the run goes on."""
+"""Nothing that the cache cannot handle, or that does not pay, ends a run: it gives a reason, and the run continues."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ from encoders import Classifier, Encoder, bert, check_equal, frozen
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
-from lightning_freeze.cache import execution
+from lightning_freeze.cache import execution, messages
 from lightning_freeze.cache.prefix import layout
-from lightning_freeze.callbacks import frozen_prefix_cache as callback
 
 
 class Torchs(nn.Module):
@@ -221,7 +220,7 @@ def test_nothing_stays_open_where_laying_out_fails(monkeypatch: pytest.MonkeyPat
     lay_out = layout.lay_out
 
     def fails_above(rows: Any, *args: Any) -> Any:
-        if "skip_lower" in {frame.function for frame in inspect.stack()}:
+        if "skip_from_lower" in {frame.function for frame in inspect.stack()}:
             raise torch.OutOfMemoryError("out of memory")
         return lay_out(rows, *args)
 
@@ -264,11 +263,11 @@ def test_prediction_says_what_was_read(capsys: pytest.CaptureFixture[str]) -> No
 def test_operations_are_counted_once_and_only_to_be_told(verbose: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Any] = []
 
-    class Counted(callback.OutsideWork):
+    class Counted(messages.HeadFlops):
         def __init__(self, *args: Any) -> None:
             made.append(args)
             super().__init__(*args)
 
-    monkeypatch.setattr(callback, "OutsideWork", Counted)
+    monkeypatch.setattr(messages, "HeadFlops", Counted)
     make_trainer(frozen(), make_cache(verbose=verbose), epochs=3).fit(Plain(bert()), loader())
     assert len(made) == verbose

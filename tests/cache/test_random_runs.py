@@ -1,4 +1,4 @@
-"""Random runs in double precision: model, plan of freezing, batches and store at random, with and without the cache."""
+"""Random models, freezing schedules, batches and stores in double precision, with and without the cache."""
 
 from __future__ import annotations
 

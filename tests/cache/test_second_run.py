@@ -1,4 +1,4 @@
-"""With a folder, later runs and other ranks read what an earlier one has computed."""
+"""With a ``cache_dir``, later runs and other ranks read what an earlier run has computed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Modules that do something unusual: what they come to does not depend on whether the cache is there."""
+"""Modules that do something unusual give the same results with and without the cache."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What forbids to skip the frozen layers in a call: requests, hooks of others, modes, generation."""
+"""Whether the frozen layers may be skipped in a call: requested outputs, hooks, modes, generation."""
 
 from __future__ import annotations
 
@@ -13,49 +13,50 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lightning_freeze.cache.identity.cached_towers import CachedTower
 from lightning_freeze.cache.identity.keys import Unsupported
 
+#: Arguments that hold keys and values of earlier tokens.
 _PAST = ("past_key_values", "past_key_value", "layer_past", "cache_params")
+#: Arguments that ask for what skipped layers compute.
 _REQUESTS = ("output_hidden_states", "output_attentions")
-# They ask for hooks before they take their fast path.
+#: Modules that leave their fast path when there are hooks.
 _HOOKS_MATTER = (nn.MultiheadAttention, nn.TransformerEncoder, nn.TransformerEncoderLayer)
 
 
-class Obstacles:
-    """Looks at each call of a tower.
+class Eligibility:
+    """Checks each call of a tower.
 
     Args:
         tower: The tower.
 
     Attributes:
         modules: The modules that would be skipped.
-        is_watched: Whether this package itself watches the running pass with hooks on layers that compute by other
-            kernels as long as a hook is there: what they compute now is not what they will compute later.
+        mode: The modes of these modules, as text; ``"eval"`` if none is in training mode.
+        has_observers: Whether hooks on all modules, or hooks of this package on layers that then use other kernels,
+            observe the call. What such layers compute now is not what they compute later.
     """
 
     def __init__(self, tower: CachedTower) -> None:
         self.modules: list[nn.Module] = []
-        self.is_watched = False
+        self.has_observers = False
+        self.mode = "eval"
         self._tower = tower
         self._boundary = -1
         self._others: list[nn.Module] = []
-        self._around = [module for module in tower.around() if module is not tower.entry]
+        self._enclosing = [module for module in tower.enclosing_modules() if module is not tower.entry]
 
     @property
-    def loud(self) -> frozenset[int]:
-        """Which modules outside of the blocks, by number, are in training mode, in which they may draw at random."""
+    def training_modules(self) -> frozenset[int]:
+        """The modules outside of the prefix that are in training mode, by number; they may draw random numbers."""
         return frozenset(number for number, module in enumerate(self._others) if module.training)
 
-    def look(self, boundary: int, named: dict[str, Any]) -> str:
-        """Look for what forbids to skip.
+    def check(self, boundary: int, named: dict[str, Any]) -> None:
+        """Check that skipping is allowed, and read the modes of the modules.
 
         Args:
             boundary: Number of blocks to skip.
             named: All arguments of the call, by name.
 
-        Returns:
-            The modes of the modules, as text; ``"eval"`` if none is in training mode.
-
         Raises:
-            Unsupported: If there is anything.
+            Unsupported: If the prefix must not be skipped.
         """
         config = getattr(self._tower.entry, "config", None)
         for request in _REQUESTS:
@@ -68,21 +69,22 @@ class Obstacles:
             self._boundary, self.modules = boundary, self._tower.prefix_modules(boundary)
             inside = {id(m) for m in self.modules} | {id(m) for b in self._tower.blocks for m in b.modules()}
             self._others = [m for m in self._tower.entry.modules() if id(m) not in inside]
-        trains = []
-        everywhere = hooked_everywhere()
-        watched = False
-        self._look_around()
+        in_training = []
+        has_own_hooks = False
+        self._check_hooks_before_blocks()
         for number, module in enumerate(self.modules):
             if module._forward_hooks or module._forward_pre_hooks:
-                watched = self._has_hooks_of_ours(module) or watched
+                has_own_hooks = self._has_own_hooks(module) or has_own_hooks
             if module.training:
-                trains.append(number)
+                in_training.append(number)
                 if isinstance(module, _BatchNorm):
                     raise Unsupported("a BatchNorm in its frozen layers is in training mode and averages over batches")
-        self.is_watched = everywhere or (watched and any(isinstance(m, _HOOKS_MATTER) for m in self.modules))
-        return f"training {trains}" if trains else "eval"
+        leaves_fast_path = has_own_hooks and any(isinstance(m, _HOOKS_MATTER) for m in self.modules)
+        self.has_observers = has_global_hooks() or leaves_fast_path
+        self.mode = f"training {in_training}" if in_training else "eval"
 
-    def _has_hooks_of_ours(self, module: nn.Module) -> bool:
+    def _has_own_hooks(self, module: nn.Module) -> bool:
+        """Whether this package has placed a hook on a module; raises for hooks of others."""
         ours = False
         for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
             ours = _is_ours(hook) or ours
@@ -92,12 +94,12 @@ class Obstacles:
                 )
         return ours
 
-    def _look_around(self) -> None:
-        """Look for hooks that change what comes to the blocks after the keys were made of it."""
+    def _check_hooks_before_blocks(self) -> None:
+        """Check that no hook changes the inputs of the blocks after the keys were computed."""
         hooks = [*self._tower.entry._forward_pre_hooks.values()]
         mine = next((number for number, hook in enumerate(hooks) if isinstance(hook, Hook)), len(hooks))
         late = [(self._tower.entry, hook) for hook in hooks[mine:]]
-        for module, hook in (*late, *((m, h) for m in self._around for h in m._forward_pre_hooks.values())):
+        for module, hook in (*late, *((m, h) for m in self._enclosing for h in m._forward_pre_hooks.values())):
             if not _is_harmless(hook):
                 raise Unsupported(f"something has placed a forward hook on {self._name(module)}, before its layers")
 
@@ -111,39 +113,39 @@ def _is_ours(hook: Any) -> bool:
 
 
 def _is_harmless(hook: Any) -> bool:
-    # Those of transformers do nothing until hidden states or attentions are asked for, which is noticed elsewhere.
+    # The hooks of transformers do nothing unless hidden states or attentions are requested, which is checked first.
     return _is_ours(hook) or str(getattr(hook, "__module__", "")).startswith("transformers.utils.output_capturing")
 
 
-def hooked_everywhere() -> bool:
-    """Whether hooks are placed on all modules that there are, as profilers do: they would see what is skipped."""
-    # There is no public way to ask.
+def has_global_hooks() -> bool:
+    """Whether hooks are placed on all modules at once, as profilers do: they would observe the skipping."""
+    # PyTorch has no public function for this.
     found = (getattr(torch.nn.modules.module, f"_global_forward_{kind}", {}) for kind in ("hooks", "pre_hooks"))
     return any(map(bool, found))
 
 
-def can_prove() -> bool:
-    """Whether the hidden states of this pass may be made to require grad, to see what is read of them.
+def can_check_padding() -> bool:
+    """Whether hidden states may be made to require grad in this pass, so that a gradient shows what is read of them.
 
-    Not inside of activation checkpointing, which counts what a pass keeps for its backward pass.
+    Not inside of activation checkpointing, which compares the tensors that a pass saves with those of its repetition.
     """
-    # There is no public way to ask; without it nothing is proved, and padding is stored with the rest.
+    # PyTorch has no public function for this. Without it padding is never checked, and always stored.
     ask = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
     return torch.is_grad_enabled() and ask is not None and ask(False) is None
 
 
-def recomputes() -> bool:
+def is_recomputing() -> bool:
     """Whether a backward pass is running, as while activation checkpointing repeats a forward pass."""
-    # What torch.utils.checkpoint itself asks; there is no public way.
+    # torch.utils.checkpoint uses this too; PyTorch has no public function for it.
     return torch._C._current_graph_task_id() != -1
 
 
 class Generation:
-    """Calls that go on from stored keys and values are left alone; what a skipping pass has stored lacks some.
+    """Recognises calls that continue from stored keys and values, and completes those that a skipping pass has stored.
 
     Args:
         entry: The tower's entry.
-        names: Names of its positional parameters.
+        names: Names of the positional parameters of its ``forward``.
     """
 
     def __init__(self, entry: nn.Module, names: Sequence[str]) -> None:
@@ -151,30 +153,41 @@ class Generation:
         self._names = names
         self._unfinished: WeakKeyDictionary[Any, tuple[tuple[Any, ...], dict[str, Any]]] = WeakKeyDictionary()
 
-    def goes_on(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """Whether a call goes on from an earlier one; completes what that one has stored, if it skipped blocks."""
+    def continues(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether a call continues from an earlier one; completes keys and values if that one skipped blocks.
+
+        Args:
+            args: Positional arguments of the call.
+            kwargs: Named arguments of the call.
+        """
         named = {**dict(zip(self._names, args, strict=False)), **kwargs}
         past = next((named[name] for name in _PAST if named.get(name) is not None), None)
         if past is None:
             return False
         try:
             unfinished = self._unfinished.pop(past, None)
-        except TypeError:  # a plain tuple, which no pass that skipped blocks has returned
+        except TypeError:  # a plain tuple: no pass that skipped blocks has returned it
             return True
         if unfinished is not None:
             again = self._entry.forward(*unfinished[0], **unfinished[1])
             vars(past).update(vars(again.past_key_values))
         return True
 
-    def note(self, output: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Remember that the keys and values in an output lack those of the skipped blocks."""
+    def remember(self, output: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Remember that the keys and values in an output lack those of the skipped blocks.
+
+        Args:
+            output: What the entry returned.
+            args: Positional arguments of the call.
+            kwargs: Named arguments of the call.
+        """
         past = getattr(output, "past_key_values", None)
         if past is not None:
             self._unfinished[past] = (args, kwargs)
 
 
 class Hook:
-    """A forward hook that stays behind when the module is copied or pickled: it belongs to one run of one module."""
+    """A forward hook that does nothing in a copy of the module: it belongs to one run of one module."""
 
     def __init__(self, call: Callable[..., Any] | None = None) -> None:
         self._call = call
@@ -184,3 +197,22 @@ class Hook:
 
     def __reduce__(self) -> tuple[type[Hook], tuple[()]]:
         return Hook, ()
+
+
+def shards_weights(strategy: Any) -> bool:
+    """Whether a strategy shards the weights, so that all ranks must run the same layers."""
+    from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+
+    return isinstance(strategy, (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy))
+
+
+def is_compiled_tower(module: nn.Module, tower: nn.Module) -> bool:
+    """Whether ``torch.compile`` has been applied to a tower, to a module in it or to one around it."""
+    if getattr(module, "_compiler_ctx", None):  # Lightning's own note that the LightningModule was compiled
+        return True
+    for candidate in module.modules():
+        # Checked by name: importing torch._dynamo takes seconds in a run that compiles nothing.
+        compiled = candidate._compiled_call_impl is not None or type(candidate).__name__ == "OptimizedModule"
+        if compiled and (any(m is tower for m in candidate.modules()) or any(m is candidate for m in tower.modules())):
+            return True
+    return False

@@ -1,130 +1,137 @@
-"""A batch that was found as a whole is checked on two of its samples, at a fraction of what all of it would take."""
+"""A cheaper check for a batch whose samples were all found: two of its samples stand for all of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_freeze.cache.checks import self_check, side_effects
-from lightning_freeze.cache.checks.dry_run import Rehearsal, compare, taken_hidden
-from lightning_freeze.cache.checks.eligibility import can_prove
+from lightning_freeze.cache.checks.dry_run import DryRun, compare, hidden_states_of
+from lightning_freeze.cache.checks.eligibility import can_check_padding
 from lightning_freeze.cache.identity.cached_towers import CachedTower
+from lightning_freeze.cache.identity.keys import KeysOf
 from lightning_freeze.cache.prefix import break_even
-from lightning_freeze.cache.prefix.block_signature import BlockForm
+from lightning_freeze.cache.prefix.block_signature import BlockSignature
 from lightning_freeze.cache.prefix.entries import PrefixEntries
-from lightning_freeze.cache.prefix.pass_state import Pass
-from lightning_freeze.cache.prefix.predicted_gain import Work, flops
-from lightning_freeze.cache.prefix.random_state import Randomness
+from lightning_freeze.cache.prefix.pass_state import PassState
+from lightning_freeze.cache.prefix.predicted_gain import Work, count_flops
+from lightning_freeze.cache.prefix.random_state import RandomState
 from lightning_freeze.cache.store.sizes import bytes_in
 
-#: Samples of a batch from which on two of them are less work than computing and checking all.
-_LEAST = 4
+#: In smaller batches, checking two samples is no less work than computing and checking all.
+_MIN_BATCH = 4
 
 
-def can_stand_for(this: Pass) -> bool:
-    """Whether a few samples may stand for the batch of a pass.
+def few_samples_suffice(state: PassState) -> bool:
+    """Whether two samples may be checked in place of the whole batch.
 
-    Not on an accelerator, which computes a whole batch in hardly more time; not where padding is left out, which only
-    the backward pass of a whole batch shows to be right; not where something counts what is kept for that pass; and not
-    beside other ranks, which may compute a whole batch, with another number of forward passes to meet in.
+    This is not done
+
+    - on an accelerator, which computes a whole batch in hardly more time;
+    - where padding is left out, which only the backward pass of a whole batch shows to be right;
+    - inside of activation checkpointing, which counts the tensors that are saved for the backward pass;
+    - in distributed training, where other ranks may run the whole batch and wait in its forward passes.
+
+    Args:
+        state: The pass.
     """
     return (
-        this.call.size >= _LEAST
-        and not this.missing
-        and this.spans is None
-        and this.device.type == "cpu"
-        and (can_prove() or not torch.is_grad_enabled())
+        state.call.size >= _MIN_BATCH
+        and not state.missing
+        and state.spans is None
+        and state.device.type == "cpu"
+        and (can_check_padding() or not torch.is_grad_enabled())
         and not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1)
     )
 
 
 class FewSamples:
-    """Runs a tower on a few samples of a batch, really and without its prefix, and compares.
+    """Runs a tower on two samples of a batch, with and without its prefix, and compares the results.
 
     Args:
         tower: The tower.
         entries: The hidden states that are stored.
-        run: Lets a pass run for real and takes what it computes.
+        run: Lets a pass run for real and records what it computes.
     """
 
-    def __init__(self, tower: CachedTower, entries: PrefixEntries, run: Callable[[Pass], None]) -> None:
+    def __init__(self, tower: CachedTower, entries: PrefixEntries, run: Callable[[PassState], None]) -> None:
         self._tower = tower
         self._entries = entries
         self._run = run
 
-    def check(self, this: Pass, origin: Callable[[Tensor], Sequence[bytes] | None]) -> list[BlockForm] | None:
-        """Check on two samples, and note what may be skipped, as a whole batch would.
+    def check(self, state: PassState, keys_of: KeysOf) -> list[BlockSignature] | None:
+        """Check two samples, and record what may be skipped as after a whole batch.
 
         Args:
-            this: The pass, whose samples were all found.
-            origin: As for :meth:`Call.keys`.
+            state: The pass, whose samples were all found.
+            keys_of: As for :meth:`Call.keys`.
 
         Returns:
-            The forms of the blocks; ``None``, with nothing noted, if anything is not as it should be.
+            The signatures of the blocks; ``None``, with nothing recorded, if the check was not passed.
         """
-        # That samples do not depend on others must have been seen in a whole batch: it may have room for two of them.
-        few = _few(this) if self._entries.is_independent(this) else None
+        # Two samples cannot show that samples are independent in larger batches (one with a capacity, for instance).
+        few = _two_samples(state) if self._entries.is_independent(state) else None
         if few is None:
             return None
         try:
-            forms = self._compare(few)
-        except Exception:  # the whole batch will show whether it is the tower or the size that it does not bear
+            signatures = self._compare(few)
+        except Exception:  # the whole batch will show whether the tower or only the batch size is the problem
             return None
-        known, found = few.known, self._entries.fitting(this, this.rows, few.known)
-        if forms is None or None in found:
+        known, found = few.known, self._entries.matching(state, state.rows, few.known)
+        if signatures is None or None in found:
             return None
-        known.per_sample = this.call.per_sample
-        known.size = known.size or bytes_in([row for row in found if row is not None]) / this.call.size
-        known.include(this.loud)
-        if not known.checked:
-            self._entries.time_reading(this, known, origin)
-            # The whole batch takes at least as long as two of its samples. If that does not tell, it runs.
-            if break_even.is_slow(known, this.call.size, few.seconds):
+        known.per_sample = state.call.per_sample
+        known.sample_bytes = known.sample_bytes or bytes_in([row for row in found if row is not None]) / state.call.size
+        known.record_conditions(state.training_modules)
+        if not known.is_checked:
+            self._entries.time_reading(state, known, keys_of)
+            # The whole batch takes at least as long as two of its samples. If reading takes longer than these, run it.
+            if break_even.is_slow(known, state.call.size, few.seconds):
                 return None
-            # A sample takes about as long among two as among many, but in models so small that it does not matter.
-            known.begin(few.seconds / few.call.size)
-        vars(this.known).update(vars(known))
-        this.rows = found
+            # The time for each sample is about the same in larger batches, except in models too small to matter.
+            known.mark_checked(few.seconds / few.call.size)
+        vars(state.known).update(vars(known))
+        state.rows = found
         self._entries.filled.add(known.boundary)
-        return forms
+        return signatures
 
-    def _compare(self, few: Pass) -> list[BlockForm] | None:
+    def _compare(self, few: PassState) -> list[BlockSignature] | None:
         known, call, entry = few.known, few.call, self._tower.entry
-        trains = torch.is_grad_enabled()  # as the pass will: only then it shows if something that trains feeds into it
+        trains = torch.is_grad_enabled()  # as in the pass itself, to notice gradients that flow into the prefix
         with (
-            side_effects.rehearsal(entry, Randomness(few.device), few.device),
+            side_effects.isolated(entry, RandomState(few.device), few.device),
             torch.set_grad_enabled(trains),
-            _own_gradients(entry),
+            _preserved_gradients(entry),
         ):
-            kept = self_check.Kept(self._tower.prefix_modules(known.boundary))
+            snapshot = self_check.AttributeSnapshot(self._tower.prefix_modules(known.boundary))
             self._run(few)
-            assert few.watch is not None
-            with few.watch, self._entries.passing(known.boundary):
-                output, count = flops(lambda: entry.forward(*call.args, **call.kwargs))
-            if kept.differ(by_content=True):
+            assert few.recorder is not None
+            with few.recorder, self._entries.real_pass(known.boundary):
+                output, count = count_flops(lambda: entry.forward(*call.args, **call.kwargs))
+            if snapshot.has_changed(by_content=True):
                 return None
-        hidden = taken_hidden(self._tower, few)
-        if few.drew or hidden.device.type != "cpu":  # of random numbers many samples show more than two
+        hidden = hidden_states_of(self._tower, few)
+        if few.used_rng or hidden.device.type != "cpu":  # random effects show better in many samples than in two
             return None
-        forms = [form for form in few.watch.forms if form is not None]
-        known.describe(hidden, call)
-        known.is_nan = known.is_nan or self_check.has_nan(output)
-        # Their hidden states were computed among other samples: that these are independent is seen here too.
+        signatures = [signature for signature in few.recorder.signatures if signature is not None]
+        known.record_layout(hidden, call)
+        known.has_own_nan = known.has_own_nan or self_check.contains_nan(output)
+        # What is stored was computed among other samples, so this comparison also shows that samples are independent.
         compare(few, hidden, self._entries.dtype or hidden.dtype)
-        known.alone = False
-        Rehearsal(self._tower, forms, few, hidden).skip(output)
+        known.independence_checked = True
+        DryRun(self._tower, signatures, few, hidden).check_skipping(output)
         known.work.prefix = count / call.size - known.work.rest
-        return None if few.missing else forms
+        return None if few.missing else signatures
 
 
 @contextmanager
-def _own_gradients(module: nn.Module) -> Iterator[None]:
-    """Leave the gradients of a module as they are, whatever backward passes it makes itself."""
+def _preserved_gradients(module: nn.Module) -> Iterator[None]:
+    """Restore the gradients of a module on exit, in case its forward pass runs a backward pass."""
     before = [(parameter, parameter.grad) for parameter in module.parameters()]
     for parameter, _ in before:
         parameter.grad = None
@@ -135,13 +142,13 @@ def _own_gradients(module: nn.Module) -> Iterator[None]:
             parameter.grad = gradient
 
 
-def _few(this: Pass) -> Pass | None:
-    """A pass of the first sample and the last other one; one would not show what is computed for each, what for all."""
-    other = next((i for i in reversed(range(this.call.size)) if this.keys[i] != this.keys[0]), this.call.size - 1)
+def _two_samples(state: PassState) -> PassState | None:
+    """Return a pass of two different samples: one would not show what is computed for each sample and what for all."""
+    other = next((i for i in reversed(range(state.call.size)) if state.keys[i] != state.keys[0]), state.call.size - 1)
     rows = [0, other]
-    call = this.call.part(rows)
+    call = state.call.subset(rows)
     if call is None:
         return None
-    known = replace(this.known, work=Work(0, 0), computed={})
-    keys, stored = [this.keys[i] for i in rows], [this.rows[i] for i in rows]
-    return replace(this, call=call, known=known, keys=keys, rows=stored, rehearses=True, taken={})
+    known = replace(state.known, work=Work(0, 0), shape_outputs={})
+    keys, stored = [state.keys[i] for i in rows], [state.rows[i] for i in rows]
+    return replace(state, call=call, known=known, keys=keys, rows=stored, needs_dry_run=True, hidden={})

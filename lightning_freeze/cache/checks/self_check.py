@@ -1,4 +1,4 @@
-"""Comparing what the cache would do with what the module really does."""
+"""Comparison of tensors, outputs and attributes of a pass that skips with those of one that does not."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from torch import Tensor, nn
 from lightning_freeze.cache.identity.values import attributes_of, tensors_in, version_of
 from lightning_freeze.cache.prefix.layout import Spans
 
-#: Longest container in an attribute that is looked into for numbers.
+#: Longest container in an attribute that is searched for numbers.
 _MOST = 64
-#: Largest relative difference that another batch size, order or padding may make, by precision.
+#: Largest relative difference that another batch size, order or padding may cause, by dtype.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-4, torch.bfloat16: 3e-2, torch.float16: 5e-3}
 
 
-def has_nan(value: Any) -> bool:
-    """Whether there is NaN in any tensor of an output."""
+def contains_nan(value: Any) -> bool:
+    """Whether any tensor of an output contains NaN."""
     tensors = (t.detach() for t in tensors_in(value) if t.is_floating_point())
-    # The sum first: it passes over the tensor once, and needs no memory.
+    # The sum first: it reads the tensor once, and needs no memory.
     return any(bool(torch.isnan(t.sum())) and bool(torch.isnan(t).any()) for t in tensors)
 
 
-def keeps_nan(module: nn.Module) -> bool:
-    """Whether a module, or one in it, has an attribute that is, or holds, a tensor with NaN."""
-    return any(has_nan(value) for owner in module.modules() for value in attributes_of(owner).values())
+def stores_nan(module: nn.Module) -> bool:
+    """Whether a module, or one in it, has an attribute that contains a tensor with NaN."""
+    return any(contains_nan(value) for owner in module.modules() for value in attributes_of(owner).values())
 
 
-class Kept:
-    """The tensors and numbers that some modules have in plain attributes, to see later which of them are others.
+class AttributeSnapshot:
+    """The tensors and numbers in plain attributes of some modules, to notice later whether they have changed.
 
     Args:
         modules: The modules.
@@ -40,10 +40,10 @@ class Kept:
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         self._modules = list(modules)
-        self._found = self._look()
-        self._numbers = self._look_at_numbers()
+        self._tensors = self._read_tensors()
+        self._numbers = self._read_numbers()
 
-    def _look(self) -> dict[tuple[int, str, int], tuple[Tensor, int]]:
+    def _read_tensors(self) -> dict[tuple[int, str, int], tuple[Tensor, int]]:
         return {
             (number, name, place): (tensor, version_of(tensor))
             for number, module in enumerate(self._modules)
@@ -52,8 +52,8 @@ class Kept:
             for place, tensor in enumerate(tensors_in(value))
         }
 
-    def _look_at_numbers(self) -> dict[tuple[int, str, int], Any]:
-        # Not at whole numbers: what counts calls is nobody's hidden states.
+    def _read_numbers(self) -> dict[tuple[int, str, int], Any]:
+        # Whole numbers are left out: they are counters rather than hidden states.
         return {
             (number, name, place): value
             for number, module in enumerate(self._modules)
@@ -61,20 +61,20 @@ class Kept:
             for place, value in enumerate(_numbers_in(attribute))
         }
 
-    def differ(self, by_content: bool) -> bool:
-        """Whether there are others now.
+    def has_changed(self, by_content: bool) -> bool:
+        """Whether any of them has changed.
 
         Args:
             by_content: Whether a new tensor with the same content counts as the same.
         """
-        numbers, now = self._look_at_numbers(), self._look()
-        if now.keys() != self._found.keys() or numbers.keys() != self._numbers.keys():
+        numbers, now = self._read_numbers(), self._read_tensors()
+        if now.keys() != self._tensors.keys() or numbers.keys() != self._numbers.keys():
             return True
-        # By value: a number that is the same each time may be set anew in each pass.
+        # By value: each pass may set a number anew to the same value.
         if any(not np.array_equal(value, self._numbers[place], equal_nan=True) for place, value in numbers.items()):
             return True
         for key, (tensor, version) in now.items():
-            earlier, then = self._found[key]
+            earlier, then = self._tensors[key]
             if tensor is earlier and version == then:
                 continue
             if not by_content or tensor is earlier or difference(tensor, earlier) > 0:
@@ -83,7 +83,7 @@ class Kept:
 
 
 def _numbers_in(value: Any, depth: int = 3) -> Iterable[Any]:
-    """Every number with a fraction, and every array, in an attribute."""
+    """Yield every float and every float array in an attribute."""
     if isinstance(value, (float, np.floating)) or (isinstance(value, np.ndarray) and value.dtype.kind == "f"):
         yield np.array(value)  # a copy
     elif depth and isinstance(value, (list, tuple, deque, dict)) and len(value) <= _MOST:
@@ -92,13 +92,13 @@ def _numbers_in(value: Any, depth: int = 3) -> Iterable[Any]:
 
 
 def difference(found: Tensor, expected: Tensor) -> float:
-    """Relative difference of two tensors, as the norm of their difference over the norm of the second."""
+    """Return the norm of the difference of two tensors over the norm of the second."""
     if found.shape != expected.shape:
         return float("inf")
     wide = torch.float64 if expected.dtype == torch.float64 else torch.float32
     found, expected = found.detach().to(expected.device, wide), expected.detach().to(wide)
     agree = torch.equal(found, expected)
-    # NaN and infinity in the same places are the model's own affair.
+    # NaN and infinity in the same places come from the model itself.
     finite = torch.isfinite(expected)
     if agree or not bool((torch.isfinite(found) == finite).all()):
         return 0.0 if agree else float("inf")
@@ -107,16 +107,16 @@ def difference(found: Tensor, expected: Tensor) -> float:
 
 
 def tolerance(*dtypes: torch.dtype) -> float:
-    """The largest difference to be expected between results in the coarsest of some precisions."""
+    """Return the largest difference to expect between results in the coarsest of some dtypes."""
     return max(TOLERANCE.get(dtype, TOLERANCE[torch.float32]) for dtype in dtypes)
 
 
 def without_padding(tensor: Tensor, spans: Spans | None, length: int) -> Tensor:
-    """A tensor without the positions of padding, where it has any.
+    """Return a tensor without the positions of padding, if it has positions.
 
     Args:
-        tensor: Anything that a module returned.
-        spans: For each sample the first position that is no padding and the one behind the last.
+        tensor: A tensor that a module returned.
+        spans: For each sample the first position that is not padding and the one after the last.
         length: Number of positions in the batch.
     """
     if spans is None or tensor.dim() < 2 or tensor.shape[:2] != (len(spans), length):
@@ -125,7 +125,7 @@ def without_padding(tensor: Tensor, spans: Spans | None, length: int) -> Tensor:
 
 
 def outputs_differ(found: Any, expected: Any, spans: Spans | None, length: int, limit: float) -> bool:
-    """Whether two outputs of a module differ in any tensor, the positions of padding aside."""
+    """Whether two outputs of a module differ in any tensor outside of the positions of padding."""
     ours, theirs = list(tensors_in(found)), list(tensors_in(expected))
     if [t.shape for t in ours] != [t.shape for t in theirs]:
         return True

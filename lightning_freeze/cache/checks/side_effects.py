@@ -1,4 +1,4 @@
-"""Running a module once more, with the random numbers that it had, and leaving no trace of it."""
+"""Runs a module once more with the same random numbers, and undoes the side effects."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from lightning_freeze.cache.identity.values import attributes_of
-from lightning_freeze.cache.prefix.random_state import Randomness
-from lightning_freeze.cache.prefix.stand_ins import replaced
+from lightning_freeze.cache.prefix.random_state import RandomState
+from lightning_freeze.cache.prefix.stand_ins import replaced_forward
 
 
 @contextmanager
-def rehearsal(module: nn.Module, start: Randomness, device: torch.device) -> Iterator[None]:
-    """Run a module once more as if from an earlier state of the random numbers, and leave no trace of it.
+def isolated(module: nn.Module, start: RandomState, device: torch.device) -> Iterator[None]:
+    """Run a module in this context without side effects, from a given state of the random number generators.
 
     Args:
-        module: What will be run; its buffers and attributes are put back, and nothing that it logs is kept.
-        start: The state to begin with.
-        device: Where it runs.
+        module: The module that runs. Its buffers and attributes are restored, and what it logs is dropped.
+        start: The state of the random number generators to start from.
+        device: Where the module runs.
     """
-    now = Randomness(device)
+    now = RandomState(device)
     attributes = [(owner, attributes_of(owner)) for owner in module.modules()]
     buffers = [(owner, name, b) for owner, _ in attributes for name, b in owner._buffers.items() if b is not None]
-    saved = _Saved()
+    saved = _Backup()
     try:
-        # Copies take their place, rather than their values being put back: the pass that has just ended keeps some of
-        # them for its backward pass, and notices any writing.
+        # Buffers are replaced by copies, rather than restored by writing: the pass that has just ended may have saved
+        # them for its backward pass, which fails after any write.
         for owner, name, buffer in buffers:
             owner._buffers[name] = buffer.detach().clone()
         for owner, own in attributes:
             vars(owner).update({name: saved.copy(value) for name, value in own.items()})
             if isinstance(owner, LightningModule):
-                vars(owner).update(log=_nothing, log_dict=_nothing)
+                vars(owner).update(log=_ignore, log_dict=_ignore)
         start.restore()
         with torch.no_grad():
             yield
@@ -54,20 +54,20 @@ def rehearsal(module: nn.Module, start: Randomness, device: torch.device) -> Ite
             for name in attributes_of(owner).keys() - own.keys():
                 del vars(owner)[name]
             vars(owner).update(own)
-        saved.put_back()
+        saved.restore_all()
 
 
-#: How deep containers are looked into, how many of their parts, and the bytes that are copied in all.
+#: Depth to which containers are read, the number of their parts, and the bytes that are copied in all.
 _DEPTH, _MOST_PARTS, _MOST_BYTES = 4, 20_000, 2**28
-#: What can be written to in the usual way: other kinds may refuse it, or mirror what they hold elsewhere.
+#: Containers that can be refilled. Other classes may refuse it, or mirror their content elsewhere.
 _CONTAINERS = frozenset({list, dict, set, deque, defaultdict, OrderedDict, Counter})
 _PLAIN = (str, int, float, bytes)
 
 
-class _Saved:
-    """What was in values that can change in place: tensors, containers, arrays, generators of random numbers.
+class _Backup:
+    """The content of values that can change in place: tensors, containers, arrays, random number generators.
 
-    Tensors are copied as long as they are not too many: states of metrics are small, a data set may be kept too.
+    Tensors are copied up to a limit: states of metrics are small, but an attribute may also hold a data set.
     """
 
     def __init__(self) -> None:
@@ -75,21 +75,21 @@ class _Saved:
         self._parts = _MOST_PARTS
         self._bytes = _MOST_BYTES
 
-    def put_back(self) -> None:
-        """Give everything the content back that it had."""
+    def restore_all(self) -> None:
+        """Restore the content of all values."""
         for undo in self._undo:
-            with suppress(Exception):  # the others are to have theirs in any case
+            with suppress(Exception):  # restore the others in any case
                 undo()
 
     def copy(self, value: Any, depth: int = _DEPTH) -> Any:
-        """Save a value and what is in it.
+        """Save a value and its parts.
 
         Args:
             value: The value.
-            depth: How much deeper to look.
+            depth: How many more levels of containers to read.
 
         Returns:
-            The same, with copies in the place of its tensors. Containers stay the ones that they are.
+            The value, with its tensors replaced by copies. Containers stay the same objects.
         """
         self._parts -= 1
         if isinstance(value, Tensor):
@@ -143,18 +143,18 @@ def _rewrite(value: np.ndarray, content: np.ndarray) -> None:
 
 
 def _copy(tensor: Tensor) -> Tensor:
-    with torch.enable_grad():  # so that something that trains is still seen to
+    with torch.enable_grad():  # so that the copy requires grad if the tensor does
         return tensor.clone()
 
 
-def _nothing(*args: Any, **kwargs: Any) -> None: ...
+def _ignore(*args: Any, **kwargs: Any) -> None: ...
 
 
-class Draws(ExitStack):
-    """Open while it is watched which modules draw random numbers.
+class RandomUse(ExitStack):
+    """Observes whether modules draw random numbers while it is open.
 
     Args:
-        modules: The modules to watch.
+        modules: The modules to observe.
         device: Where they run.
 
     Attributes:
@@ -163,15 +163,15 @@ class Draws(ExitStack):
 
     def __init__(self, modules: Sequence[nn.Module], device: torch.device) -> None:
         super().__init__()
-        self.any = False
+        self.found = False
         for module in modules:
-            self.enter_context(replaced(module, self._watched(module.forward, device)))
+            self.enter_context(replaced_forward(module, self._observed(module.forward, device)))
 
-    def _watched(self, run: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
+    def _observed(self, run: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
-            before = Randomness(device)
+            before = RandomState(device)
             output = run(*args, **kwargs)
-            self.any = self.any or before.drawn_since()
+            self.found = self.found or before.has_advanced()
             return output
 
         return forward

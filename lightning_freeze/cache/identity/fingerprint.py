@@ -1,4 +1,4 @@
-"""What a prefix is, as a key: its weights, its structure, and everything else that its arithmetic depends on."""
+"""The identity of a prefix: a hash of its weights, its structure, its code and its configuration."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ from lightning_freeze.cache.identity.cached_towers import CachedTower
 from lightning_freeze.cache.identity.keys import bytes_of, hash_of, new_hash
 from lightning_freeze.cache.identity.values import version_of
 
-#: Counts up when entries of an older version of this package must not be read any more.
+#: Increased when entries of an older version of this package must not be read any more.
 FORMAT = 1
+#: Elements of a weight that are read in a quick check.
 _SAMPLES = 256
-#: Elements of a weight that are hashed in one piece.
+#: Elements of a weight that one thread hashes at a time.
 _PART = 2**22
-#: Reading all weights again may take this share of the time, but for the first few hundredths of a second.
-_SHARE, _FREE = 0.01, 0.05
-#: Settings that concern the head; some models write them in their first forward pass.
+#: Reading all weights again may take this share of the time. The first seconds of each reading do not count.
+_MAX_SHARE, _FREE_SECONDS = 0.01, 0.05
+#: Prefixes of settings that concern the head; some models write these in their first forward pass.
 _HEAD_SETTINGS = (
     "_name",
     "id2label",
@@ -39,12 +40,12 @@ _HEAD_SETTINGS = (
 )
 
 
-#: Where the weights of a step are looked up by name, and the buffers of its modules.
-_Watched = tuple[list[tuple[Mapping[str, Tensor | None], str]], list[Mapping[str, Tensor | None]]]
+#: Where the weights of a step are found by name, and the buffers of its modules.
+_Places = tuple[list[tuple[Mapping[str, Tensor | None], str]], list[Mapping[str, Tensor | None]]]
 
 
 class Fingerprint:
-    """The identity of every possible prefix of one tower, computed when asked for.
+    """Computes the identity of any prefix of one tower.
 
     Args:
         tower: The tower.
@@ -53,68 +54,68 @@ class Fingerprint:
     def __init__(self, tower: CachedTower) -> None:
         self._tower = tower
         self._digests: list[bytes] = []
-        self._weights: list[_Watched] = []
-        self._watched: tuple[Any, ...] = ()
+        self._places: list[_Places] = []
+        self._versions: tuple[Any, ...] = ()
         self._sampled: bytes = b""
-        self._seconds = 0.0
-        self._read = 0.0
+        self._read_seconds = 0.0
+        self._read_at = 0.0
 
     def of(self, boundary: int, extra: str) -> bytes:
-        """The 16-byte identity of the prefix that ends with block ``boundary - 1``.
+        """Return the 16-byte identity of the prefix that ends with block ``boundary - 1``.
 
         Args:
             boundary: Number of blocks in the prefix.
-            extra: Whatever else the hidden states depend on, or how they are stored.
+            extra: Everything else that the stored hidden states depend on.
         """
-        watched = self._watch(boundary)
-        if watched != self._watched[: len(watched)]:
-            self.forget()
-            self._watched = watched
+        versions = self._read_versions(boundary)
+        if versions != self._versions[: len(versions)]:
+            self.invalidate()
+            self._versions = versions
         if len(self._digests) <= boundary:
             began = time.perf_counter()
             with ThreadPoolExecutor(max(1, torch.get_num_threads())) as threads:
                 while len(self._digests) <= boundary:
                     self._digests.append(self._step(len(self._digests), threads))
-            self._read = time.perf_counter()
-            self._seconds = self._read - began
+            self._read_at = time.perf_counter()
+            self._read_seconds = self._read_at - began
         entry = new_hash()
         entry.update(self._digests[boundary])
         entry.update(extra.encode())
         return bytes(entry.digest())
 
-    def look_again(self, thorough: bool, boundary: int) -> None:
-        """Notice weights that were changed behind the back of their version counters.
+    def recheck(self, thorough: bool, boundary: int) -> None:
+        """Check for weights that have changed although their version counters have not.
 
         Args:
-            thorough: Whether to read all of them again, or some elements of each. Where that was done a short while
-                ago and takes long, some elements have to do.
-            boundary: Number of blocks that count.
+            thorough: Whether to read all weights again, or some elements of each. If reading all of them takes long
+                and was done a short time ago, some elements are read in any case.
+            boundary: Number of blocks to check.
         """
         sampled = self._sample(boundary)
-        is_due = _SHARE * (time.perf_counter() - self._read) >= self._seconds - _FREE
+        is_due = _MAX_SHARE * (time.perf_counter() - self._read_at) >= self._read_seconds - _FREE_SECONDS
         if (thorough and is_due) or sampled != self._sampled:
-            self.forget()
+            self.invalidate()
         self._sampled = sampled
 
-    def forget(self) -> None:
-        """Compute everything anew when it is asked for next."""
-        self._digests, self._watched, self._weights = [], (), []
+    def invalidate(self) -> None:
+        """Compute all identities anew when they are needed next."""
+        self._digests, self._versions, self._places = [], (), []
 
-    def _watch(self, boundary: int) -> tuple[Any, ...]:
-        """Version and place of every weight: what changes when somebody writes to one in the usual way."""
-        if len(self._weights) <= boundary:
+    def _read_versions(self, boundary: int) -> tuple[Any, ...]:
+        """Return version and address of every weight, which show an ordinary write or a replacement."""
+        if len(self._places) <= boundary:
             owners = self._owners()
-            for step in range(len(self._weights), boundary + 1):
+            for step in range(len(self._places), boundary + 1):
                 weights = [place for _, t in self._state(step) for place in owners.get(id(t), [({"": t}, "")])]
                 inside = [module for root in self._roots(step) for module in root.modules()]
-                # A buffer may be registered later, or stop being there.
-                owning = inside if step else [*inside, *self._tower.around()]
+                # A buffer may be registered or removed later.
+                owning = inside if step else [*inside, *self._tower.enclosing_modules()]
                 names: list[Mapping[str, Tensor | None]] = [module._buffers for module in owning]
-                self._weights.append((weights, names))
-        return tuple(map(_state_of, self._weights[: boundary + 1]))
+                self._places.append((weights, names))
+        return tuple(map(_versions_of, self._places[: boundary + 1]))
 
     def _owners(self) -> dict[int, list[tuple[Mapping[str, Tensor | None], str]]]:
-        """Where each weight is looked up by name, in one module or in several: another one may be put there."""
+        """Return where each weight is registered, in one module or several, to notice when it is replaced."""
         found: dict[int, list[tuple[Mapping[str, Tensor | None], str]]] = {}
         for module in self._tower.entry.modules():
             for parts in (module._parameters, module._buffers):
@@ -142,7 +143,7 @@ class Fingerprint:
         for text in self._code(step):
             entry.update(text.encode())
         state = self._state(step)
-        # Copied to the CPU here: a thread of its own would not wait for what the device is still to do.
+        # Copied to the CPU in this thread: another one would not wait for pending work on the device.
         parts = [tensor.detach().cpu().reshape(-1).split(_PART) for _, tensor in state]
         contents = threads.map(hash_of, [part for some in parts for part in some])
         for (name, tensor), some in zip(state, parts, strict=True):
@@ -151,10 +152,10 @@ class Fingerprint:
         return bytes(entry.digest())
 
     def _roots(self, step: int) -> list[nn.Module]:
-        return [self._tower.blocks[step - 1]] if step else self._tower.stems
+        return [self._tower.blocks[step - 1]] if step else self._tower.embedding_modules
 
     def _state(self, step: int) -> list[tuple[str, Tensor]]:
-        """Parameters and buffers of a step, by names that do not depend on what is built around the tower."""
+        """Return parameters and buffers of a step, by names that do not depend on the modules around the tower."""
         found: dict[int, tuple[str, Tensor]] = {}
         for number, root in enumerate(self._roots(step)):
             for name, tensor in (*root.named_parameters(), *root.named_buffers()):
@@ -167,8 +168,8 @@ class Fingerprint:
         return list(found.values())
 
     def _loose_buffers(self) -> Iterable[tuple[str, Tensor]]:
-        """Buffers of the entry outside of blocks and stems, such as rotary frequencies; not those of a head."""
-        inside = {id(m) for root in (*self._tower.stems, *self._tower.blocks) for m in root.modules()}
+        """Yield buffers of the entry outside of blocks, embeddings and head, such as rotary frequencies."""
+        inside = {id(m) for root in (*self._tower.embedding_modules, *self._tower.blocks) for m in root.modules()}
         early = {id(p) for p in self._tower.steps[0]}
         for name, module in self._tower.entry.named_modules():
             own = {id(p) for p in module._parameters.values() if p is not None}
@@ -176,9 +177,9 @@ class Fingerprint:
                 yield from ((f"{name}.{key}", b) for key, b in module._buffers.items() if b is not None)
 
     def _loose_parameters(self) -> Iterable[tuple[str, Tensor]]:
-        """Frozen parameters of the modules around the blocks that count as the head's: they may act between blocks."""
+        """Yield frozen parameters of the modules around the blocks, which may act between blocks."""
         known = {id(p) for step in self._tower.steps for p in step}
-        for number, module in enumerate(self._tower.around()):
+        for number, module in enumerate(self._tower.enclosing_modules()):
             for name, p in module._parameters.items():
                 if p is not None and not p.requires_grad and id(p) not in known:
                     yield f"around {number}.{name}", p
@@ -192,8 +193,8 @@ class Fingerprint:
         return [*texts, *(_source(cls) for cls in classes)]
 
 
-def _state_of(watched: _Watched) -> tuple[Any, ...]:
-    weights, names = watched
+def _versions_of(places: _Places) -> tuple[Any, ...]:
+    weights, names = places
     found = (parts.get(name) for parts, name in weights)
     return (
         *(None if t is None else (version_of(t), t.data_ptr()) for t in found),
@@ -201,8 +202,8 @@ def _state_of(watched: _Watched) -> tuple[Any, ...]:
     )
 
 
-def surroundings(device: torch.device) -> str:
-    """What the arithmetic of a forward pass depends on besides weights and inputs.
+def environment(device: torch.device) -> str:
+    """Return what the arithmetic of a forward pass depends on besides weights and inputs.
 
     Args:
         device: Where the pass runs.
@@ -213,7 +214,7 @@ def surroundings(device: torch.device) -> str:
 
 
 def _float32_precision(kind: str) -> str:
-    """How products of float32 are computed; where the newer settings are used, asking for the older ones fails."""
+    """Return how products of float32 are computed. Reading the older setting fails where the newer ones are used."""
     backends = torch.backends
     owner = backends.cudnn if kind == "cuda" else backends.mkldnn
     places: list[Any] = [backends, backends.cuda.matmul if kind == "cuda" else getattr(owner, "matmul", None)]
@@ -236,7 +237,10 @@ def _settings(module: nn.Module) -> str:
 
 @lru_cache(maxsize=1024)
 def _source(cls: type) -> str:
-    """The code of a class that is nobody's release: an edited ``forward`` must not read what the old one wrote."""
+    """Return the name of a class, and its source unless it belongs to torch or transformers.
+
+    An edited ``forward`` must not read hidden states that the old one has stored.
+    """
     name = f"{cls.__module__}.{cls.__qualname__}"
     if cls.__module__.startswith(("torch.", "transformers.")):
         return name

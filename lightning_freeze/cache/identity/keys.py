@@ -1,4 +1,4 @@
-"""From the arguments of a forward call to one content key for each sample."""
+"""Content keys: one hash for each sample in the arguments of a forward call."""
 
 from __future__ import annotations
 
@@ -13,10 +13,14 @@ from torch import Tensor, nn
 
 from lightning_freeze.errors import ConfigurationError
 
-#: Arguments with one entry for each token, from which the entries of padding may be left out.
+#: Arguments with one entry for each token, whose entries for padding are left out.
 TOKENWISE = frozenset({"input_ids", "inputs_embeds", "token_type_ids", "position_ids", "attention_mask"})
-#: Arguments that say what the call returns, not what the hidden states are.
+#: Arguments that select what the call returns, and do not change the hidden states.
 REPORTING = frozenset({"return_dict", "use_cache", "output_attentions", "output_hidden_states", "num_items_in_batch"})
+
+
+#: Returns the keys of the samples that a tensor was computed from, ``None`` if they are not known.
+KeysOf = Callable[[Tensor], Sequence[bytes] | None]
 
 
 class Unsupported(Exception):
@@ -24,14 +28,14 @@ class Unsupported(Exception):
 
 
 def reason_of(error: Exception) -> str:
-    """An error as the end of the sentence "switched off: ...": nothing that goes wrong in the cache may end a run."""
+    """Return an error as the end of the sentence "switched off: ..."."""
     if isinstance(error, Unsupported):
         return str(error)
     return f"{type(error).__name__} while its frozen layers were looked at: {' '.join(str(error).split())[:300]}"
 
 
 def new_hash() -> Any:
-    """An empty 128-bit xxHash.
+    """Return an empty 128-bit xxHash.
 
     Raises:
         ConfigurationError: If xxhash is not installed.
@@ -47,23 +51,23 @@ def new_hash() -> Any:
 
 @dataclass
 class Call:
-    """The arguments of one forward call, seen sample by sample.
+    """The arguments of one forward call, divided by sample.
 
     Attributes:
         args: Positional arguments as they were passed.
         kwargs: Named arguments as they were passed.
-        leaves: Path to every tensor among the arguments.
-        plain: Path to every other argument that may change what is computed.
+        tensors: Every tensor among the arguments, by path.
+        constants: Every other argument that may change what is computed, by path.
         size: Number of samples.
-        length: Number of positions of the token-wise arguments, 0 if there is no mask that says what is padding.
-        spans: For each sample the first position that is no padding, and the one behind the last.
+        length: Number of positions of the token-wise arguments, 0 without a mask that marks padding.
+        spans: For each sample the first position that is not padding, and the one after the last.
         signature: Names of the positional parameters of the module's ``forward``.
     """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    leaves: dict[str, Tensor]
-    plain: dict[str, Any]
+    tensors: dict[str, Tensor]
+    constants: dict[str, Any]
     size: int
     length: int
     spans: list[tuple[int, int]]
@@ -74,20 +78,20 @@ class Call:
         """Whether any position of any sample is padding."""
         return any(stop - start < self.length for start, stop in self.spans)
 
-    def keys(self, trimmed: bool, origin: Callable[[Tensor], Sequence[bytes] | None]) -> list[bytes]:
-        """The 16-byte key of each sample.
+    def keys(self, trims_padding: bool, keys_of: KeysOf) -> list[bytes]:
+        """Return the 16-byte key of each sample.
 
         Args:
-            trimmed: Whether padding is left out; a sample without padding has the same key either way.
-            origin: Gives the keys of the samples that a tensor was computed from, where they are known, so that it need
-                not be read.
+            trims_padding: Whether padding is left out; a sample without padding has the same key either way.
+            keys_of: Gives the keys of the samples that a tensor was computed from, if they are known, which saves
+                reading the tensor.
         """
         common = new_hash()
-        for name, value in sorted(self.plain.items()):
+        for name, value in sorted(self.constants.items()):
             common.update(f"{name}={type(value).__name__}:{value!r};".encode())
         columns: list[tuple[bytes, np.ndarray | Sequence[bytes], int]] = []
-        for name, tensor in sorted(self.leaves.items()):
-            known = origin(tensor)
+        for name, tensor in sorted(self.tensors.items()):
+            known = keys_of(tensor)
             if known is not None and len(known) == self.size:
                 columns.append((f"{name}<-".encode(), known, 0))
             elif self.is_per_sample(tensor):
@@ -102,45 +106,51 @@ class Call:
         for row in range(self.size):
             start, stop = self.spans[row] if self.spans else (0, 0)
             entry = common.copy()
-            whole = not trimmed and bool(self.spans) and stop - start < self.length
+            keeps_padding = not trims_padding and bool(self.spans) and stop - start < self.length
             if self.spans:
                 entry.update(b"@%d+%d" % (start, stop - start))
-            if whole:
+            if keeps_padding:
                 entry.update(b"padded to %d" % self.length)
             for title, column, each in columns:
                 entry.update(title)
                 value = column[row]
-                entry.update(value[start * each : stop * each] if each and not whole else value)
+                entry.update(value[start * each : stop * each] if each and not keeps_padding else value)
             keys.append(entry.digest())
         return keys
 
     @property
     def per_sample(self) -> frozenset[str]:
         """The arguments that have an entry for each sample."""
-        return frozenset(name for name, tensor in self.leaves.items() if self.is_per_sample(tensor))
+        return frozenset(name for name, tensor in self.tensors.items() if self.is_per_sample(tensor))
 
-    def agrees(self, per_sample: frozenset[str]) -> bool:
-        """Whether the arguments have the samples where they had them before, sizes that coincide aside."""
+    def has_same_layout(self, per_sample: frozenset[str]) -> bool:
+        """Whether the same arguments as before have one entry for each sample.
+
+        They do not where two sizes happen to be equal, for instance as many samples as positions.
+
+        Args:
+            per_sample: The arguments that had one entry for each sample before.
+        """
         own = self.per_sample
-        return self.size == 1 or all((name in own) == (name in per_sample) for name in self.leaves)
+        return self.size == 1 or all((name in own) == (name in per_sample) for name in self.tensors)
 
     def is_per_sample(self, tensor: Tensor) -> bool:
         """Whether the first dimension of an argument counts the samples."""
         if tensor.dim() == 0 or tensor.shape[0] != self.size:
             return False
-        first = next(iter(self.leaves.values()))
-        # A vector as long as the batch may as well count the positions, if there are as many of them.
+        first = next(iter(self.tensors.values()))
+        # With as many positions as samples, a vector of this length may belong to either.
         return tensor.dim() > 1 or first.dim() < 2 or first.shape[1] != self.size
 
-    def only(self, rows: Sequence[int], stop: int | None = None) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """The arguments of the same call with some of the samples.
+    def select(self, rows: Sequence[int], stop: int | None = None) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Return the arguments of the same call for some of the samples.
 
         Args:
             rows: Which samples.
             stop: Leave out the positions from here on; ``None`` keeps all.
 
         Returns:
-            Positional and named arguments, or ``None`` if samples or positions cannot be left out of them.
+            Positional and named arguments, or ``None`` if they cannot be divided by sample or position.
         """
         index = torch.as_tensor(rows)
 
@@ -149,7 +159,7 @@ class Call:
                 if self.is_per_sample(value):
                     value = value.index_select(0, index.to(value.device))
                 elif (stop is not None and self.length in value.shape) or value.shape[:1] == (self.size,):
-                    raise _NotDivisible  # it counts positions, or may as well count the samples
+                    raise _NotDivisible  # indexed by position, or perhaps by sample
                 if stop is None or self.length not in value.shape[1:]:
                     return value
                 if name in TOKENWISE and value.shape[1] == self.length:
@@ -170,22 +180,26 @@ class Call:
         except _NotDivisible:
             return None
 
-    def part(self, rows: Sequence[int]) -> Call | None:
-        """The same call with some of the samples, ``None`` if they cannot be told apart."""
-        cut = self.only(rows)
+    def subset(self, rows: Sequence[int]) -> Call | None:
+        """Return the same call for some of the samples, ``None`` if it cannot be divided.
+
+        Args:
+            rows: Which samples.
+        """
+        cut = self.select(rows)
         if cut is None:
             return None
-        leaves = {name: t[list(rows)] if self.is_per_sample(t) else t for name, t in self.leaves.items()}
+        tensors = {name: t[list(rows)] if self.is_per_sample(t) else t for name, t in self.tensors.items()}
         spans = [self.spans[row] for row in rows] if self.spans else []
-        return replace(self, args=cut[0], kwargs=cut[1], leaves=leaves, size=len(rows), spans=spans)
+        return replace(self, args=cut[0], kwargs=cut[1], tensors=tensors, size=len(rows), spans=spans)
 
 
 class _NotDivisible(Exception):
-    """An argument has samples or positions that cannot be left out."""
+    """An argument cannot be divided by sample or position."""
 
 
 class CallReader:
-    """Reads calls of one module.
+    """Reads the arguments of calls of one module.
 
     Args:
         module: The module whose ``forward`` is called.
@@ -197,28 +211,28 @@ class CallReader:
         self.names = [p.name for p in parameters if p.kind in kinds]
 
     def named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        """All arguments of a call by name; those without one by position."""
+        """Return all arguments of a call by name; extra positional arguments are named by their position."""
         return {**{(self.names[i] if i < len(self.names) else str(i)): v for i, v in enumerate(args)}, **kwargs}
 
     def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-        """See the arguments of one call sample by sample.
+        """Read the arguments of one call.
 
         Raises:
-            Unsupported: If there is no tensor among them, or something that cannot be keyed by its content.
+            Unsupported: If there is no tensor among the arguments, or something that cannot be hashed.
         """
-        leaves: dict[str, Tensor] = {}
-        plain: dict[str, Any] = {}
+        tensors: dict[str, Tensor] = {}
+        constants: dict[str, Any] = {}
         for path, value in _walk(self.named(args, kwargs)):
             if isinstance(value, Tensor):
-                leaves[path] = value
+                tensors[path] = value
             elif path.rpartition(".")[2] not in REPORTING:
-                plain[path] = value
-        first = next((t for t in leaves.values() if t.dim() > 0), None)
+                constants[path] = value
+        first = next((t for t in tensors.values() if t.dim() > 0), None)
         if first is None:
             raise Unsupported("its inputs hold no tensor with a batch dimension")
         size = first.shape[0]
-        length, spans = _padding(leaves.get("attention_mask"), leaves, size)
-        return Call(args, kwargs, leaves, plain, size, length, spans, self.names)
+        length, spans = _padding(tensors.get("attention_mask"), tensors, size)
+        return Call(args, kwargs, tensors, constants, size, length, spans, self.names)
 
 
 def _walk(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -236,8 +250,8 @@ def _walk(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             raise Unsupported(f"its input {path!r} is a {type(value).__name__}, which has no content to key it by")
 
 
-def _padding(mask: Tensor | None, leaves: Mapping[str, Tensor], size: int) -> tuple[int, list[tuple[int, int]]]:
-    tokens = next((leaves[n] for n in ("input_ids", "inputs_embeds") if n in leaves), None)
+def _padding(mask: Tensor | None, tensors: Mapping[str, Tensor], size: int) -> tuple[int, list[tuple[int, int]]]:
+    tokens = next((tensors[n] for n in ("input_ids", "inputs_embeds") if n in tensors), None)
     if mask is None or mask.dim() != 2 or tokens is None or mask.shape != tokens.shape[:2] or mask.shape[0] != size:
         return 0, []
     real = (mask.detach() != 0).cpu().numpy()
@@ -250,14 +264,14 @@ def _padding(mask: Tensor | None, leaves: Mapping[str, Tensor], size: int) -> tu
 
 
 def hash_of(tensor: Tensor) -> bytes:
-    """A hash of the content of a tensor; other threads go on meanwhile."""
+    """Return a hash of the content of a tensor. Hashing releases the GIL."""
     entry = new_hash()
     entry.update(bytes_of(tensor.reshape(1, -1)))
     return bytes(entry.digest())
 
 
 def bytes_of(tensor: Tensor) -> np.ndarray:
-    """The content of a tensor as one row of bytes for each sample."""
+    """Return the content of a tensor as one row of bytes for each sample."""
     tensor = tensor.detach().cpu().contiguous()
     if tensor.is_conj() or tensor.is_neg():
         tensor = tensor.resolve_conj().resolve_neg()

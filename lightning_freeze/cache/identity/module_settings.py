@@ -1,4 +1,4 @@
-"""What modules compute with besides their weights: settings that are plain attributes, such as the active adapter."""
+"""Settings of modules that are plain attributes, such as the active adapter or a scale."""
 
 from __future__ import annotations
 
@@ -19,35 +19,35 @@ from torch import Tensor, nn
 from lightning_freeze.cache.identity.keys import hash_of, new_hash
 from lightning_freeze.cache.identity.values import record_of, version_of
 
-#: What every module has, and what Lightning and the stand-ins of skipped layers write to.
+#: Attributes that every module has, and those that Lightning and the stand-ins of skipped layers write to.
 _OWN = frozenset({*vars(LightningModule()), "forward"})
 _PLAIN = frozenset({bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size})
 _CONTAINERS = (list, tuple, set, frozenset, dict, deque)
 _EXACT = frozenset(_CONTAINERS) - {deque}
 _CODE = frozenset({types.FunctionType, types.BuiltinFunctionType, type, partial})
-#: Elements of one container or array that are looked at, and parts of one attribute.
+#: Largest number of elements that are read of one container or array, and of parts of one attribute.
 _MOST, _MOST_PARTS = 64, 512
 
 
-class Settings:
+class ModuleSettings:
     """Reads the settings of some modules at each forward pass.
 
-    What a module changes in its own forward pass, a counter for instance, is none of them.
+    An attribute that a module changes in its own forward pass, such as a counter, is not a setting.
 
     Args:
         modules: The modules.
     """
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
-        # Lightning's module has attributes for many purposes, and its tensors are losses and metrics.
+        # A LightningModule has attributes for many purposes, and its tensors are losses and metrics.
         self._owners = [(number, module, isinstance(module, LightningModule)) for number, module in enumerate(modules)]
-        self._counters: set[tuple[int, str]] = set()
+        self._ignored: set[tuple[int, str]] = set()
         self._found: dict[tuple[int, str], Any] | None = None
         self._digest = b""
 
     def digest(self) -> bytes:
-        """A hash of their present values, which depends on no process."""
-        found = self._look()
+        """Return a hash of the present values, which is the same in every process."""
+        found = self._read()
         if found != self._found:
             self._found = found
             entry = new_hash()
@@ -56,71 +56,71 @@ class Settings:
             self._digest = entry.digest()
         return self._digest
 
-    def end_pass(self) -> None:
-        """A real forward pass is over: what has changed since :meth:`digest` is left out from now on."""
-        self._leave_out(self._found or {})
+    def end_real_pass(self) -> None:
+        """Ignore from now on what a real forward pass has changed since :meth:`digest`."""
+        self._ignore_changes(self._found or {})
 
     @contextmanager
-    def passing(self) -> Iterator[None]:
-        """A real forward pass runs inside: what it changes is left out from now on."""
-        before = self._look()
+    def real_pass(self) -> Iterator[None]:
+        """Ignore from now on what a real forward pass changes that runs in this context."""
+        before = self._read()
         yield
-        self._leave_out(before)
+        self._ignore_changes(before)
 
-    def _leave_out(self, before: dict[tuple[int, str], Any]) -> None:
-        now = self._look()
-        self._counters |= {key for key in now.keys() | before.keys() if now.get(key) != before.get(key)}
+    def _ignore_changes(self, before: dict[tuple[int, str], Any]) -> None:
+        now = self._read()
+        self._ignored |= {key for key in now.keys() | before.keys() if now.get(key) != before.get(key)}
 
-    def look_again(self) -> None:
-        """Read tensors again at the next :meth:`digest`: somebody may have written to them without a trace."""
+    def recheck(self) -> None:
+        """Read tensors again at the next :meth:`digest`, in case their version counters missed a change."""
         self._found = None
 
-    def _look(self) -> dict[tuple[int, str], Any]:
+    def _read(self) -> dict[tuple[int, str], Any]:
         found = {
             (number, name): _setting(value, is_root)
             for number, module, is_root in self._owners
             for name, value in vars(module).items()
             if name not in _OWN
         }
-        return {key: value for key, value in found.items() if value is not None and key not in self._counters}
+        return {key: value for key, value in found.items() if value is not None and key not in self._ignored}
 
 
-class _Written:
-    """A tensor in an attribute: the same as before as long as nobody has put another one there or written into it."""
+class _TensorSetting:
+    """A tensor in an attribute, compared by identity and version rather than by content."""
 
     def __init__(self, tensor: Tensor) -> None:
         self._tensor = tensor
         self._state = (tensor.data_ptr(), version_of(tensor), tensor.shape, tensor.dtype)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Written) and self._state == other._state
+        return isinstance(other, _TensorSetting) and self._state == other._state
 
     __hash__ = None  # type: ignore[assignment]
 
     def content(self) -> str:
-        """A hash of what is in it."""
+        """Return its shape, dtype and a hash of its content."""
         return f"{tuple(self._tensor.shape)} {self._tensor.dtype} {hash_of(self._tensor).hex()}"
 
 
 def _setting(value: Any, is_root: bool) -> Any:
-    """A value as text or, with tensors in it, as a list of such; ``None`` if it is no setting.
+    """Return a value as text, or as a nested list if it contains tensors; ``None`` if it is not a setting.
 
     Args:
         value: An attribute.
-        is_root: Whether it is one of a LightningModule, where tensors, and all that is kept with them, are results.
+        is_root: Whether it belongs to a LightningModule, where tensors, and what is stored with them, are results.
     """
     try:
-        return _seen(value, is_root, [_MOST_PARTS])
+        return _described(value, is_root, [_MOST_PARTS])
     except _Result:
         return None
 
 
 class _Result(Exception):
-    """There is a tensor among the attributes of a LightningModule."""
+    """A value of a LightningModule contains a tensor, so that it is a result."""
 
 
-def _seen(value: Any, is_root: bool, left: list[int]) -> Any:
-    """The same for an attribute or a part of one; ``left`` counts how many parts may still be looked at."""
+def _described(value: Any, is_root: bool, left: list[int]) -> Any:
+    """Do the same for an attribute or a part of one; ``left`` counts how many parts may still be read."""
     left[0] -= 1
     kind = type(value)
     if kind in _PLAIN:
@@ -128,7 +128,7 @@ def _seen(value: Any, is_root: bool, left: list[int]) -> Any:
     if isinstance(value, Tensor):
         if is_root:
             raise _Result
-        return None if value.requires_grad else _Written(value)  # what trains and feeds in is noticed elsewhere
+        return None if value.requires_grad else _TensorSetting(value)  # tensors that train are noticed elsewhere
     if isinstance(value, Enum):
         return f"{kind.__name__}.{value.name}"
     if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and not is_root):
@@ -138,40 +138,41 @@ def _seen(value: Any, is_root: bool, left: list[int]) -> Any:
     if kind in _EXACT or (isinstance(value, _CONTAINERS) and not is_root):
         return _container(value, is_root, left)
     if kind in _CODE:
-        return _named(value)
-    # The config of a Hugging Face model counts elsewhere, without what concerns its head.
+        return _code_identity(value)
+    # The config of a Hugging Face model is part of the fingerprint, without the settings of its head.
     record = None if hasattr(value, "to_dict") else record_of(value)
     if record is None or left[0] <= 0:
         return None
-    seen: list[Any] = [kind.__name__]
+    described: list[Any] = [kind.__name__]
     for name, part in record.items():
         with suppress(_Result):
-            if part is not value and (shown := _seen(part, is_root, left)) is not None:
-                seen.append([name, shown])
-    return seen
+            if part is not value and (shown := _described(part, is_root, left)) is not None:
+                described.append([name, shown])
+    return described
 
 
 def _container(value: Any, is_root: bool, left: list[int]) -> Any:
     parts: Any = value.items() if isinstance(value, dict) else value
-    if isinstance(value, (set, frozenset)):  # in no order that another process would repeat
+    if isinstance(value, (set, frozenset)):  # their order differs between processes
         parts = sorted(value, key=repr) if len(value) <= _MOST else ()
-    seen = [_seen(part, is_root, left) for part in islice(parts, _MOST) if left[0] > 0]
-    if all(part is None for part in seen) and (seen or is_root):  # one that is still empty may be for results
+    described = [_described(part, is_root, left) for part in islice(parts, _MOST) if left[0] > 0]
+    # An empty container of a LightningModule may be meant for results.
+    if all(part is None for part in described) and (described or is_root):
         return None
-    return [type(value).__name__, len(value), *seen]
+    return [type(value).__name__, len(value), *described]
 
 
-def _text(seen: Any) -> str:
-    """What was seen as text that depends on no process."""
-    if isinstance(seen, list):
-        return f"[{', '.join(map(_text, seen))}]"
-    return seen.content() if isinstance(seen, _Written) else str(seen)
+def _text(described: Any) -> str:
+    """Return a described value as text that is the same in every process."""
+    if isinstance(described, list):
+        return f"[{', '.join(map(_text, described))}]"
+    return described.content() if isinstance(described, _TensorSetting) else str(described)
 
 
-def _named(code: Any) -> str:
+def _code_identity(code: Any) -> str:
     if isinstance(code, partial):
-        return f"{_named(code.func)}{_text(_setting(code.args, False))}{_text(_setting(code.keywords, False))}"
-    body = getattr(code, "__code__", None)  # what a lambda does is not in its name
+        return f"{_code_identity(code.func)}{_text(_setting(code.args, False))}{_text(_setting(code.keywords, False))}"
+    body = getattr(code, "__code__", None)  # two lambdas may have the same name
     return (
         f"{getattr(code, '__module__', '')}.{getattr(code, '__qualname__', code)} {body.co_code.hex() if body else ''}"
     )

@@ -1,4 +1,4 @@
-"""What a value holds: the tensors in it, its parts by name, and how often a tensor was written to."""
+"""The contents of attributes and outputs: tensors, parts by name, and versions of tensors."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ _OWN = frozenset({*vars(nn.Module()), "forward"})
 
 
 def attributes_of(module: nn.Module) -> dict[str, Any]:
-    """The attributes of a module besides those that every module has."""
+    """Return the attributes of a module besides those that every module has."""
     return {name: value for name, value in vars(module).items() if name not in _OWN}
 
 
 def version_of(tensor: Tensor) -> int:
-    """How often a tensor has been written to; 0 where that is not counted."""
+    """Return how often a tensor has been written to; 0 for inference tensors, which do not count it."""
     return 0 if tensor.is_inference() else tensor._version
 
 
 def tensors_in(value: Any) -> Iterable[Tensor]:
-    """Every tensor in an output, key-value caches left out."""
+    """Yield every tensor in an output, except for key-value caches."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):
@@ -39,7 +39,7 @@ def tensors_in(value: Any) -> Iterable[Tensor]:
 
 
 def record_of(value: Any) -> dict[str, Any] | None:
-    """The parts of a dataclass or of a namespace by name; ``None`` if a value is neither."""
+    """Return the parts of a dataclass or a namespace by name; ``None`` if the value is neither."""
     if is_dataclass(value) and not isinstance(value, type):
         own = {field.name: getattr(value, field.name, None) for field in fields(value)}  # with slots there is no dict
         return {**own, **getattr(value, "__dict__", {})}

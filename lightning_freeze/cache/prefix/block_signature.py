@@ -1,4 +1,4 @@
-"""What a block takes and returns, learned from one real call, so that a stand-in can return the same."""
+"""The signature of a block, learned from one real call, so that a stand-in can return the same structure."""
 
 from __future__ import annotations
 
@@ -11,28 +11,31 @@ from torch import Tensor
 
 from lightning_freeze.cache.identity.keys import REPORTING, Unsupported
 
+#: Where one returned value comes from, and the constant or the argument that it is.
 Part = tuple[Literal["hidden", "constant", "argument", "row", "all", "withheld"], Any]
-#: By number of the block, what it has computed from shapes alone: by the shapes, by the position in what it returns.
-Computed = dict[int, dict[Any, Any]]
+#: What blocks have computed from shapes alone: by number of the block, by the shapes, by the position in the output.
+ShapeOutputs = dict[int, dict[Any, Any]]
 
 #: A block's own ``forward``.
-Run = Callable[..., Any]
+Forward = Callable[..., Any]
 
-#: Shapes of which that is kept.
+#: Number of shapes for which these outputs are kept.
 _MOST_SHAPES = 4
-#: Largest argument that is no sample's own and is looked at element by element.
+#: Largest argument without a batch dimension whose elements are part of the key.
 _MOST_ELEMENTS = 4096
 
 
 @dataclass
-class BlockForm:
+class BlockSignature:
     """What one block takes and returns.
 
     Attributes:
-        options: The switches among its arguments, by name or position: others may make it return something else.
-        kind: Type of what it returns; ``Tensor`` for the hidden states alone.
-        parts: For each thing that it returns where it comes from: the hidden states, a constant, one of its arguments,
-            something that it computes from shapes alone, for one row or for all, or something else, withheld.
+        options: The booleans and strings among its arguments, by name or position. With other values the block may
+            return something else.
+        kind: The type that it returns; ``Tensor`` for the hidden states alone.
+        parts: Where each returned value comes from: ``"hidden"`` (the hidden states), ``"constant"``, ``"argument"``,
+            ``"row"`` or ``"all"`` (computed from shapes alone, from one row of the batch or from all rows), or
+            ``"withheld"`` (anything else, which a skipped block does not return).
     """
 
     options: dict[int | str, bool | str]
@@ -40,15 +43,18 @@ class BlockForm:
     parts: list[Part]
 
     @property
-    def withholds(self) -> bool:
-        """Whether a skipped block lacks something that the real one returns."""
+    def withholds_output(self) -> bool:
+        """Whether a skipped block leaves out something that the real one returns."""
         return any(source == "withheld" for source, _ in self.parts)
 
-    def returned(self, output: Any) -> Tensor:
-        """The hidden states in what a call returned.
+    def hidden_in(self, output: Any) -> Tensor:
+        """Return the hidden states in the output of a call.
+
+        Args:
+            output: What the block returned.
 
         Raises:
-            Unsupported: If it is not of the form.
+            Unsupported: If the output does not have this signature.
         """
         is_same = isinstance(output, Tensor) if self.kind is Tensor else type(output) is self.kind
         if not is_same or (self.kind is not Tensor and len(output) != len(self.parts)):
@@ -57,20 +63,20 @@ class BlockForm:
         return value
 
     def build(
-        self, hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], run: Run, earlier: dict[Any, Any]
+        self, hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], forward: Forward, earlier: dict[Any, Any]
     ) -> Any:
-        """What a call would return if these were the hidden states that it computes.
+        """Return what a call would return if it computed the given hidden states.
 
         Args:
             hidden: The hidden states.
             args: Positional arguments of the call.
             kwargs: Named arguments of the call.
-            run: The block's own ``forward``, for what depends on shapes alone.
-            earlier: What it has computed in earlier calls.
+            forward: The block's own ``forward``, to compute what depends on shapes alone.
+            earlier: What earlier calls have computed from shapes alone; updated.
         """
         if self.kind is Tensor:
             return hidden
-        computed = self._compute(hidden.shape[0], args, kwargs, run, earlier)
+        computed = self._compute(hidden.shape[0], args, kwargs, forward, earlier)
         values: list[Any] = []
         for position, (source, detail) in enumerate(self.parts):
             if source == "hidden":
@@ -82,13 +88,13 @@ class BlockForm:
         return tuple(values) if self.kind is tuple else list(values)
 
     def blank(self, hidden: Tensor) -> Any:
-        """The hidden states in something of the same form, with nothing else in it."""
+        """Return the hidden states in the structure of the output, with ``None`` for everything else."""
         return hidden if self.kind is Tensor else self.kind([hidden, *[None] * (len(self.parts) - 1)])
 
     def _compute(
-        self, size: int, args: tuple[Any, ...], kwargs: dict[str, Any], run: Run, earlier: dict[Any, Any]
+        self, size: int, args: tuple[Any, ...], kwargs: dict[str, Any], forward: Forward, earlier: dict[Any, Any]
     ) -> dict[int, Any]:
-        """By position, what the block computes itself from shapes alone."""
+        """Compute what depends on shapes alone, by position in the output."""
         wanted = [position for position, (source, _) in enumerate(self.parts) if source in ("row", "all")]
         if not wanted:
             return {}
@@ -98,21 +104,21 @@ class BlockForm:
         if before is not None and all(value._version == version for value, version in before.values()):
             return {position: value for position, (value, _) in before.items()}
         rows = slice(0, 1) if is_row else slice(None)
-        few = [_some(value, rows, size) for value in args]
+        few = [_rows_of(value, rows, size) for value in args]
         with torch.no_grad():
-            output = run(*few, **{name: _some(value, rows, size) for name, value in kwargs.items()})
+            output = forward(*few, **{name: _rows_of(value, rows, size) for name, value in kwargs.items()})
         found = {position: output[position] for position in wanted}
         if key is not None:
             if len(earlier) >= _MOST_SHAPES:
                 earlier.clear()
-            # Whoever writes into it later would be found out by its version.
+            # The version counter shows whether somebody has written into it later.
             earlier[key] = {position: (value, value._version) for position, value in found.items()}
         return found
 
 
 def _shapes_of(args: tuple[Any, ...], kwargs: dict[str, Any], size: int) -> Hashable | None:
-    """All that something may depend on which is the same for every sample of a batch; ``None`` if it cannot be told."""
-    if torch.is_inference_mode_enabled():  # its tensors cannot be used in training, and have no version
+    """A key of everything in the arguments that is shared by all samples; ``None`` if there is none."""
+    if torch.is_inference_mode_enabled():  # inference tensors cannot be used in training, and have no version
         return None
     found: list[Hashable] = []
     for name, value in (*enumerate(args), *kwargs.items()):
@@ -131,27 +137,27 @@ def _shapes_of(args: tuple[Any, ...], kwargs: dict[str, Any], size: int) -> Hash
     return tuple(found)
 
 
-def _some(value: Any, rows: slice, size: int) -> Any:
+def _rows_of(value: Any, rows: slice, size: int) -> Any:
     return value[rows] if isinstance(value, Tensor) and value.dim() > 1 and value.shape[0] == size else value
 
 
-def options_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[int | str, bool | str]:
-    """The switches among the arguments of a call."""
+def options_in(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[int | str, bool | str]:
+    """Return the booleans and strings among the arguments of a call."""
     given: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
     return {name: value for name, value in given if isinstance(value, (bool, str)) and name not in REPORTING}
 
 
-def form_of(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> BlockForm:
-    """Learn the form of a block from one real call.
+def signature_of(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> BlockSignature:
+    """Learn the signature of a block from one real call.
 
     Raises:
-        Unsupported: If it returns something that cannot be told without running it.
+        Unsupported: If the block returns something that cannot be known without running it.
     """
     if not any(isinstance(value, Tensor) for value in (*args, *kwargs.values())):
         raise Unsupported(f"{name} is not called with hidden states")
-    options = options_of(args, kwargs)
+    options = options_in(args, kwargs)
     if isinstance(output, Tensor):
-        return BlockForm(options, Tensor, [])
+        return BlockSignature(options, Tensor, [])
     if type(output) not in (tuple, list) or not output or not isinstance(output[0], Tensor):
         raise Unsupported(f"{name} returns a {type(output).__name__}, expected hidden states or a tuple that begins so")
     hidden = output[0]
@@ -166,6 +172,6 @@ def form_of(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: An
         elif isinstance(value, Tensor) and value.dim() > 1 and value.shape[0] == 1:
             parts.append(("row" if hidden.shape[0] > 1 else "all", position))
         else:
-            # Attention weights, for instance, that nobody has asked for. The rehearsal finds out whoever reads them.
+            # Attention weights that nobody asked for, for instance. The dry run shows whether anything reads them.
             parts.append(("withheld", None))
-    return BlockForm(options, type(output), parts)
+    return BlockSignature(options, type(output), parts)

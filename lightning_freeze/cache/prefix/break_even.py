@@ -1,49 +1,51 @@
-"""Whether reading hidden states back is worth while, by the times that it and computing them take."""
+"""Whether reading hidden states pays, from the times that reading and computing them take."""
 
 from __future__ import annotations
 
-from lightning_freeze.cache.prefix.pass_state import Known
+from lightning_freeze.cache.prefix.pass_state import KnownPrefix
 
-#: Reading may take this many times as long as computing before it is given up.
+#: Reading may take this many times as long as computing before the cache stops being used.
 SLOWER = 1.0
-#: Batches that are read before it is seen again whether that is worth while.
+#: Number of batches that are read before the decision is made again.
 READS = 8
-#: Seconds of reading a batch that are not worth a thought.
-LITTLE = 0.005
+#: Reading a batch in less than this many seconds is never given up.
+NEGLIGIBLE_SECONDS = 0.005
 
 
-def is_slow(known: Known, size: int, seconds: float) -> bool:
-    """Whether reading a batch takes longer than something else.
+def is_slow(known: KnownPrefix, size: int, seconds: float) -> bool:
+    """Whether reading a batch takes longer than an alternative.
 
     Args:
         known: The prefix.
         size: Number of samples in the batch.
-        seconds: What the other thing takes.
+        seconds: What the alternative takes.
     """
-    return known.reading * size > SLOWER * seconds
+    return known.read_seconds * size > SLOWER * seconds
 
 
-def why_not(known: Known) -> str | None:
-    """Why reading is not worth while, ``None`` if it is."""
-    # By the first batch, which takes longest: with models so small that it matters, there is little to lose.
-    if not is_slow(known, 1, known.first):
+def why_slow(known: KnownPrefix) -> str | None:
+    """Why reading does not pay, ``None`` if it does."""
+    # Compared with the first batch, which takes longest: where that matters, the model is so small that little is lost.
+    if not is_slow(known, 1, known.first_compute_seconds):
         return None
     return (
-        f"reading the hidden states of a sample takes {1e3 * known.reading:.2g} ms, computing them "
-        f"{1e3 * known.first:.2g} ms"
+        f"reading the hidden states of a sample takes {1e3 * known.read_seconds:.2g} ms, computing them "
+        f"{1e3 * known.first_compute_seconds:.2g} ms"
     )
 
 
-def why_not_after_all(known: Known, seconds: float, size: int) -> str | None:
-    """Why reading is not worth while, once it has turned out so: the first one may come from memory.
+def why_slow_after_reads(known: KnownPrefix, seconds: float, size: int) -> str | None:
+    """Why reading does not pay, measured on the first batches that were read; ``None`` if it does.
+
+    The first measurement alone is not enough: it may have read from memory what later comes from disk.
 
     Args:
         known: The prefix.
-        seconds: What reading a batch has just taken.
-        size: Its number of samples.
+        seconds: Time that reading a batch has just taken.
+        size: Number of samples in it.
     """
-    known.reads.append(seconds / size)
-    if len(known.reads) != READS or min(known.reads) * size < LITTLE:
+    known.read_times.append(seconds / size)
+    if len(known.read_times) != READS or min(known.read_times) * size < NEGLIGIBLE_SECONDS:
         return None
-    known.reading = min(known.reads)
-    return why_not(known)
+    known.read_seconds = min(known.read_times)
+    return why_slow(known)

@@ -1,20 +1,20 @@
-"""The stored hidden states of one tower: by the identity of the prefix, then by the key of the sample."""
+"""The stored hidden states of one tower, by the identity of the prefix and the key of the sample."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
 
 from lightning_freeze.cache.identity.cached_towers import CachedTower
-from lightning_freeze.cache.identity.fingerprint import Fingerprint, surroundings
-from lightning_freeze.cache.identity.keys import Call
-from lightning_freeze.cache.identity.module_settings import Settings
+from lightning_freeze.cache.identity.fingerprint import Fingerprint, environment
+from lightning_freeze.cache.identity.keys import Call, KeysOf
+from lightning_freeze.cache.identity.module_settings import ModuleSettings
 from lightning_freeze.cache.prefix import break_even, layout
-from lightning_freeze.cache.prefix.pass_state import Known, Pass, Store
+from lightning_freeze.cache.prefix.pass_state import KnownPrefix, PassState, Store
 from lightning_freeze.cache.store.accelerator import AcceleratorTier, has_own_memory
 from lightning_freeze.cache.store.sizes import bytes_in
 
@@ -24,63 +24,70 @@ class PrefixEntries:
 
     Args:
         tower: The tower.
-        store: Where hidden states are kept.
-        dtype: What to store them in, ``None`` for what was computed.
-        accelerator: Where those that were used stay on their device, if anywhere.
+        store: The store of all hidden states.
+        dtype: The dtype to store, ``None`` for the one that was computed.
+        accelerator: The store on the device of the model, if there is one.
 
     Attributes:
         known: What is known about each prefix.
-        filled: The boundaries at which anything has been stored.
-        ahead: Lower boundaries to fill in the same pass, because a later phase will need them, the next one first.
-        budget: Bytes that there is room for, ``None`` for no limit.
-        expected: Samples that there will be.
-        trims: Whether padding may be left out.
+        filled: The boundaries at which hidden states are stored.
+        boundaries_ahead: Lower boundaries that later phases need, the next one first. They are filled in the same pass.
+        budget: Bytes that the store may hold, ``None`` for no limit.
+        expected_samples: Number of samples in an epoch.
+        trims_padding: Whether samples may be stored without padding.
     """
 
     def __init__(
         self, tower: CachedTower, store: Store, dtype: torch.dtype | None, accelerator: AcceleratorTier | None = None
     ) -> None:
         self.dtype = dtype
-        self.known: dict[bytes, Known] = {}
+        self.known: dict[bytes, KnownPrefix] = {}
         self.filled: set[int] = set()
-        self.ahead: Sequence[int] = ()
+        self.boundaries_ahead: Sequence[int] = ()
         self.budget: int | None = None
-        self.expected = 0
-        self.trims = True
+        self.expected_samples = 0
+        self.trims_padding = True
         self._tower = tower
         self._store = store
         self._accelerator = accelerator
         self._fingerprint = Fingerprint(tower)
-        self._look: bool | None = True
-        self._settings: dict[int, Settings] = {}
+        # Whether to recheck the weights in the next pass, and whether thoroughly.
+        self._recheck: bool | None = True
+        self._settings: dict[int, ModuleSettings] = {}
 
-    def look_again(self, thorough: bool) -> None:
-        """Notice at the next pass if the weights have changed in a way that left no trace."""
-        self._look = thorough or bool(self._look)
-        if thorough:
-            for settings in self._settings.values():
-                settings.look_again()
-            for known in self.known.values():
-                known.proofs = 0
-
-    def identify(self, boundary: int, mode: str, call: Call) -> tuple[bytes, Known]:
-        """The identity of the prefix, and what is known about it.
+    def recheck(self, thorough: bool) -> None:
+        """Check in the next pass whether the weights have changed in a way that no version counter shows.
 
         Args:
-            boundary: Number of blocks in it.
+            thorough: Whether to read all weights again, or some elements of each.
+        """
+        self._recheck = thorough or bool(self._recheck)
+        if thorough:
+            for settings in self._settings.values():
+                settings.recheck()
+            for known in self.known.values():
+                known.padded_passes = 0
+
+    def identify(self, boundary: int, mode: str, call: Call) -> tuple[bytes, KnownPrefix]:
+        """Return the identity of a prefix, and what is known about it.
+
+        Args:
+            boundary: Number of blocks in the prefix.
             mode: The modes of its modules.
             call: The running call.
         """
-        if self._look is not None:
-            self._fingerprint.look_again(self._look, boundary)
-            self._look = None
-        device = next(iter(call.leaves.values())).device
-        extra = f"{surroundings(device)}, {mode}, stored as {self.dtype or 'computed'}"
+        if self._recheck is not None:
+            self._fingerprint.recheck(self._recheck, boundary)
+            self._recheck = None
+        device = next(iter(call.tensors.values())).device
+        extra = f"{environment(device)}, {mode}, stored as {self.dtype or 'computed'}"
         if boundary not in self._settings:
-            self._settings[boundary] = Settings(self._tower.prefix_modules(boundary) + self._tower.around())
+            self._settings[boundary] = ModuleSettings(
+                self._tower.prefix_modules(boundary) + self._tower.enclosing_modules()
+            )
         namespace = self._fingerprint.of(boundary, f"{extra}, {self._settings[boundary].digest().hex()}")
         if namespace not in self.known:
-            self.known[namespace] = Known(boundary, trimmed=self.trims)
+            self.known[namespace] = KnownPrefix(boundary, trims_padding=self.trims_padding)
             info: dict[str, str | int] = {
                 "model": type(self._tower.entry).__name__,
                 "tower": self._tower.name,
@@ -93,165 +100,186 @@ class PrefixEntries:
         return namespace, self.known[namespace]
 
     def boundaries(self, boundary: int) -> list[int]:
-        """The boundaries at which hidden states are wanted from a pass."""
-        return [*(b for b in self.ahead if b < boundary), boundary]
+        """Return the boundaries at which a pass should record hidden states.
 
-    def read(self, this: Pass, namespace: bytes, known: Known) -> list[Tensor | None]:
-        """What is stored for the samples of a pass; what does not fit the batch counts as missing."""
-        rows = self._get(namespace, this)
-        if not known.checked:
+        Args:
+            boundary: The boundary of the pass.
+        """
+        return [*(b for b in self.boundaries_ahead if b < boundary), boundary]
+
+    def read(self, state: PassState, namespace: bytes, known: KnownPrefix) -> list[Tensor | None]:
+        """Return what is stored for the samples of a pass; an entry that does not fit the batch counts as missing.
+
+        Args:
+            state: The pass.
+            namespace: The identity of the prefix.
+            known: What is known about it.
+        """
+        rows = self._get(namespace, state)
+        if not known.is_checked:
             return rows
-        found = self.fitting(this, rows, known)
+        found = self.matching(state, rows, known)
         if any(row is not None for row in found):
             self.filled.add(known.boundary)
         return found
 
-    def fitting(self, this: Pass, rows: Sequence[Tensor | None], known: Known) -> list[Tensor | None]:
-        """What was stored for the samples of a pass, ``None`` for what does not fit the batch.
+    def matching(self, state: PassState, rows: Sequence[Tensor | None], known: KnownPrefix) -> list[Tensor | None]:
+        """Return stored samples, with ``None`` in place of those that do not fit the batch.
 
         Args:
-            this: The pass.
-            rows: One for each sample.
+            state: The pass.
+            rows: One entry for each sample.
             known: What is known about the layout of the hidden states.
         """
         dtype = self.dtype or known.dtype
-        whole = (this.call.length, *known.tail) if known.positions and this.call.length else None
+        full_shape = (state.call.length, *known.feature_shape) if known.has_positions and state.call.length else None
         found: list[Tensor | None] = []
+        spans = state.spans
         for number, row in enumerate(rows):
-            span = this.spans[number] if this.spans else None
-            expected = torch.Size(whole) if whole else row.shape if row is not None else torch.Size()
+            span = spans[number] if spans else None
+            expected = torch.Size(full_shape) if full_shape else row.shape if row is not None else torch.Size()
             found.append(row if row is not None and layout.fits(row, span, expected, dtype) else None)
         first = next((row for row in found if row is not None), None)
-        if this.spans is None and first is not None:
+        if spans is None and first is not None:
             found = [row if row is not None and row.shape == first.shape else None for row in found]
         return found
 
-    def _get(self, namespace: bytes, this: Pass) -> list[Tensor | None]:
-        if self._accelerator is None or not has_own_memory(this.device):
-            return self._store.get(namespace, this.keys)
-        rows = self._accelerator.get(namespace, this.keys)
-        rows = [row if row is not None and row.device == this.device else None for row in rows]
+    def _get(self, namespace: bytes, state: PassState) -> list[Tensor | None]:
+        if self._accelerator is None or not has_own_memory(state.device):
+            return self._store.get(namespace, state.keys)
+        rows = self._accelerator.get(namespace, state.keys)
+        rows = [row if row is not None and row.device == state.device else None for row in rows]
         missing = [number for number, row in enumerate(rows) if row is None]
-        below = self._store.get(namespace, [this.keys[number] for number in missing]) if missing else []
+        below = self._store.get(namespace, [state.keys[number] for number in missing]) if missing else []
         for number, row in zip(missing, below, strict=True):
             rows[number] = row
         return rows
 
-    def keep(self, this: Pass, hidden: Tensor) -> None:
-        """Let hidden states that were laid out for a pass stay on their device.
+    def has_lower(self, boundary: int) -> bool:
+        """Whether hidden states are stored at any boundary below the given one."""
+        return any(lower < boundary for lower in self.filled)
+
+    def keep_on_device(self, state: PassState, hidden: Tensor) -> None:
+        """Keep the hidden states of a pass on their device, if there is a store for that.
 
         Args:
-            this: The pass.
-            hidden: The batch.
+            state: The pass.
+            hidden: The hidden states of the batch.
         """
         if self._accelerator is None or not has_own_memory(hidden.device):
             return
-        rows = layout.cut(hidden, this.spans)
-        self._accelerator.put(this.namespace, this.keys, rows, self.dtype or this.known.dtype)
+        rows = layout.cut(hidden, state.spans)
+        self._accelerator.put(state.namespace, state.keys, rows, self.dtype or state.known.dtype)
 
-    def put(self, this: Pass, computed: dict[int, Tensor], rows: Sequence[int], whole: bool) -> None:
-        """Store samples, at the boundary and at those ahead.
+    def put(self, state: PassState, computed: dict[int, Tensor], rows: Sequence[int], is_whole_batch: bool) -> None:
+        """Store samples at the boundary of a pass, and at those of later phases.
 
         Args:
-            this: The pass.
+            state: The pass.
             computed: Hidden states by boundary.
             rows: The samples to store.
-            whole: Whether the hidden states are those of all samples, or of the given ones alone.
+            is_whole_batch: Whether the hidden states are those of all samples, rather than of the given ones alone.
         """
-        extent = computed[this.known.boundary].numel() if this.rehearses and this.call.size > 1 else 0
+        extent = computed[state.known.boundary].numel() if state.needs_dry_run and state.call.size > 1 else 0
         if extent:
-            self._store.note(this.namespace, extent)
+            self._store.note(state.namespace, extent)
         if not rows:
             return
-        keys = [this.keys[i] for i in rows]
-        spans = this.spans if this.spans is None or whole else [this.spans[i] for i in rows]
-        for boundary in (this.known.boundary, *(self._affordable(this.known) if this.is_eval else ())):
+        keys = [state.keys[i] for i in rows]
+        spans = state.spans if state.spans is None or is_whole_batch else [state.spans[i] for i in rows]
+        for boundary in (state.known.boundary, *(self._affordable(state.known) if state.mode == "eval" else ())):
             if boundary not in computed:
                 continue
             packed = layout.pack(computed[boundary], spans, self.dtype)
-            packed = [packed[i] for i in rows] if whole else packed
-            if boundary == this.known.boundary:
-                namespace = this.namespace
+            packed = [packed[i] for i in rows] if is_whole_batch else packed
+            if boundary == state.known.boundary:
+                namespace = state.namespace
             else:
-                namespace, _ = self.identify(boundary, "eval", this.call)
+                namespace, _ = self.identify(boundary, "eval", state.call)
                 if extent:
                     self._store.note(namespace, extent)
             entries = list(zip(keys, packed, strict=True))
-            if self.dtype == torch.float16:  # what is beyond its range would come back as infinity
+            if self.dtype == torch.float16:  # values beyond its range would become infinite
                 entries = [(key, row) for key, row in entries if bool(torch.isfinite(row).all())]
             self._store.put(namespace, [key for key, _ in entries], [row for _, row in entries])
             self.filled.add(boundary)
 
-    def is_independent(self, this: Pass) -> bool:
-        """Whether it was seen in a batch as large, here or in an earlier run, that samples do not depend on others."""
-        return sum(row.numel() for row in this.rows if row is not None) <= self._store.noted(this.namespace)
+    def is_independent(self, state: PassState) -> bool:
+        """Whether samples were seen to be independent in a batch at least as large, here or in an earlier run."""
+        return sum(row.numel() for row in state.rows if row is not None) <= self._store.noted(state.namespace)
 
-    def _affordable(self, known: Known) -> Sequence[int]:
-        """The lower boundaries that there is room for beside the present one."""
-        ahead = [b for b in self.ahead if b < known.boundary]
+    def _affordable(self, known: KnownPrefix) -> Sequence[int]:
+        """Return the lower boundaries for which there is room beside the present one."""
+        ahead = [b for b in self.boundaries_ahead if b < known.boundary]
         if self.budget is None:
             return ahead
-        return ahead[: max(0, int(self.budget / max(1.0, known.size * self.expected)) - 1)]
+        return ahead[: max(0, int(self.budget / max(1.0, known.sample_bytes * self.expected_samples)) - 1)]
 
-    def end_pass(self, this: Pass) -> None:
-        """A pass has run for real from its beginning: what it changed itself is no setting, and its time is known."""
-        self._settings[this.known.boundary].end_pass()
-        if this.known.checked and this.is_timed:
-            this.known.seconds = min(this.known.seconds, this.seconds / this.call.size)
-            if this.device.type != "cpu":  # the first pass on an accelerator may have started it up
-                this.known.first = min(this.known.first, this.known.seconds)
-
-    def measure(self, this: Pass, hidden: Tensor) -> None:
-        """Note how much room a sample takes."""
-        known = this.known
-        known.size = known.size or bytes_in(layout.pack(hidden, this.spans, self.dtype)) / this.call.size
-
-    def begin(self, this: Pass, origin: Callable[[Tensor], Sequence[bytes] | None]) -> str | None:
-        """The prefix is checked: use it from now on, if reading it back is worth while.
+    def end_real_pass(self, state: PassState) -> None:
+        """Learn from a pass that ran all blocks: attributes that it changed are no settings, and its time counts.
 
         Args:
-            this: The pass that has been stored.
-            origin: As for :meth:`Call.keys`.
+            state: The pass.
+        """
+        self._settings[state.known.boundary].end_real_pass()
+        if state.known.is_checked and state.is_timed:
+            state.known.compute_seconds = min(state.known.compute_seconds, state.seconds / state.call.size)
+            if state.device.type != "cpu":  # the first pass on an accelerator may include its start-up
+                state.known.first_compute_seconds = min(state.known.first_compute_seconds, state.known.compute_seconds)
+
+    def record_sample_bytes(self, state: PassState, hidden: Tensor) -> None:
+        """Record how many bytes a sample takes, the first time."""
+        known = state.known
+        known.sample_bytes = (
+            known.sample_bytes or bytes_in(layout.pack(hidden, state.spans, self.dtype)) / state.call.size
+        )
+
+    def start_reading(self, state: PassState, keys_of: KeysOf) -> str | None:
+        """Use a prefix that has been checked from now on, if reading it pays.
+
+        Args:
+            state: The pass, whose samples have been stored.
+            keys_of: As for :meth:`Call.keys`.
 
         Returns:
-            Why it is not worth while, ``None`` if it is.
+            Why reading does not pay, ``None`` if it does.
         """
-        known = this.known
-        self.time_reading(this, known, origin)
-        known.begin(this.seconds / this.call.size)
-        return break_even.why_not(known)
+        known = state.known
+        self.time_reading(state, known, keys_of)
+        known.mark_checked(state.seconds / state.call.size)
+        return break_even.why_slow(known)
 
-    def time_reading(self, this: Pass, known: Known, origin: Callable[[Tensor], Sequence[bytes] | None]) -> None:
-        """Measure what reading a batch takes, and see whether anything of it is stored.
+    def time_reading(self, state: PassState, known: KnownPrefix, keys_of: KeysOf) -> None:
+        """Measure how long reading a batch takes, and whether any of it is stored.
 
         Args:
-            this: The pass.
-            known: Where to note it, with the layout of the hidden states.
-            origin: As for :meth:`Call.keys`.
+            state: The pass.
+            known: What is known about the prefix; updated.
+            keys_of: As for :meth:`Call.keys`.
         """
         times = []
         for _ in range(3):
             began = time.perf_counter()
-            keys = this.call.keys(this.trimmed, origin)
-            rows = [row for row in self._store.get(this.namespace, keys) if row is not None]
-            known.fits = bool(rows)
-            if len(rows) < this.call.size:
+            keys = state.call.keys(state.trims_padding, keys_of)
+            rows = [row for row in self._store.get(state.namespace, keys) if row is not None]
+            known.has_room = bool(rows)
+            if len(rows) < state.call.size:
                 break
-            layout.lay_out(rows, this.spans, this.call.length, known.dtype, known.device)
+            layout.lay_out(rows, state.spans, state.call.length, known.dtype, known.device)
             synchronize(known.device)
             times.append(time.perf_counter() - began)
-        known.reading = min(times, default=0.0) / this.call.size
+        known.read_seconds = min(times, default=0.0) / state.call.size
 
-    def passing(self, boundary: int) -> AbstractContextManager[None]:
-        """A real forward pass runs inside: what it changes itself is no setting.
+    def real_pass(self, boundary: int) -> AbstractContextManager[None]:
+        """Return a context in which a real forward pass runs: attributes that it changes are no settings.
 
         Args:
-            boundary: Number of blocks in the prefix, which has been identified.
+            boundary: Number of blocks in the prefix, which must have been identified.
         """
-        return self._settings[boundary].passing()
+        return self._settings[boundary].real_pass()
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until everything is computed, so that time can be taken."""
+    """Wait until the device has finished, so that times are true."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,4 +1,4 @@
-"""Hidden states of single samples, without padding, and their layout in a batch."""
+"""Conversion between a batch of hidden states and single samples without padding."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def pack(hidden: Tensor, spans: Spans | None, dtype: torch.dtype | None = None) 
 
     Args:
         hidden: ``(batch, ...)``, with ``spans`` ``(batch, positions, ...)``.
-        spans: For each sample the first position that is no padding and the one behind the last; ``None`` keeps all.
-        dtype: What to store them in; ``None`` keeps what was computed, bit for bit.
+        spans: For each sample the first position that is not padding and the one after the last; ``None`` keeps all.
+        dtype: The dtype to store; ``None`` keeps what was computed, bit for bit.
 
     Returns:
         One CPU tensor for each sample.
@@ -25,29 +25,29 @@ def pack(hidden: Tensor, spans: Spans | None, dtype: torch.dtype | None = None) 
 
 
 def cut(hidden: Tensor, spans: Spans | None) -> list[Tensor]:
-    """Return views of the samples of a batch, without padding where ``spans`` say what that is."""
+    """Return views of the samples of a batch, without padding if ``spans`` are given."""
     if spans is None:
         return list(hidden.unbind(0))
     return [row[start:stop] for row, (start, stop) in zip(hidden.unbind(0), spans, strict=True)]
 
 
 def fits(row: Tensor, span: tuple[int, int] | None, shape: torch.Size, dtype: torch.dtype) -> bool:
-    """Whether a stored sample can stand in a batch of hidden states of this shape.
+    """Whether a stored sample fits into a batch of hidden states.
 
     Args:
         row: What was stored.
-        span: Where it goes, ``None`` for all positions.
+        span: The positions that it takes, ``None`` for all.
         shape: Shape of one sample in the batch.
-        dtype: What it should have been stored in.
+        dtype: The dtype that it should have.
     """
     expected = (span[1] - span[0], *shape[1:]) if span else tuple(shape)
     return tuple(row.shape) == expected and row.dtype == dtype
 
 
 def order_of(hidden: Tensor) -> tuple[int, ...]:
-    """The dimensions of a tensor from the outermost to the innermost in memory; empty if they stand in that order.
+    """Return the dimensions of a tensor from outermost to innermost in memory; empty if they are in order.
 
-    Kernels differ by it (channels last, for instance), and so do the last bits of what they compute.
+    Kernels depend on this order (channels last, for instance), and so do the last bits of their results.
     """
     strides = hidden.stride()
     order = tuple(sorted(range(hidden.dim()), key=lambda d: (-strides[d], d)))
@@ -62,32 +62,32 @@ def lay_out(
     device: torch.device,
     order: Sequence[int] = (),
 ) -> Tensor:
-    """Put samples into one batch; the positions of padding are zero.
+    """Put samples into one batch, with zeros in the positions of padding.
 
     Args:
-        rows: What :func:`pack` gave for each sample, on the CPU or the device.
-        spans: Where each of them goes, ``None`` if they fill all positions.
+        rows: The samples as :func:`pack` returned them, on the CPU or the device.
+        spans: The positions that each sample takes, ``None`` for all.
         length: Number of positions in the batch.
-        dtype: What the batch is computed in.
-        device: Where it is computed.
-        order: Its dimensions in memory, from :func:`order_of`.
+        dtype: The dtype of the batch.
+        device: The device of the batch.
+        order: Order of its dimensions in memory, from :func:`order_of`.
 
     Returns:
         ``(batch, length, ...)`` with spans, ``(batch, ...)`` without.
     """
-    there = all(row.device == device for row in rows)
-    pinned = device.type == "cuda" and not there
-    full = spans is None or all(stop - start == length for start, stop in spans)
-    shape = (len(rows), *rows[0].shape) if full else (len(rows), length, *rows[0].shape[1:])
-    make = torch.empty if full else torch.zeros
+    is_on_device = all(row.device == device for row in rows)
+    pinned = device.type == "cuda" and not is_on_device
+    is_full = spans is None or all(stop - start == length for start, stop in spans)
+    shape = (len(rows), *rows[0].shape) if is_full else (len(rows), length, *rows[0].shape[1:])
+    make = torch.empty if is_full else torch.zeros
     if order:
         inverse = [list(order).index(d) for d in range(len(shape))]
         shape = tuple(shape[d] for d in order)
-    batch = make(shape, dtype=dtype, pin_memory=pinned, device=device if there else "cpu")
+    batch = make(shape, dtype=dtype, pin_memory=pinned, device=device if is_on_device else "cpu")
     if order:
         batch = batch.permute(inverse)
     for number, row in enumerate(rows):
-        if full or spans is None:
+        if is_full or spans is None:
             batch[number].copy_(row)
         else:
             batch[number, spans[number][0] : spans[number][1]].copy_(row)

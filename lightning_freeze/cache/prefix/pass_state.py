@@ -1,4 +1,4 @@
-"""What the cache knows about a prefix, and about the forward pass that is running."""
+"""What the cache knows about a frozen prefix, and the state of the forward pass that is running."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torch import Tensor, nn
 
 from lightning_freeze.cache.identity.keys import Call
 from lightning_freeze.cache.prefix import layout
-from lightning_freeze.cache.prefix.block_signature import Computed
+from lightning_freeze.cache.prefix.block_signature import ShapeOutputs
 from lightning_freeze.cache.prefix.predicted_gain import Work
-from lightning_freeze.cache.prefix.random_state import Randomness
-from lightning_freeze.cache.prefix.stand_ins import Detour, Watch
+from lightning_freeze.cache.prefix.random_state import RandomState
+from lightning_freeze.cache.prefix.stand_ins import BlockRecorder, SkippedBlocks
 
-#: Padded batches of an epoch in which it is seen anew whether padding is read: the first, and then one in so many.
-_PROOFS, _EVERY = 8, 16
+#: Padded batches of an epoch in which the padding is checked: the first ones, and from then on one in so many.
+_FIRST_PADDED, _EVERY_PADDED = 8, 16
 
 
 class Store(Protocol):
-    """Where hidden states are kept, by the identity of the prefix and the key of the sample."""
+    """Stores hidden states by the identity of the prefix and the key of the sample."""
 
     def get(self, namespace: bytes, keys: Sequence[bytes]) -> list[Tensor | None]: ...  # noqa: D102
 
@@ -39,185 +39,198 @@ class Tally:
     """What the cache has done so far.
 
     Attributes:
-        samples: Samples that came by while a prefix was frozen.
-        hits: Those of them whose hidden states were read.
-        saved: Seconds of computing that the hits would have taken, less the seconds that reading them took.
+        samples: Samples that were passed to the tower while a prefix was frozen.
+        hits: Samples among them whose hidden states were read from the store.
+        saved_seconds: Time that computing the hits would have taken, less the time that reading them took.
     """
 
     samples: int = 0
     hits: int = 0
-    saved: float = 0.0
+    saved_seconds: float = 0.0
 
 
 @dataclass
-class Known:
-    """What is known about the prefix of one identity.
+class KnownPrefix:
+    """What is known about one prefix, identified by its weights, code, modes and surroundings.
 
     Attributes:
-        boundary: Number of blocks in it.
-        checked: Whether a pass that skips it was compared with one that does not.
-        padded: Whether that pass had padding, and left it out.
-        graded: Whether that was so for a pass with gradients.
-        alone: Whether only batches of a single sample have been seen, which cannot tell if samples are independent.
+        boundary: Number of blocks in the prefix.
+        is_checked: Whether a pass that skips the prefix was compared with one that does not.
+        dry_run_trimmed: Whether that was done for a batch whose padding was left out.
+        checked_with_grad: Whether that was done with gradients enabled.
+        independence_checked: Whether the samples of a batch were seen not to depend on each other. Batches of a single
+            sample cannot show that.
         verified: Number of batches whose hits were compared with what the prefix computes.
-        draws: Whether code around the blocks draws random numbers, of which nothing comes.
-        loud: Which modules outside of the blocks were in training mode when that was looked at.
-        per_sample: Which arguments have an entry for each sample.
-        trimmed: Whether samples may be stored without padding.
-        unread: Whether a backward pass has shown that nothing reads the positions of padding.
-        proofs: Padded training passes since the beginning of the epoch.
-        is_nan: Whether what the tower returns holds NaN of its own.
-        positions: Whether the second dimension of the hidden states is that of the tokens.
-        tail: Shape of the hidden states behind the batch, or behind the positions.
-        dtype: What they are computed in.
-        device: Where.
-        order: Their dimensions in memory.
-        stems: Modules before the blocks that may be skipped too.
-        seconds: Time to compute the prefix for one sample, the shortest that was seen.
-        first: The same in the first batch.
-        fits: Whether there was room for anything of the first batch.
-        reading: Time to read one sample.
-        reads: What it took in the first batches that were read.
-        size: Bytes that one sample takes.
-        work: Floating point operations of one sample.
-        computed: What its blocks compute from shapes alone.
+        rng_is_harmless: Whether code around the blocks draws random numbers that do not affect the hidden states.
+        training_modules: The modules outside of the blocks that were in training mode when the prefix was checked.
+        per_sample: The arguments that have one entry for each sample.
+        trims_padding: Whether samples may be stored without padding.
+        padding_unread: Whether a backward pass has shown that nothing reads the positions of padding.
+        padded_passes: Number of padded training passes since the start of the epoch.
+        has_own_nan: Whether the tower returns NaN of its own.
+        has_positions: Whether the second dimension of the hidden states is that of the tokens.
+        feature_shape: Shape of the hidden states after the batch dimension, and after the positions if there are any.
+        dtype: What the hidden states are computed in.
+        device: Where they are computed.
+        memory_order: The order of their dimensions in memory; see :func:`layout.order_of`.
+        skipped_embeddings: Modules before the blocks that are skipped too.
+        compute_seconds: Shortest time that computing the prefix took, for one sample.
+        first_compute_seconds: The same time in the first batch.
+        has_room: Whether the store had room for anything of the first batch.
+        read_seconds: Time to read one sample.
+        read_times: Times of the first reads, for one sample.
+        sample_bytes: Bytes that one sample takes.
+        work: Floating point operations for one sample.
+        shape_outputs: What the blocks compute from shapes alone.
     """
 
     boundary: int
-    checked: bool = False
-    padded: bool = False
-    alone: bool = True
-    graded: bool = False
-    draws: bool = False
-    loud: frozenset[int] = frozenset()
+    is_checked: bool = False
+    dry_run_trimmed: bool = False
+    independence_checked: bool = False
+    checked_with_grad: bool = False
+    rng_is_harmless: bool = False
+    training_modules: frozenset[int] = frozenset()
     per_sample: frozenset[str] = frozenset()
     verified: int = 0
-    trimmed: bool = True
-    unread: bool = False
-    proofs: int = 0
-    is_nan: bool = False
-    positions: bool = False
-    tail: tuple[int, ...] = ()
+    trims_padding: bool = True
+    padding_unread: bool = False
+    padded_passes: int = 0
+    has_own_nan: bool = False
+    has_positions: bool = False
+    feature_shape: tuple[int, ...] = ()
     dtype: torch.dtype = torch.float32
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    order: tuple[int, ...] = ()
-    stems: list[nn.Module] = field(default_factory=list)
-    seconds: float = 0.0
-    first: float = 0.0
-    fits: bool = True
-    reading: float = 0.0
-    reads: list[float] = field(default_factory=list)
-    size: float = 0.0
+    memory_order: tuple[int, ...] = ()
+    skipped_embeddings: list[nn.Module] = field(default_factory=list)
+    compute_seconds: float = 0.0
+    first_compute_seconds: float = 0.0
+    has_room: bool = True
+    read_seconds: float = 0.0
+    read_times: list[float] = field(default_factory=list)
+    sample_bytes: float = 0.0
     work: Work = field(default_factory=lambda: Work(0, 0))
-    computed: Computed = field(default_factory=dict)
+    shape_outputs: ShapeOutputs = field(default_factory=dict)
 
-    def describe(self, hidden: Tensor, call: Call) -> None:
-        """Note the layout of hidden states.
+    def record_layout(self, hidden: Tensor, call: Call) -> None:
+        """Record the layout of the hidden states.
 
         Args:
-            hidden: Those of a batch.
-            call: The call that they were computed in.
+            hidden: The hidden states of a batch.
+            call: The call that computed them.
         """
-        self.positions = bool(call.length) and hidden.dim() > 2 and hidden.shape[1] == call.length
-        self.tail = tuple(hidden.shape[2:] if self.positions else hidden.shape[1:])
-        self.dtype, self.device, self.order = hidden.dtype, hidden.device, layout.order_of(hidden)
+        self.has_positions = bool(call.length) and hidden.dim() > 2 and hidden.shape[1] == call.length
+        self.feature_shape = tuple(hidden.shape[2:] if self.has_positions else hidden.shape[1:])
+        self.dtype, self.device, self.memory_order = hidden.dtype, hidden.device, layout.order_of(hidden)
         if call.size > 1 or not self.per_sample:
             self.per_sample = call.per_sample
-        if call.length and not self.positions:
-            self.trimmed = False
+        if call.length and not self.has_positions:
+            self.trims_padding = False
 
-    def include(self, loud: frozenset[int]) -> None:
-        """Note under which conditions it was looked at.
+    def record_conditions(self, training_modules: frozenset[int]) -> None:
+        """Record the conditions under which the prefix was checked.
 
         Args:
-            loud: Which modules outside of the blocks were in training mode.
+            training_modules: The modules outside of the blocks that are in training mode, by number.
         """
-        self.loud |= loud
-        self.graded = self.graded or torch.is_grad_enabled()
+        self.training_modules |= training_modules
+        self.checked_with_grad = self.checked_with_grad or torch.is_grad_enabled()
 
-    def begin(self, seconds: float) -> None:
-        """It is checked, and used from now on.
+    def mark_checked(self, seconds: float) -> None:
+        """Use the prefix from now on.
 
         Args:
             seconds: Time to compute it for one sample.
         """
-        self.checked = True
-        self.seconds = self.first = seconds
+        self.is_checked = True
+        self.compute_seconds = self.first_compute_seconds = seconds
 
     @property
-    def is_due(self) -> bool:
-        """Whether it should be seen again, in a pass that skips, if anything reads the positions of padding."""
-        return self.proofs <= _PROOFS or self.proofs % _EVERY == 0
+    def padding_check_is_due(self) -> bool:
+        """Whether a pass that skips should check again whether anything reads the positions of padding."""
+        return self.padded_passes <= _FIRST_PADDED or self.padded_passes % _EVERY_PADDED == 0
 
 
 @dataclass
-class Pass:
-    """One forward pass of the tower.
+class PassState:
+    """One forward pass of a tower.
 
     Attributes:
-        call: Its arguments.
+        call: The arguments.
         known: What is known about the prefix.
         namespace: The identity of the prefix.
-        keys: One for each sample.
-        rows: What was stored for each sample.
-        trimmed: Whether the keys leave padding out.
-        proves: Whether its backward pass shows if padding is read.
-        loud: Which modules outside of the blocks are in training mode.
-        is_eval: Whether all modules of the prefix are in eval mode, as those of prefixes to come will be.
-        rehearses: Whether parts of it are run once more, to see that skipping would change nothing.
-        detour: Open while blocks are skipped.
-        watch: Open while blocks run for real.
-        start: The random numbers at its beginning.
-        began: When it began.
-        taken: Hidden states by boundary.
-        fed: Whether the hidden states require grad: something below the boundary trains.
-        drew: Whether random numbers were drawn before the boundary.
-        seconds: Time to the boundary.
-        is_timed: Whether that is the time until it was computed, not only until the device was told to.
+        mode: The modes of the modules in the prefix, as text; ``"eval"`` if none is in training mode.
+        keys: One key for each sample.
+        rows: What was found in the store for each sample.
+        trims_padding: Whether the keys leave padding out.
+        checks_padding: Whether the backward pass of this pass shows if padding is read.
+        training_modules: The modules outside of the blocks that are in training mode, by number.
+        needs_dry_run: Whether parts of the tower are run once more to check that skipping changes nothing.
+        skipped: Open while blocks are skipped.
+        recorder: Open while blocks run for real.
+        random_state: The state of the random number generators at the start.
+        began: When the pass began, from ``time.perf_counter``.
+        hidden: Computed hidden states by boundary.
+        requires_grad: Whether the hidden states require grad, so that something below the boundary trains.
+        used_rng: Whether random numbers were drawn before the boundary.
+        seconds: Time to reach the boundary.
+        is_timed: Whether ``seconds`` includes the computation itself, not only its launch on the device.
+        too_slow: Why reading hidden states does not pay, if this pass has shown that it does not.
     """
 
     call: Call
-    known: Known
+    known: KnownPrefix
     namespace: bytes
-    keys: list[bytes]
-    rows: list[Tensor | None]
-    trimmed: bool
-    proves: bool = False
-    is_eval: bool = True
-    loud: frozenset[int] = frozenset()
-    rehearses: bool = False
-    detour: Detour | None = None
-    watch: Watch | None = None
-    start: Randomness | None = None
+    mode: str = "eval"
+    keys: list[bytes] = field(default_factory=list)
+    rows: list[Tensor | None] = field(default_factory=list)
+    trims_padding: bool = False
+    checks_padding: bool = False
+    training_modules: frozenset[int] = frozenset()
+    needs_dry_run: bool = False
+    skipped: SkippedBlocks | None = None
+    recorder: BlockRecorder | None = None
+    random_state: RandomState | None = None
     began: float = 0.0
-    taken: dict[int, Tensor] = field(default_factory=dict)
-    fed: bool = False
-    drew: bool = False
+    hidden: dict[int, Tensor] = field(default_factory=dict)
+    requires_grad: bool = False
+    used_rng: bool = False
     seconds: float = 0.0
     is_timed: bool = True
+    too_slow: str | None = None
 
     @property
     def spans(self) -> layout.Spans | None:
-        """Where the samples stand in the batch, ``None`` if they are stored with their padding or have none."""
-        return self.call.spans if self.trimmed and self.call.has_padding else None
+        """Where the samples are in the batch, ``None`` if they are stored with their padding or have none."""
+        return self.call.spans if self.trims_padding and self.call.has_padding else None
 
     @property
     def device(self) -> torch.device:
         """Where the pass runs."""
-        return next(iter(self.call.leaves.values())).device
+        return next(iter(self.call.tensors.values())).device
 
     @property
     def missing(self) -> list[int]:
         """The samples that were not found."""
         return [number for number, row in enumerate(self.rows) if row is None]
 
-    def learn_from(self, gradient: Tensor) -> None:
-        """Whether the loss depends on what stands in the positions of padding: its gradient there says so."""
+    def observe_gradient(self, gradient: Tensor) -> None:
+        """Read off a gradient whether the loss depends on the positions of padding.
+
+        Args:
+            gradient: The gradient of the loss with respect to the hidden states, ``(batch, positions, ...)``.
+        """
         padding = torch.ones(gradient.shape[:2], dtype=torch.bool)
         for row, (start, stop) in enumerate(self.call.spans):
             padding[row, start:stop] = False
-        # An overflow of mixed precision says nothing, and nor does a gradient that is zero everywhere.
+        # An overflow of mixed precision shows nothing, and neither does a gradient that is zero everywhere.
         if not bool(torch.isfinite(gradient).all()) or not bool(gradient.any()):
             return
-        self.known.unread = not bool(gradient[padding.to(gradient.device)].any())
-        self.known.trimmed = self.known.trimmed and self.known.unread
+        self.known.padding_unread = not bool(gradient[padding.to(gradient.device)].any())
+        self.known.trims_padding = self.known.trims_padding and self.known.padding_unread
+
+    def close(self) -> None:
+        """Give the blocks their own ``forward`` back."""
+        for replaced in (self.skipped, self.recorder):
+            if replaced is not None:
+                replaced.close()

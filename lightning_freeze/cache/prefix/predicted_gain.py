@@ -1,4 +1,4 @@
-"""What the cache is worth: predicted from floating point operations, and told in one line."""
+"""The gain of the cache, predicted from floating point operations."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-#: The backward pass of a layer that trains costs about twice its forward pass.
-STEP = 3
+#: Cost of a training step of a layer in forward passes: the backward pass costs about two of them.
+STEP_COST = 3
 
 
 @dataclass
@@ -19,8 +19,8 @@ class Work:
     """Floating point operations of the forward pass of one batch.
 
     Attributes:
-        prefix: Those of the frozen layers that are skipped.
-        rest: Those of everything above.
+        prefix: Operations of the frozen layers that are skipped.
+        rest: Operations of everything above.
     """
 
     prefix: float
@@ -38,12 +38,15 @@ class Work:
             reading: Seconds to read the hidden states of a batch.
             rate: Operations in a second, measured on the prefix.
         """
-        after = STEP * self.rest + (reading * rate if math.isfinite(rate) else 0.0)
-        return (self.prefix + STEP * self.rest) / after if after else math.inf
+        after = STEP_COST * self.rest + (reading * rate if math.isfinite(rate) else 0.0)
+        return (self.prefix + STEP_COST * self.rest) / after if after else math.inf
 
 
-def flops(run: Callable[[], Any]) -> tuple[Any, int]:
-    """Run something and count its floating point operations.
+def count_flops(run: Callable[[], Any]) -> tuple[Any, int]:
+    """Run a function and count its floating point operations.
+
+    Args:
+        run: The function.
 
     Returns:
         What it returned, and the count.
@@ -53,16 +56,19 @@ def flops(run: Callable[[], Any]) -> tuple[Any, int]:
     return result, counter.get_total_flops()
 
 
-class OutsideWork:
-    """Counts the operations of linear layers outside of some modules while it is open, for task heads.
+class HeadFlops:
+    """Counts the operations of linear layers outside of the towers, as in task heads, until it is closed.
 
     Args:
         module: The whole module.
-        inside: Modules whose operations are known otherwise.
+        towers: Modules whose operations are counted elsewhere.
+
+    Attributes:
+        flops: The operations counted so far.
     """
 
-    def __init__(self, module: nn.Module, inside: Sequence[nn.Module]) -> None:
-        known = {id(m) for root in inside for m in root.modules()}
+    def __init__(self, module: nn.Module, towers: Sequence[nn.Module]) -> None:
+        known = {id(m) for root in towers for m in root.modules()}
         self.flops = 0
         linear = [m for m in module.modules() if isinstance(m, nn.Linear) and id(m) not in known]
         self._handles = [m.register_forward_hook(self._count) for m in linear]
@@ -76,22 +82,3 @@ class OutsideWork:
         for handle in self._handles:
             handle.remove()
         self._handles = []
-
-
-def is_sharded(strategy: Any) -> bool:
-    """Whether a strategy keeps parts of the weights on other devices, so that all ranks must run the same layers."""
-    from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
-
-    return isinstance(strategy, (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy))
-
-
-def is_compiled(module: nn.Module, tower: nn.Module) -> bool:
-    """Whether ``torch.compile`` has been applied to a tower, something in it or something around it."""
-    if getattr(module, "_compiler_ctx", None):  # Lightning's own note that the LightningModule was compiled
-        return True
-    for candidate in module.modules():
-        # By its name: importing torch._dynamo takes seconds, and whoever has compiled something has paid for them.
-        compiled = candidate._compiled_call_impl is not None or type(candidate).__name__ == "OptimizedModule"
-        if compiled and (any(m is tower for m in candidate.modules()) or any(m is candidate for m in tower.modules())):
-            return True
-    return False

@@ -1,4 +1,4 @@
-"""The random numbers that a forward pass may draw: whether it drew any, and going back to an earlier state."""
+"""The random number generators that a forward pass may use: whether it used any, and restoring an earlier state."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 
-class Randomness:
+class RandomState:
     """The state of every random number generator that a forward pass may draw from.
 
     Args:
@@ -25,16 +25,16 @@ class Randomness:
         self._python = random.getstate()
         self._numpy: Any = np.random.get_state()
 
-    def drawn_since(self) -> bool:
-        """Whether anything has been drawn since this state was taken."""
-        now = Randomness(self._device)
+    def has_advanced(self) -> bool:
+        """Whether any random number has been drawn since this state was taken."""
+        now = RandomState(self._device)
         same = torch.equal(self._torch, now._torch) and self._python == now._python
         if same and self._accelerator is not None and now._accelerator is not None:
             same = torch.equal(self._accelerator, now._accelerator)
         return not (same and self._numpy[2] == now._numpy[2] and np.array_equal(self._numpy[1], now._numpy[1]))
 
     def restore(self) -> None:
-        """Go back to this state."""
+        """Set all generators to this state."""
         torch.set_rng_state(self._torch)
         if self._accelerator is not None:
             _module(self._device).set_rng_state(self._accelerator, self._device)
@@ -47,9 +47,9 @@ def _module(device: torch.device) -> Any:
 
 
 @contextmanager
-def undrawn(device: torch.device) -> Iterator[None]:
-    """Put the random numbers back to where they were."""
-    before = Randomness(device)
+def preserved_random_state(device: torch.device) -> Iterator[None]:
+    """Restore the random number generators on exit."""
+    before = RandomState(device)
     try:
         yield
     finally:

@@ -1,8 +1,8 @@
-"""Leaving out the first blocks of a tower: stand-ins that return at once what the blocks would.
+"""Stand-ins for the first blocks of a tower, which return their output without computing it.
 
 Masks, positions and everything else around the blocks are still made by the model's own code. The last skipped block
-returns the hidden states that were stored, the others and the embeddings NaN: whatever reads them on the way shows it
-in what the model returns, also where it is multiplied by a gate that is still zero.
+returns the stored hidden states. The other skipped blocks and the embeddings return NaN: if anything reads them, NaN
+reaches the output of the model, even through a gate that is still zero.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ from torch import Tensor, nn
 
 from lightning_freeze.cache.identity.cached_towers import CachedTower
 from lightning_freeze.cache.identity.keys import Unsupported, reason_of
-from lightning_freeze.cache.prefix.block_signature import BlockForm, Computed, form_of, options_of
+from lightning_freeze.cache.prefix.block_signature import BlockSignature, ShapeOutputs, options_in, signature_of
 
 
-class Nothing:
-    """NaN in the shape of hidden states: what skipped layers return. One piece of memory serves all passes."""
+class NanBuffer:
+    """NaN in the shape of hidden states, which skipped layers return. All passes share one piece of memory."""
 
     def __init__(self) -> None:
         self._flat = torch.empty(0)
 
     def like(self, hidden: Tensor) -> Tensor:
-        """As many as there are in other hidden states, on their device."""
+        """Return NaN of the same shape, dtype and device as some hidden states."""
         if not hidden.is_contiguous():
             return torch.full_like(hidden, torch.nan, requires_grad=False)
         size, flat = hidden.numel(), self._flat
         if flat.numel() < size or flat.dtype != hidden.dtype or flat.device != hidden.device:
-            with torch.inference_mode(False):  # training passes use it too
+            with torch.inference_mode(False):  # training passes use the same memory
                 self._flat = torch.full((size,), torch.nan, dtype=hidden.dtype, device=hidden.device)
         return self._flat[:size].view(hidden.shape)
 
 
 @contextmanager
-def replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Let another function be the ``forward`` of one module, for the time being."""
-    # Written past `nn.Module.__setattr__`, which would spend more time on it than the stand-in itself.
+def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Replace the ``forward`` of one module until exit."""
+    # Written past `nn.Module.__setattr__`, which takes longer than the stand-in itself.
     own = vars(module)
     before = own.get("forward")
     own["forward"] = forward
@@ -52,161 +52,164 @@ def replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
             own["forward"] = before
 
 
-class Detour(ExitStack):
-    """Open while a forward pass of a tower leaves out its first blocks.
+class SkippedBlocks(ExitStack):
+    """Replaces the first blocks of a tower by stand-ins while it is open.
 
     Args:
         tower: The tower.
-        forms: The forms of its blocks.
-        boundary: Number of blocks to leave out.
+        signatures: The signatures of its blocks.
+        boundary: Number of blocks to skip.
         hidden: What the last of them returns.
-        stems: Modules before the blocks to leave out as well.
-        nothing: Makes what the others return.
-        computed: What blocks of this prefix have computed from shapes alone, in earlier passes.
+        embedding_modules: Modules before the blocks to skip as well.
+        nan_buffer: Makes what the other blocks return.
+        shape_outputs: What blocks of this prefix have computed from shapes alone, in earlier passes; updated.
 
     Attributes:
-        reached: Whether the last skipped block was called, as it must be.
-        is_strange: Whether a block was called with other options than when its form was learned.
+        reached_boundary: Whether the last skipped block was called, as it must be.
+        was_called_differently: Whether a block was called with other options than when its signature was learned, or
+            has failed.
     """
 
     def __init__(
         self,
         tower: CachedTower,
-        forms: Sequence[BlockForm],
+        signatures: Sequence[BlockSignature],
         boundary: int,
         hidden: Tensor,
-        stems: Sequence[nn.Module] = (),
-        nothing: Nothing | None = None,
-        computed: Computed | None = None,
+        embedding_modules: Sequence[nn.Module] = (),
+        nan_buffer: NanBuffer | None = None,
+        shape_outputs: ShapeOutputs | None = None,
     ) -> None:
         super().__init__()
-        self.reached = self.is_strange = False
-        self._computed = {} if computed is None else computed
-        nan = (nothing or Nothing()).like(hidden)
-        for stem in stems:
-            self.enter_context(replaced(stem, self._no_stem(stem.forward, nan)))
+        self.reached_boundary = self.was_called_differently = False
+        self._shape_outputs = {} if shape_outputs is None else shape_outputs
+        nan = (nan_buffer or NanBuffer()).like(hidden)
+        for module in embedding_modules:
+            self.enter_context(replaced_forward(module, self._embedding_stand_in(module.forward, nan)))
         for number, block in enumerate(tower.blocks[:boundary]):
             is_last = number == boundary - 1
-            stand_in = self._stand_in(number, block.forward, forms[number], hidden if is_last else nan, is_last)
-            self.enter_context(replaced(block, stand_in))
+            stand_in = self._stand_in(number, block.forward, signatures[number], hidden if is_last else nan, is_last)
+            self.enter_context(replaced_forward(block, stand_in))
 
-    def _no_stem(self, run: Callable[..., Any], nan: Tensor) -> Callable[..., Any]:
+    def _embedding_stand_in(self, run: Callable[..., Any], nan: Tensor) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
-            # What is not computed for each sample may have had as many rows as there were samples, by chance.
+            # An output that is not computed for each sample may have had as many rows as samples by chance.
             given = (value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.dim())
             return nan if any(value.shape[0] == nan.shape[0] for value in given) else run(*args, **kwargs)
 
         return forward
 
     def _stand_in(
-        self, number: int, run: Callable[..., Any], form: BlockForm, value: Tensor, is_last: bool
+        self, number: int, run: Callable[..., Any], signature: BlockSignature, value: Tensor, is_last: bool
     ) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
-            self.reached = self.reached or is_last
-            if form.options == options_of(args, kwargs):
+            self.reached_boundary = self.reached_boundary or is_last
+            if signature.options == options_in(args, kwargs):
                 with suppress(Exception):
-                    return form.build(value, args, kwargs, run, self._computed.setdefault(number, {}))
-            # What it returns now may have another form. It comes from NaN, and the pass will be computed again.
-            self.is_strange = True
+                    return signature.build(value, args, kwargs, run, self._shape_outputs.setdefault(number, {}))
+            # The output may have another signature now. It is computed from NaN, and the pass will be computed again.
+            self.was_called_differently = True
             with suppress(Exception):
                 return run(*args, **kwargs)
-            return form.blank(value)
+            return signature.blank(value)
 
         return forward
 
 
-class _Reached(Exception):
-    """A forward pass has come to the boundary, and nothing above it is wanted."""
+class _BoundaryReached(Exception):
+    """A forward pass has reached the boundary, and nothing above it is needed."""
 
 
-class Watch(ExitStack):
-    """Open while a tower runs for real: learns the forms of its blocks and takes the hidden states at boundaries.
+class BlockRecorder(ExitStack):
+    """Learns the signatures of blocks and records hidden states at boundaries while a tower runs for real.
 
     Args:
         tower: The tower.
-        boundaries: After how many blocks hidden states are wanted.
-        forms: The forms of the blocks if they are known, otherwise they are learned.
-        at_boundary: Called with a boundary and the hidden states there; may return others to go on with.
-        stems: Modules before the blocks whose outputs are wanted.
+        boundaries: Numbers of blocks after which hidden states are recorded.
+        signatures: The signatures of the blocks; ``None`` to learn them.
+        at_boundary: Called with a boundary and the hidden states there; may return others to continue with.
+        embedding_modules: Modules before the blocks whose outputs are recorded.
 
     Attributes:
-        forms: The form of each block that has run.
-        problem: Why the forms cannot be told, if they cannot.
-        stems: What each of those modules returned.
+        signatures: The signature of each block that has run.
+        problem: Why a signature could not be learned, ``None`` if there was no problem.
+        embedding_modules: What each of those modules returned.
     """
 
     def __init__(
         self,
         tower: CachedTower,
         boundaries: Sequence[int],
-        forms: Sequence[BlockForm] | None,
+        signatures: Sequence[BlockSignature] | None,
         at_boundary: Callable[[int, Tensor], Tensor | None],
-        stems: Sequence[nn.Module] = (),
+        embedding_modules: Sequence[nn.Module] = (),
     ) -> None:
         super().__init__()
-        self.forms: list[BlockForm | None] = list(forms) if forms else [None] * len(tower.blocks)
+        self.signatures: list[BlockSignature | None] = list(signatures) if signatures else [None] * len(tower.blocks)
         self.problem: str | None = None
-        self.stems: dict[nn.Module, Any] = {}
+        self.embedding_modules: dict[nn.Module, Any] = {}
         self._at_boundary = at_boundary
         for number, block in enumerate(tower.blocks):
-            if not forms or number + 1 in boundaries:
-                self.enter_context(replaced(block, self._observer(number, block.forward, number + 1 in boundaries)))
-        for stem in stems:
-            self.enter_context(replaced(stem, self._stem_observer(stem, stem.forward)))
+            if not signatures or number + 1 in boundaries:
+                self.enter_context(
+                    replaced_forward(block, self._observer(number, block.forward, number + 1 in boundaries))
+                )
+        for module in embedding_modules:
+            self.enter_context(replaced_forward(module, self._embedding_observer(module, module.forward)))
 
     def _observer(self, number: int, run: Callable[..., Any], is_boundary: bool) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
             output = run(*args, **kwargs)
             try:
-                form = self.forms[number]
-                if form is None:
-                    form = self.forms[number] = form_of(f"block {number}", args, kwargs, output)
-                hidden = form.returned(output)
+                signature = self.signatures[number]
+                if signature is None:
+                    signature = self.signatures[number] = signature_of(f"block {number}", args, kwargs, output)
+                hidden = signature.hidden_in(output)
                 other = self._at_boundary(number + 1, hidden) if is_boundary else None
-            except _Reached:
+            except _BoundaryReached:
                 raise
             except Exception as problem:
                 self.problem = self.problem or reason_of(problem)
                 return output
             if other is None:
                 return output
-            return other if form.kind is Tensor else form.kind([other, *output[1:]])
+            return other if signature.kind is Tensor else signature.kind([other, *output[1:]])
 
         return forward
 
-    def _stem_observer(self, stem: nn.Module, run: Callable[..., Any]) -> Callable[..., Any]:
+    def _embedding_observer(self, module: nn.Module, run: Callable[..., Any]) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
-            self.stems[stem] = run(*args, **kwargs)
-            return self.stems[stem]
+            self.embedding_modules[module] = run(*args, **kwargs)
+            return self.embedding_modules[module]
 
         return forward
 
 
 def run_prefix(
-    tower: CachedTower, forms: Sequence[BlockForm], boundaries: Sequence[int], call: tuple[Any, Any]
+    tower: CachedTower, signatures: Sequence[BlockSignature], boundaries: Sequence[int], call: tuple[Any, Any]
 ) -> dict[int, Tensor]:
-    """Compute the hidden states at boundaries, and nothing above the highest of them.
+    """Compute the hidden states at boundaries, and nothing above the highest one.
 
     Args:
         tower: The tower.
-        forms: The forms of its blocks.
-        boundaries: After how many blocks hidden states are wanted.
+        signatures: The signatures of its blocks.
+        boundaries: Numbers of blocks after which hidden states are returned.
         call: Positional and named arguments of the tower's entry.
 
     Raises:
-        Unsupported: If the call does not come to the highest boundary.
+        Unsupported: If the call does not reach the highest boundary.
     """
     found: dict[int, Tensor] = {}
 
     def take(boundary: int, hidden: Tensor) -> None:
         found[boundary] = hidden
         if boundary == max(boundaries):
-            raise _Reached
+            raise _BoundaryReached
         found[boundary] = hidden.clone()  # the next block may change it in place
 
-    with torch.no_grad(), Watch(tower, boundaries, forms, take):
+    with torch.no_grad(), BlockRecorder(tower, boundaries, signatures, take):
         try:
             tower.entry.forward(*call[0], **call[1])
-        except _Reached:
+        except _BoundaryReached:
             return found
     raise Unsupported(f"{tower.entry_name or 'the module'} does not run its blocks in every call")

@@ -32,8 +32,7 @@ def side_by_side(module: nn.Module) -> frozenset[str]:
     Returns:
         Paths such as ``"heads"`` or ``"model.heads"``; a list that any loop runs as a chain is not among them.
     """
-    kind: Hashable = type(module)
-    return _in_class(kind)
+    return _in_class(type(module))  # type: ignore[arg-type]
 
 
 @lru_cache(maxsize=4096)

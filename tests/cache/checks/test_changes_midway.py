@@ -1,4 +1,4 @@
-"""What the frozen layers compute changes in the middle of a fit: by their weights, their parts or their settings."""
+"""Changes of weights, modules or settings of the frozen layers in the middle of a fit."""
 
 from __future__ import annotations
 
@@ -76,6 +76,18 @@ def test_frozen_layers_changed_between_two_steps(change: Callable[[Any], None], 
     freeze(module.model.bert.embeddings, *module.model.bert.encoder.layer[:2])
     callbacks = [frozen()] if by_callback else []
     check_equal(module, *callbacks, AfterStep(step, change), data=twelve_steps)
+
+
+@pytest.mark.parametrize("model", [bert, lambda: Classifier(Encoder())], ids=["nested entries", "single entry"])
+def test_entry_stays_where_a_block_is_replaced(model: Callable[[], Any]) -> None:
+    def replace(module: Any) -> None:
+        encoder = module.model.bert.encoder.layer if model is bert else module.model.encoder.layers
+        encoder[0] = copy.deepcopy(encoder[0])
+
+    cache = check_equal(Plain(model()), frozen(), AfterStep(4, replace), data=twelve_steps)
+    (tower,) = cache._towers
+    assert tower.tower.entry_name == ("model.bert" if model is bert else "model.encoder")
+    assert cache.hit_rate > 0.4
 
 
 class Scaled(Encoder):

@@ -1,4 +1,4 @@
-"""A batch that an earlier run has stored as a whole is checked on two of its samples, and skipped at once."""
+"""The check on two samples, for a batch that an earlier run has stored completely."""
 
 from __future__ import annotations
 

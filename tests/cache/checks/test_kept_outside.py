@@ -1,4 +1,4 @@
-"""What frozen layers compute and others may read: in attributes, in outputs of any kind, in stored keys and values."""
+"""Hidden states that are kept outside of the blocks: in attributes, outputs, keys and values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether anything reads the positions of padding can change from batch to batch, and from loop to loop."""
+"""Reads of padding that begin or end during a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Something above the frozen layers reads what they compute on the way, or only will: nothing is skipped then."""
+"""Layers above that read the output of skipped layers, from the start or from some later step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where skipping could change a result the cache says so, once, and the run goes on as if it were not there."""
+"""The cache switches itself off with one warning where skipping could change a result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When the weights of a prefix are read again, and what that costs."""
+"""When the weights of a prefix are read again, and how rarely if that takes long."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_every_element_counts_in_a_thorough_look() -> None:
     prints = Fingerprint(found)
     before = prints.of(1, "")
     an_element_between_the_samples(found).add_(1)
-    prints.look_again(thorough=True, boundary=1)
+    prints.recheck(thorough=True, boundary=1)
     assert prints.of(1, "") != before
 
 
@@ -52,15 +52,15 @@ def test_a_long_look_is_taken_rarely(monkeypatch: pytest.MonkeyPatch, sampled: b
     monkeypatch.setattr(fingerprint, "time", clock)
     found = tower()
     prints = Fingerprint(found)
-    prints.look_again(thorough=True, boundary=1)
+    prints.recheck(thorough=True, boundary=1)
     before = prints.of(1, "")
     if sampled:
         found.blocks[0].attention.self.query.weight.data[0, 0] += 1  # type: ignore[union-attr, index]
     else:
         an_element_between_the_samples(found).add_(1)
     clock.now += 50
-    prints.look_again(thorough=True, boundary=1)
+    prints.recheck(thorough=True, boundary=1)
     assert (prints.of(1, "") != before) == sampled
     clock.now += 100
-    prints.look_again(thorough=True, boundary=1)
+    prints.recheck(thorough=True, boundary=1)
     assert prints.of(1, "") != before

@@ -1,4 +1,4 @@
-"""What a skipped block returns beside its hidden states, as T5's first block returns its position biases."""
+"""What a skipped block returns in addition to hidden states, such as the position biases of T5's first block."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_freeze.cache.prefix.block_signature import BlockForm, form_of
+from lightning_freeze.cache.prefix.block_signature import BlockSignature, signature_of
 
 
 class Biased:
@@ -36,17 +36,17 @@ class Past:
         return self.length
 
 
-def learned(block: Biased) -> BlockForm:
+def learned(block: Biased) -> BlockSignature:
     hidden = torch.randn(3, 5, 4)
-    return form_of("block 0", (hidden,), {}, block(hidden))
+    return signature_of("block 0", (hidden,), {}, block(hidden))
 
 
 def test_it_is_computed_once_for_each_length() -> None:
     block, earlier = Biased(), {}
-    form = learned(block)
+    signature = learned(block)
     for length in (5, 7, 5, 7, 5):
         hidden = torch.randn(3, length, 4)
-        stored, bias = form.build(hidden, (hidden,), {}, block, earlier)
+        stored, bias = signature.build(hidden, (hidden,), {}, block, earlier)
         assert stored is hidden
         assert torch.equal(bias, block(hidden)[1])
     assert block.calls == 1 + 5 + 2
@@ -54,41 +54,41 @@ def test_it_is_computed_once_for_each_length() -> None:
 
 def test_it_is_computed_anew_where_something_else_than_the_samples_differs() -> None:
     block, earlier, hidden = Biased(), {}, torch.randn(3, 5, 4)
-    form = learned(block)
-    build = lambda **kwargs: form.build(hidden, (hidden,), kwargs, block, earlier)[1][0, 0, 0].item()  # noqa: E731
+    signature = learned(block)
+    build = lambda **kwargs: signature.build(hidden, (hidden,), kwargs, block, earlier)[1][0, 0, 0].item()  # noqa: E731
     assert [build(offset=torch.tensor([n])) for n in (0, 2, 0, 3)] == [0, 2, 0, 3]
     assert [build(past=Past(n)) for n in (0, 4, 1)] == [0, 4, 1]
 
 
 def test_what_somebody_has_written_into_is_not_used_again() -> None:
     block, earlier, hidden = Biased(), {}, torch.randn(3, 5, 4)
-    form = learned(block)
-    first = form.build(hidden, (hidden,), {}, block, earlier)[1]
+    signature = learned(block)
+    first = signature.build(hidden, (hidden,), {}, block, earlier)[1]
     first += 1
-    assert torch.equal(form.build(hidden, (hidden,), {}, block, earlier)[1], block(hidden)[1])
+    assert torch.equal(signature.build(hidden, (hidden,), {}, block, earlier)[1], block(hidden)[1])
 
 
 def test_nothing_is_kept_under_inference_mode_for_training() -> None:
     block, earlier, hidden = Biased(), {}, torch.randn(3, 5, 4)
-    form = learned(block)
+    signature = learned(block)
     with torch.inference_mode():
-        form.build(hidden, (hidden,), {}, block, earlier)
-    assert not form.build(hidden, (hidden,), {}, block, earlier)[1].is_inference()
+        signature.build(hidden, (hidden,), {}, block, earlier)
+    assert not signature.build(hidden, (hidden,), {}, block, earlier)[1].is_inference()
 
 
 def test_what_may_depend_on_a_single_sample_is_computed_in_every_call() -> None:
     block, earlier, hidden = Biased(), {}, torch.randn(1, 5, 4)
-    form = form_of("block 0", (hidden,), {}, block(hidden))
+    signature = signature_of("block 0", (hidden,), {}, block(hidden))
     for _ in range(3):
-        form.build(hidden, (hidden,), {}, block, earlier)
+        signature.build(hidden, (hidden,), {}, block, earlier)
     assert block.calls == 1 + 3
     assert not earlier
 
 
 def test_no_more_than_a_few_lengths_are_kept() -> None:
     block, earlier = Biased(), {}
-    form = learned(block)
+    signature = learned(block)
     for length in range(1, 40):
         hidden = torch.randn(3, length, 4)
-        form.build(hidden, (hidden,), {}, block, earlier)
+        signature.build(hidden, (hidden,), {}, block, earlier)
     assert len(earlier) <= 4

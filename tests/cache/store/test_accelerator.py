@@ -136,9 +136,10 @@ def test_nothing_stays_on_the_device_behind_a_fit(monkeypatch: pytest.MonkeyPatc
 
     class Looks(Callback):
         def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-            assert cache._accelerator is not None
-            assert cache._accelerator.bytes > 0
-            tiers.append(cache._accelerator)
+            storage = cache._attachment.storage
+            assert storage is not None and storage.accelerator is not None
+            assert storage.accelerator.bytes > 0
+            tiers.append(storage.accelerator)
 
     make_trainer(LayerFreezing("50%", verbose=False), cache, Looks()).fit(Plain(bert()), loader())
     assert [tier.bytes for tier in tiers] == [0]

@@ -3,24 +3,42 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.utils.data import DataLoader, SequentialSampler
 from transformers import PreTrainedTokenizerBase
 
-from lightning_freeze.data.batching import Collator, LengthBucketSampler
-from lightning_freeze.data.encoding import Columns, Example, check_texts, encode, load_tokenizer
-from lightning_freeze.data.labels import class_names, encode_labels, majority_share, training_labels
+from lightning_freeze.data.batching import (
+    BatchedExamples,
+    Collator,
+    EvaluationSampler,
+    LengthBucketSampler,
+    PredictionSampler,
+)
+from lightning_freeze.data.encoding import Columns, Example, check_texts, encode
+from lightning_freeze.data.labels import (
+    class_names,
+    encode_labels,
+    is_multi_hot,
+    majority_share,
+    near_duplicates,
+    training_labels,
+)
+from lightning_freeze.data.model_limits import model_limits
 from lightning_freeze.data.readers import Table, read_table, saved_splits
+from lightning_freeze.data.splits import SPLITS, split_of_file, splits_of_dataset
 from lightning_freeze.data.splitting import check_fractions, split_rows
+from lightning_freeze.data.tokenizer import checked_tokenizer, load_tokenizer
+from lightning_freeze.data.unlabelled import LabelColumns, without_unlabelled
 from lightning_freeze.errors import ConfigurationError, listing
 from lightning_freeze.module.tasks import TaskName, get_task
 
-_SPLIT_NAMES = {"train": ("train",), "val": ("validation", "val", "valid", "dev"), "test": ("test",)}
 _STAGES = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
 _DEFAULT_COLUMNS = {"token": ("tokens", "tags"), "target-token": ("source", "target")}
 
@@ -89,7 +107,7 @@ class TextDataModule(LightningDataModule):
         self.task = get_task(task or "classification")
         self.tokenizer_name = os.fspath(tokenizer) if isinstance(tokenizer, (str, os.PathLike)) else None
         if tokenizer is not None and not isinstance(tokenizer, (str, os.PathLike)):
-            self.tokenizer = tokenizer  # takes the place of the cached property
+            self.tokenizer = checked_tokenizer(tokenizer, self.task)  # takes the place of the cached property
         given = {"train": train, "val": val, "test": test, "predict": predict}
         self.files = {name: os.fspath(file) for name, file in given.items() if file is not None}
         self.data = os.fspath(data) if data is not None else None
@@ -121,8 +139,8 @@ class TextDataModule(LightningDataModule):
         """The rows of each split that there is: ``train``, ``val``, ``test``, ``predict``."""
         tables = self._split_data(self.data) if self.data is not None else {}
         for name, file in self.files.items():
-            tables[name] = self._read(file, name)
-        return tables
+            tables[name] = self._checked_table(read_table(file, split_of_file(file, name)), name)
+        return without_unlabelled(tables, self._label_columns())
 
     @cached_property
     def labels(self) -> list[str] | None:
@@ -131,7 +149,14 @@ class TextDataModule(LightningDataModule):
             return self.given_labels
         if "train" not in self.tables:
             return None
-        return training_labels(self.task.name, self.task.target, self.tables["train"], self.columns.label)
+        train = self.tables["train"]
+        labels = training_labels(self.task.name, self.task.target, train, self.columns.label)
+        for names in near_duplicates(labels) if len(self.columns.label) == 1 else ():
+            rank_zero_warn(
+                f"{train.name}: the classes {listing(names)} are almost the same name. If they are one class, correct "
+                f"the file; if not, name all classes with data.labels."
+            )
+        return labels
 
     @property
     def num_classes(self) -> int | None:
@@ -160,9 +185,11 @@ class TextDataModule(LightningDataModule):
                 f"{listing(self.tables) or 'no files'}."
             )
         labels = self._encoded_labels()
+        limits = model_limits(self.trainer.lightning_module if self.trainer is not None else None)
         for name in wanted:
             if name in self.tables and name not in self.encoded:
-                self.encoded[name] = encode(
+                unread: dict[int, list[int]] = {}
+                examples = encode(
                     self.tables[name],
                     self.tokenizer,
                     self.task,
@@ -170,7 +197,15 @@ class TextDataModule(LightningDataModule):
                     self.max_length,
                     labels.get(name),
                     for_prediction=name == "predict",
+                    positions=limits.positions,
+                    unread=unread,
                 )
+                limits.check(self.tables[name], examples, self.tokenizer)
+                self.encoded[name] = examples
+                if self.labels is not None:
+                    tag = "O" if "O" in self.labels else None
+                    fixed = {row: dict.fromkeys(words, tag) for row, words in unread.items()}
+                    self.tables[name] = replace(self.tables[name], fixed_tags=fixed)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return batches of similar length in an order that changes each epoch."""
@@ -178,15 +213,24 @@ class TextDataModule(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """Return the validation batches, the longest first; nothing where there is no validation data."""
-        return self._loader("val", self._sampler("val", shuffle=False)) if "val" in self.encoded else []
+        return self._evaluation_loader("val") if "val" in self.encoded else []
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Return the test batches, the longest first."""
-        return self._loader("test", self._sampler("test", shuffle=False))
+        return self._evaluation_loader("test")
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """Return the batches to predict, in the order of the file."""
-        return self._loader("predict", SequentialSampler(self.encoded["predict"]))
+        examples, processes = self.encoded["predict"], self._processes()
+        if processes["num_replicas"] == 1:
+            return self._loader("predict", SequentialSampler(examples))
+        rows = len(self.tables["predict"])
+        if rows < processes["num_replicas"]:
+            raise ConfigurationError(
+                f"{self.tables['predict'].name} has {rows} rows for {processes['num_replicas']} processes: expected at "
+                f"least one row for each, or trainer.devices of at most {rows}."
+            )
+        return self._loader("predict", PredictionSampler([example["index"] for example in examples], **processes))
 
     def _columns(self, text: str | None, text_pair: str | None, label: str | list[str] | None) -> Columns:
         default_text, default_label = _DEFAULT_COLUMNS.get(self.task.target, ("text", "label"))
@@ -223,18 +267,18 @@ class TextDataModule(LightningDataModule):
         except ValueError as error:
             raise ConfigurationError(f"data.{error}") from error
 
-    def _read(self, file: str, name: str) -> Table:
-        found = [split for split in _SPLIT_NAMES.get(name, (name,)) if split in saved_splits(file)]
-        return self._checked_table(read_table(file, found[0] if found else name), name)
-
     def _checked_table(self, table: Table, name: str) -> Table:
         return check_texts(table, self.task, self.columns, self.empty_text == "drop", needs_label=name != "predict")
 
+    def _label_columns(self) -> LabelColumns:
+        return LabelColumns(self.task.target, self.columns.label, self.given_labels)
+
     def _split_data(self, file: str) -> dict[str, Table]:
-        names = saved_splits(file)
-        if "train" in names:
-            return {name: self._read(file, name) for name, known in _SPLIT_NAMES.items() if set(known) & set(names)}
-        table = self._checked_table(read_table(file, names[0] if len(names) == 1 else None), "data")
+        found = splits_of_dataset(file)
+        if found:
+            return {name: self._checked_table(read_table(file, split), name) for name, split in found.items()}
+        table = self._checked_table(read_table(file, next(iter(saved_splits(file)), None)), "data")
+        table = without_unlabelled({"train": table}, self._label_columns())["train"]
         groups = None
         if self.group_column is not None:
             table.require(self.group_column, "data.group_column")
@@ -243,7 +287,7 @@ class TextDataModule(LightningDataModule):
             parts = split_rows(len(table), self.split, self.split_seed, groups)
         except ValueError as error:
             raise ConfigurationError(f"{table.name}: data.{error}") from error
-        return {name: table.take(rows) for name, rows in zip(_SPLIT_NAMES, parts, strict=True) if rows}
+        return {name: table.take(rows) for name, rows in zip(SPLITS, parts, strict=True) if rows}
 
     def _encoded_labels(self) -> dict[str, list[Any]]:
         """Encode the labels of all splits, also of those the stage leaves alone: errors must show up at once."""
@@ -252,30 +296,45 @@ class TextDataModule(LightningDataModule):
         if self.task.has_classes and self.labels is None:
             return {}
         labels = self.labels or []
+        tables = {name: table for name, table in self.tables.items() if name != "predict"}
+        shown = [tables["train"]] if "train" in tables else list(tables.values())
+        multi_hot = self.task.target == "multilabel" and all(is_multi_hot(t, self.columns.label[0]) for t in shown)
         return {
-            name: encode_labels(self.task.target, table, self.columns.label, labels)
-            for name, table in self.tables.items()
-            if name != "predict"
+            name: encode_labels(self.task.target, table, self.columns.label, labels, multi_hot)
+            for name, table in tables.items()
         }
 
+    def _processes(self) -> dict[str, int]:
+        """The number of processes that share the data, and which of them this one is."""
+        kwargs = self.trainer.distributed_sampler_kwargs if self.trainer is not None else None
+        return kwargs or {"num_replicas": 1, "rank": 0}
+
     def _sampler(self, name: str, shuffle: bool) -> LengthBucketSampler:
-        trainer = self.trainer
         return LengthBucketSampler(
-            [len(example["input_ids"]) for example in self.encoded[name]],
+            self._lengths(name),
             self.batch_size,
             shuffle=shuffle,
             seed=int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed,
             bucket_batches=self.bucket_batches,
-            num_replicas=trainer.world_size if trainer is not None else 1,
-            rank=trainer.global_rank if trainer is not None else 0,
+            **self._processes(),
         )
 
-    def _loader(self, name: str, sampler: Any) -> DataLoader[Any]:
+    def _lengths(self, name: str) -> list[int]:
+        return [len(example["input_ids"]) for example in self.encoded[name]]
+
+    def _evaluation_loader(self, name: str) -> DataLoader[Any]:
+        processes = self._processes()
+        if processes["num_replicas"] == 1:
+            return self._loader(name, self._sampler(name, shuffle=False))
+        sampler = EvaluationSampler(self._lengths(name), self.batch_size, **processes)
+        return self._loader(name, sampler, batched=True)
+
+    def _loader(self, name: str, sampler: Any, batched: bool = False) -> DataLoader[Any]:
         # A decoder goes on writing where a text ends, so nothing may stand there.
         left = name == "predict" and self.task.target == "next-token"
         return DataLoader(
-            self.encoded[name],  # type: ignore[arg-type]
-            batch_size=self.batch_size,
+            BatchedExamples(self.encoded[name]) if batched else self.encoded[name],  # type: ignore[arg-type]
+            batch_size=None if batched else self.batch_size,
             sampler=sampler,
             collate_fn=Collator(
                 self.tokenizer.pad_token_id,

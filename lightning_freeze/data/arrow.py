@@ -15,6 +15,8 @@ SMALLEST_LIMIT = 2**30
 LARGEST_RATIO = 100
 """How many times its own size a larger file may unpack to; text compresses to a third or a tenth."""
 _BATCH = 1024
+_LIST_BATCH = 16
+"""Rows that are read at once, before what they unpack to is counted: fewer where a row has any number of values."""
 _ROW_BYTES = 100
 _FIELD_BYTES = 50
 
@@ -45,8 +47,9 @@ def read_parquet(name: str, file: Path) -> Table:
         limit.start_again()
         # Read as dictionaries, repeated texts take the memory of one, so that they can be counted before they unpack.
         texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
+        size = _LIST_BATCH if any(leaf.max_repetition_level for leaf in leaves) else _BATCH
         with parquet.ParquetFile(file, read_dictionary=texts) as reader:
-            return _table(name, schema.names, reader.iter_batches(_BATCH), limit, _class_names(schema.metadata))
+            return _table(name, schema.names, reader.iter_batches(size), limit, _class_names(schema.metadata))
     except (ArrowException, OSError, ValueError, TypeError, OverflowError) as error:
         if isinstance(error, ConfigurationError):
             raise
@@ -84,6 +87,7 @@ def read_saved_dataset(name: str, folder: Path, split: str | None) -> Table:
     tables = data.with_format("arrow").iter(_BATCH)
     batches = (batch for table in tables for batch in table.to_batches())
     try:
+        data.data.validate(full=True)  # a damaged file would otherwise end the process
         return _table(name, data.column_names, batches, _Limit(name, size), classes)
     except ConfigurationError:
         raise
@@ -198,10 +202,9 @@ def _unpacked_size(array: Any) -> int:
 
 
 def _declared_size(metadata: Any) -> int:
-    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
-    chunks = [group.column(j) for group in groups for j in range(group.num_columns)]
-    size = sum(max(chunk.total_uncompressed_size, 8 * chunk.num_values) for chunk in chunks)
-    return int(size + _ROW_BYTES * metadata.num_rows)
+    # Only what pyarrow reads without decoding the columns' statistics: damaged ones would end the process there.
+    groups = (metadata.row_group(i) for i in range(metadata.num_row_groups))
+    return int(sum(group.total_byte_size for group in groups) + _ROW_BYTES * metadata.num_rows)
 
 
 def _class_names(metadata: Mapping[bytes, bytes] | None) -> ClassNames:

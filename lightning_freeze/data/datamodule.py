@@ -36,6 +36,7 @@ from lightning_freeze.data.splits import SPLITS, split_of_file, splits_of_datase
 from lightning_freeze.data.splitting import check_fractions, split_rows
 from lightning_freeze.data.tokenizer import checked_tokenizer, load_tokenizer
 from lightning_freeze.data.unlabelled import LabelColumns, without_unlabelled
+from lightning_freeze.data.values import group_name
 from lightning_freeze.errors import ConfigurationError, listing
 from lightning_freeze.module.tasks import TaskName, get_task
 
@@ -282,7 +283,7 @@ class TextDataModule(LightningDataModule):
         groups = None
         if self.group_column is not None:
             table.require(self.group_column, "data.group_column")
-            groups = [str(row.get(self.group_column)) for row in table.rows]
+            groups = [group_name(row.get(self.group_column)) for row in table.rows]
         try:
             parts = split_rows(len(table), self.split, self.split_seed, groups)
         except ValueError as error:

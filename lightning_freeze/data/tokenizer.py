@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from lightning_freeze.errors import ConfigurationError
@@ -57,7 +58,7 @@ def checked_tokenizer(tokenizer: PreTrainedTokenizerBase, task: Task, name: str 
             f"Task {task.name!r} needs a fast tokenizer, which tells what word a token belongs to, and the one of "
             f"{name!r} is slow: expected a folder with tokenizer.json."
         )
-    if task.target == "token" and getattr(tokenizer, "add_prefix_space", True) is False:
+    if task.target == "token" and _joins_words(tokenizer):
         raise ConfigurationError(
             f"Task {task.name!r} needs a tokenizer that puts a space before each word, and the one of {name!r} does "
             "not: expected AutoTokenizer.from_pretrained(..., add_prefix_space=True)."
@@ -89,3 +90,9 @@ def check_length(tokenizer: PreTrainedTokenizerBase, length: int, pair: bool) ->
             f"data.max_length is {length}: expected at least {least}, for one token of each text and the "
             f"{least - 1 - pair} special tokens of the tokenizer."
         )
+
+
+def _joins_words(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a byte-level tokenizer reads lists of words as if there were no space between them."""
+    splitter = getattr(getattr(tokenizer, "backend_tokenizer", None), "pre_tokenizer", None)
+    return isinstance(splitter, ByteLevel) and not splitter.add_prefix_space

@@ -100,8 +100,7 @@ def word_list(value: Any) -> list[str]:
     """
     if not isinstance(value, (list, tuple)):
         raise ValueError(f"is {shown(value)}, expected a list of tokens (JSONL or Parquet)")
-    # The inner check keeps lists of lists out: one item is one word.
-    return each(lambda item: text_value([item, ""] if isinstance(item, (list, tuple)) else item), value)
+    return each(_word, value)
 
 
 def class_name(value: Any) -> str:
@@ -123,6 +122,18 @@ def class_name(value: Any) -> str:
     whole = _WHOLE_NUMBER.fullmatch(name)
     name = whole[1] if whole else name
     return "0" if name == "-0" else name
+
+
+def group_name(value: Any) -> str:
+    """Return the name of a group of rows: that of a class, or the spelling of anything else.
+
+    Args:
+        value: Any value.
+    """
+    try:
+        return class_name(value)
+    except ValueError:
+        return str(value)
 
 
 def number(value: Any) -> float:
@@ -183,6 +194,12 @@ def each(convert: Callable[[Any], _Item], items: Sequence[Any]) -> list[_Item]:
         except ValueError as error:
             raise ValueError(f"is {shown(items)}, whose item {position} {error}") from None
     return result
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        raise ValueError(f"is {shown(value)}, expected one word")
+    return text_value(value)
 
 
 def _decoded(value: str | bytes) -> str:

@@ -37,4 +37,6 @@ def test_each_row_counts_once_on_two_processes(tmp_path: Path) -> None:
             numbers = case[0] == "regression"
             assert {**shares[0], **shares[1]} == (pytest.approx(predictions) if numbers else predictions), case
         for result in both:
-            assert result == pytest.approx(one, rel=1e-5, nan_ok=True), case
+            # The correlation of seven almost equal outputs is inexact in 32 bits.
+            tolerance = 1e-3 if case[0] == "regression" else 1e-5
+            assert result == pytest.approx(one, rel=tolerance, nan_ok=True), case

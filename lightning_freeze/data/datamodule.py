@@ -7,29 +7,24 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal
 
-import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from torch.utils.data import DataLoader, SequentialSampler
+from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
-from lightning_freeze.data.batching import (
-    BatchedExamples,
-    Collator,
-    EvaluationSampler,
-    LengthBucketSampler,
-    PredictionSampler,
-)
+from lightning_freeze.data.batching import Collator
 from lightning_freeze.data.encoding import Columns, Example, check_texts, encode
 from lightning_freeze.data.labels import (
     class_names,
     encode_labels,
+    given_class_names,
     is_multi_hot,
     majority_share,
     near_duplicates,
     training_labels,
 )
+from lightning_freeze.data.loaders import LoaderFactory
 from lightning_freeze.data.model_limits import model_limits
 from lightning_freeze.data.readers import Table, read_table, saved_splits
 from lightning_freeze.data.splits import SPLITS, split_of_file, splits_of_dataset
@@ -51,10 +46,15 @@ class TextDataModule(LightningDataModule):
     can be wrong with them is checked before training starts, in all splits. Batches are dicts with ``input_ids``,
     ``attention_mask`` (and ``token_type_ids``), ``labels`` and ``index``, the row's position in its split.
 
+    A field means the same in every kind of file: ``1``, ``1.0`` and ``"1"`` are one class, bytes are UTF-8 text, and a
+    list of words or sentences is a text. Rows without a label (-1, as in hidden test sets) are left out, and one line
+    says so. On several devices, each row of validation and test data counts once.
+
     Args:
         tokenizer: A local folder or hub name, or a tokenizer of transformers. The CLI takes the model's encoder.
         task: What the data is for; ``classification`` by default. The CLI takes the model's task.
-        data: One file or saved dataset, to be split. A saved dataset that has splits keeps them.
+        data: One file or saved dataset, to be split. A saved dataset that has splits keeps them; a split named
+            ``validation_matched`` or ``dev`` is found too.
         split: Shares of training, validation and test rows of ``data``, summing to at most 1.
         split_seed: Seed of the split. It has nothing to do with the seed of a run, so runs share one split.
         group_column: Rows with the same value in this column stay in the same split.
@@ -66,12 +66,14 @@ class TextDataModule(LightningDataModule):
             sequence-to-sequence models.
         text_pair: Column of the second text, for tasks with pairs.
         label: Column of the label, of any strings or numbers; by default ``label``, ``tags`` for token classification
-            (lists), ``target`` for sequence-to-sequence models. For multi-label data several columns of 0 and 1, or
-            one that holds lists.
-        labels: Class names in the order of their indices; by default the sorted values of the training rows.
+            (lists, in which -100 leaves a word out), ``target`` for sequence-to-sequence models. For multi-label data
+            several columns of 0 and 1, or one that holds lists of class names or of zeros and ones.
+        labels: Class names in the order of their indices; by default the sorted values of the training rows, or 0, 1
+            and so on for lists of zeros and ones.
         empty_text: Whether a row with an empty text is an error or is left out.
         batch_size: Examples per batch and process.
-        max_length: Texts are cut to so many tokens; by default what the tokenizer allows, at most 512.
+        max_length: Texts are cut to so many tokens, and lists of words into overlapping windows of so many, so that
+            every word has its tag; by default what the tokenizer and the model allow, at most 512.
         num_workers: Worker processes that make batches. The texts are tokenised beforehand, so 0 is usually best.
         bucket_batches: Training examples are sorted by length within so many batches, which saves padding; 0 for
             plain shuffling.
@@ -116,7 +118,7 @@ class TextDataModule(LightningDataModule):
         self.split_seed = split_seed
         self.group_column = group_column
         self.columns = self._columns(text, text_pair, label)
-        self.given_labels = list(labels) if labels else None
+        self.given_labels = given_class_names(labels) if labels else None
         self.empty_text = empty_text
         self.batch_size = batch_size
         self.max_length = max_length
@@ -186,52 +188,34 @@ class TextDataModule(LightningDataModule):
                 f"{listing(self.tables) or 'no files'}."
             )
         labels = self._encoded_labels()
-        limits = model_limits(self.trainer.lightning_module if self.trainer is not None else None)
         for name in wanted:
             if name in self.tables and name not in self.encoded:
-                unread: dict[int, list[int]] = {}
-                examples = encode(
-                    self.tables[name],
-                    self.tokenizer,
-                    self.task,
-                    self.columns,
-                    self.max_length,
-                    labels.get(name),
-                    for_prediction=name == "predict",
-                    positions=limits.positions,
-                    unread=unread,
-                )
-                limits.check(self.tables[name], examples, self.tokenizer)
-                self.encoded[name] = examples
-                if self.labels is not None:
-                    tag = "O" if "O" in self.labels else None
-                    fixed = {row: dict.fromkeys(words, tag) for row, words in unread.items()}
-                    self.tables[name] = replace(self.tables[name], fixed_tags=fixed)
+                self._encode(name, labels.get(name))
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return batches of similar length in an order that changes each epoch."""
-        return self._loader("train", self._sampler("train", shuffle=True))
+        seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
+        return self._loaders().train(self.encoded["train"], self._collator(), seed, self.bucket_batches)
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """Return the validation batches, the longest first; nothing where there is no validation data."""
-        return self._evaluation_loader("val") if "val" in self.encoded else []
+        return self._loaders().evaluate(self.encoded["val"], self._collator()) if "val" in self.encoded else []
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Return the test batches, the longest first."""
-        return self._evaluation_loader("test")
+        return self._loaders().evaluate(self.encoded["test"], self._collator())
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """Return the batches to predict, in the order of the file."""
-        examples, processes = self.encoded["predict"], self._processes()
-        if processes["num_replicas"] == 1:
-            return self._loader("predict", SequentialSampler(examples))
-        rows = len(self.tables["predict"])
-        if rows < processes["num_replicas"]:
+        loaders, table = self._loaders(), self.tables["predict"]
+        if len(table) < loaders.num_replicas:
             raise ConfigurationError(
-                f"{self.tables['predict'].name} has {rows} rows for {processes['num_replicas']} processes: expected at "
-                f"least one row for each, or trainer.devices of at most {rows}."
+                f"{table.name} has {len(table)} rows for {loaders.num_replicas} processes: expected at least one row "
+                f"for each, or trainer.devices of at most {len(table)}."
             )
-        return self._loader("predict", PredictionSampler([example["index"] for example in examples], **processes))
+        # A decoder goes on writing where a text ends, so no padding may stand there.
+        side = "left" if self.task.target == "next-token" else "right"
+        return loaders.predict(self.encoded["predict"], self._collator(side))
 
     def _columns(self, text: str | None, text_pair: str | None, label: str | list[str] | None) -> Columns:
         default_text, default_label = _DEFAULT_COLUMNS.get(self.task.target, ("text", "label"))
@@ -305,45 +289,33 @@ class TextDataModule(LightningDataModule):
             for name, table in tables.items()
         }
 
-    def _processes(self) -> dict[str, int]:
-        """The number of processes that share the data, and which of them this one is."""
-        kwargs = self.trainer.distributed_sampler_kwargs if self.trainer is not None else None
-        return kwargs or {"num_replicas": 1, "rank": 0}
-
-    def _sampler(self, name: str, shuffle: bool) -> LengthBucketSampler:
-        return LengthBucketSampler(
-            self._lengths(name),
-            self.batch_size,
-            shuffle=shuffle,
-            seed=int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed,
-            bucket_batches=self.bucket_batches,
-            **self._processes(),
+    def _encode(self, name: str, labels: list[Any] | None) -> None:
+        module = self.trainer.lightning_module if self.trainer is not None else None
+        limits = model_limits(module)
+        prompts = name == "predict" and self.task.target == "next-token"
+        unread: dict[int, list[int]] = {}
+        examples = encode(
+            self.tables[name],
+            self.tokenizer,
+            self.task,
+            self.columns,
+            self.max_length,
+            labels,
+            for_prediction=name == "predict",
+            positions=limits.prompt_positions(module) if prompts else limits.positions,
+            unread=unread,
         )
+        limits.check(self.tables[name], examples, self.tokenizer)
+        self.encoded[name] = examples
+        if self.labels is not None:
+            tag = "O" if "O" in self.labels else None
+            fixed = {row: dict.fromkeys(words, tag) for row, words in unread.items()}
+            self.tables[name] = replace(self.tables[name], fixed_tags=fixed)
 
-    def _lengths(self, name: str) -> list[int]:
-        return [len(example["input_ids"]) for example in self.encoded[name]]
+    def _loaders(self) -> LoaderFactory:
+        processes = self.trainer.distributed_sampler_kwargs if self.trainer is not None else None
+        return LoaderFactory(self.batch_size, self.num_workers, **(processes or {}))
 
-    def _evaluation_loader(self, name: str) -> DataLoader[Any]:
-        processes = self._processes()
-        if processes["num_replicas"] == 1:
-            return self._loader(name, self._sampler(name, shuffle=False))
-        sampler = EvaluationSampler(self._lengths(name), self.batch_size, **processes)
-        return self._loader(name, sampler, batched=True)
-
-    def _loader(self, name: str, sampler: Any, batched: bool = False) -> DataLoader[Any]:
-        # A decoder goes on writing where a text ends, so nothing may stand there.
-        left = name == "predict" and self.task.target == "next-token"
-        return DataLoader(
-            BatchedExamples(self.encoded[name]) if batched else self.encoded[name],  # type: ignore[arg-type]
-            batch_size=None if batched else self.batch_size,
-            sampler=sampler,
-            collate_fn=Collator(
-                self.tokenizer.pad_token_id,
-                token_labels=not self.task.pooled,
-                side="left" if left else "right",
-                pad_token_type_id=self.tokenizer.pad_token_type_id,
-            ),
-            num_workers=self.num_workers,
-            pin_memory=torch.cuda.is_available(),
-            persistent_workers=self.num_workers > 0,
-        )
+    def _collator(self, side: str = "right") -> Collator:
+        pad, pad_type = self.tokenizer.pad_token_id, self.tokenizer.pad_token_type_id
+        return Collator(pad, token_labels=not self.task.pooled, side=side, pad_token_type_id=pad_type)

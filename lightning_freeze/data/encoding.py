@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,7 +109,8 @@ def encode(
         max_length: Longer texts are cut to so many tokens, and longer lists of words into windows; None for what the
             tokenizer and the model allow, at most 512.
         labels: The label of each row as :func:`encode_labels` returns it; None for language models and predictions.
-        for_prediction: Whether a causal language model is to continue the texts, so that they do not end.
+        for_prediction: Whether the rows are to be predicted. A causal language model continues a text, which therefore
+            has no end token and, if it is too long, keeps its last tokens.
         positions: How many tokens the model can read, where that is known.
         unread: Filled with the words that the tokenizer drops, by row, for token classification.
 
@@ -120,6 +122,9 @@ def encode(
         ConfigurationError: A row has no tokens, or ``max_length`` leaves no room for a text.
     """
     limit = max_length or min(int(tokenizer.model_max_length), DEFAULT_MAX_LENGTH, positions or DEFAULT_MAX_LENGTH)
+    prompts = for_prediction and task.target == "next-token"
+    if prompts and positions is not None:
+        limit = min(limit, positions)
     check_length(tokenizer, limit, pair=columns.text_pair is not None)
     examples: list[Example] = []
     plain: list[int] = []
@@ -131,7 +136,8 @@ def encode(
             examples += chunk
             unread.update(dropped)
             continue
-        chunk = _encode_texts(table, rows, tokenizer, task, columns, limit, plain)
+        with _truncating("left" if prompts else tokenizer.truncation_side, tokenizer):
+            chunk = _encode_texts(table, rows, tokenizer, task, columns, limit, plain)
         _check_tokens(chunk, "input_ids", table, rows, 1)
         _add_labels(chunk, table, rows, tokenizer, task, columns, limit, labels, for_prediction)
         if task.is_language_model and not for_prediction:
@@ -148,6 +154,15 @@ def encode(
             f"plain text there (first at {table.unit} {table.numbers[plain[0]]})."
         )
     return examples
+
+
+@contextmanager
+def _truncating(side: str, tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
+    before, tokenizer.truncation_side = tokenizer.truncation_side, side
+    try:
+        yield
+    finally:
+        tokenizer.truncation_side = before
 
 
 def _encode_texts(

@@ -47,6 +47,27 @@ def near_duplicates(names: Iterable[str]) -> list[list[str]]:
     return [group for group in groups.values() if len(group) > 1]
 
 
+def given_class_names(names: Any) -> list[str]:
+    """Return class names that the user lists, as they are written; numbers become text.
+
+    Args:
+        names: The names in the order of their indices.
+
+    Raises:
+        ConfigurationError: It is no list of names, or two of them name one class.
+    """
+    try:
+        found = [class_name(name) for name in names] if isinstance(names, (list, tuple)) else []
+    except ValueError as error:
+        raise ConfigurationError(f"data.labels has an item that {error}.") from error
+    if not found:
+        raise ConfigurationError(f"data.labels is {shown(names)}: expected a list of class names.")
+    doubled = next((name for name, count in Counter(found).items() if count > 1), None)
+    if doubled is not None:
+        raise ConfigurationError(f"data.labels is {shown(names)}: the class {doubled!r} occurs twice.")
+    return [name if isinstance(name, str) else class_name(name) for name in names]
+
+
 def class_names(table: Table, column: str) -> list[str]:
     """Return the class of each row.
 

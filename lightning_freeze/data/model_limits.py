@@ -29,6 +29,25 @@ class ModelLimits:
     positions: int | None = None
     vocabulary: int | None = None
 
+    def prompt_positions(self, module: Any) -> int | None:
+        """Return how many tokens a prompt may have, so that there are positions for what the model writes.
+
+        Args:
+            module: The module that predicts, with ``generate_kwargs`` if it is a :class:`TransformerModule`.
+
+        Raises:
+            ConfigurationError: There is no position left for a prompt.
+        """
+        new = getattr(module, "generate_kwargs", {}).get("max_new_tokens", 0)
+        if self.positions is None or not isinstance(new, int):
+            return self.positions
+        if new >= self.positions:
+            raise ConfigurationError(
+                f"model.generate_kwargs asks for max_new_tokens={new} and the model has {self.positions} positions: "
+                f"expected at most {self.positions - 1}."
+            )
+        return self.positions - new
+
     def check(self, table: Table, examples: Iterable[dict[str, Any]], tokenizer: Any) -> None:
         """Check that the model can read all examples of a table.
 

@@ -16,8 +16,9 @@ from typing import Any, TypeVar
 
 import torch
 
-_INVISIBLE = "\\s\x00-\x1f\u00ad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff"
-_ENDS = re.compile(f"^[{_INVISIBLE}]+|[{_INVISIBLE}]+$")
+_WHITE_SPACE = [*range(0x21), 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B), 0x2028, 0x2029, 0x202F, 0x205F, 0x3000]
+_ZERO_WIDTH = [0xAD, 0x61C, 0x180E, *range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x2070), 0xFEFF]
+_INVISIBLE = "".join(map(chr, _WHITE_SPACE + _ZERO_WIDTH))
 _WHOLE_NUMBER = re.compile(r"(-?[0-9]+)\.0+")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _ON_OFF = {"1": 1.0, "0": 0.0, "true": 1.0, "false": 0.0}
@@ -32,7 +33,7 @@ def trimmed(text: str) -> str:
     Args:
         text: Any text.
     """
-    return _ENDS.sub("", text)
+    return text.strip(_INVISIBLE)
 
 
 def is_missing(value: Any) -> bool:

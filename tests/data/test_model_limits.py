@@ -13,6 +13,7 @@ import torch
 import transformers
 from conftest import make_tokenizer
 from lightning.pytorch import Trainer
+from tokenizers.pre_tokenizers import ByteLevel
 
 from lightning_freeze import TextDataModule, TransformerModule
 from lightning_freeze.data.model_limits import ModelLimits, model_limits
@@ -157,3 +158,24 @@ def test_a_prompt_does_not_end(write: Write, tiny_gpt2_dir: Path) -> None:
     (example,) = data.encoded["predict"]
     assert example["input_ids"][-1] != data.tokenizer.eos_token_id
     assert {len(value) for key, value in example.items() if key != "index"} == {len(example["input_ids"])}
+
+
+def test_a_prompt_leaves_room_for_what_is_written(write: Write, tiny_gpt2_dir: Path) -> None:
+    path = write("a.csv", f"text\n{'good ' * 100}film\n")
+    for max_length in (None, 60):
+        data = TextDataModule(str(tiny_gpt2_dir), "causal-lm", predict=str(path), max_length=max_length)
+        module = TransformerModule(str(tiny_gpt2_dir), "causal-lm", generate_kwargs={"max_new_tokens": 24})
+        (output,) = trainer().predict(module, data) or []
+        (example,) = data.encoded["predict"]
+        assert len(example["input_ids"]) <= 40 and len(output["predictions"][0]) <= 64
+        assert data.tokenizer.decode(example["input_ids"], skip_special_tokens=True).endswith("good film")
+    module = TransformerModule(str(tiny_gpt2_dir), "causal-lm", generate_kwargs={"max_new_tokens": 64})
+    with pytest.raises(ConfigurationError, match=r"max_new_tokens=64 and the model has 64 positions"):
+        trainer().predict(module, TextDataModule(str(tiny_gpt2_dir), "causal-lm", predict=str(path)))
+
+
+def test_a_tokenizer_that_joins_words_is_refused_for_tags(write: Write) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.backend_tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    with pytest.raises(ConfigurationError, match=r"puts a space before each word.*add_prefix_space=True"):
+        TextDataModule(tokenizer, "token-classification", train="a.jsonl")

@@ -61,6 +61,14 @@ def test_a_huge_value_is_shown_short() -> None:
     assert len(str(error.value)) < 100
 
 
+def test_a_text_of_white_space_is_read_in_linear_time() -> None:
+    assert not is_missing(f"a{' ' * 2_000_000}b") and is_missing(" \u200b" * 1_000_000)
+
+
+def test_all_white_space_is_invisible() -> None:
+    assert all(is_missing(chr(code)) for code in range(0x3001) if chr(code).isspace())
+
+
 def test_invisible_text_is_missing() -> None:
     assert all(map(is_missing, [None, float("nan"), "", " \t", "\u200b\u2060", "\ufeff", b" "]))
     assert not any(map(is_missing, [0, False, "0", "\u0301a"]))

@@ -1,4 +1,4 @@
-"""Batches of similar length, padded to their longest example."""
+"""Which examples make a batch, on one process or several, and how they are padded."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DistributedSampler
+from torch.utils.data import Dataset, DistributedSampler
 
 from lightning_freeze.module.tasks import IGNORE_INDEX
 
@@ -71,6 +71,84 @@ class LengthBucketSampler(DistributedSampler[int]):
         return indices[torch.argsort(self.lengths[indices], descending=True, stable=True)]
 
 
+class EvaluationSampler(DistributedSampler[list[int]]):
+    """Batches for validation and testing on several processes, in which every example occurs once.
+
+    Each process gets the same number of batches, because sharded models communicate in each forward pass, and sizes
+    differ by at most one example. A batch holds at most ``batch_size`` examples (2 where ``batch_size`` is 1 and the
+    number of examples is no multiple of the number of processes). With fewer examples than processes, every process
+    evaluates all of them: each counts equally often, so that means and ratios over all processes are unchanged.
+
+    Args:
+        lengths: Length of each example; the longest come first.
+        batch_size: Examples per batch and process.
+        num_replicas: Number of processes.
+        rank: Number of this process.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, num_replicas: int = 1, rank: int = 0) -> None:
+        super().__init__(lengths, num_replicas, rank, shuffle=False)  # type: ignore[arg-type]
+        order = torch.argsort(torch.as_tensor(lengths), descending=True, stable=True).tolist()
+        if len(order) < num_replicas:
+            self.batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+            return
+        steps = -(-len(order) // (batch_size * num_replicas))
+        if steps * num_replicas > len(order):
+            steps = len(order) // num_replicas
+        count = steps * num_replicas
+        ends = [len(order) * i // count for i in range(count + 1)]
+        self.batches = [order[ends[i] : ends[i + 1]] for i in range(rank, count, num_replicas)]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Return this process's batches of examples."""
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        return len(self.batches)
+
+
+class PredictionSampler(DistributedSampler[int]):
+    """Deals the rows of a file to the processes, in the order of the file; all examples of a row go to one process.
+
+    Args:
+        rows: The row of each example.
+        num_replicas: Number of processes.
+        rank: Number of this process.
+    """
+
+    def __init__(self, rows: Sequence[int], num_replicas: int = 1, rank: int = 0) -> None:
+        super().__init__(rows, num_replicas, rank, shuffle=False)  # type: ignore[arg-type]
+        self.examples = [i for i, row in enumerate(rows) if row % num_replicas == rank]
+
+    def __iter__(self) -> Iterator[int]:
+        """Return this process's examples."""
+        return iter(self.examples)
+
+    def __len__(self) -> int:
+        """Return the number of examples of this process."""
+        return len(self.examples)
+
+
+class BatchedExamples(Dataset[list[dict[str, Any]]]):
+    """Examples that are fetched batch by batch.
+
+    Args:
+        examples: The examples.
+    """
+
+    def __init__(self, examples: Sequence[dict[str, Any]]) -> None:
+        self.examples = examples
+
+    def __getitem__(self, indices: int | list[int]) -> list[dict[str, Any]]:
+        """Return some of the examples, as a list also for a single index."""
+        return [self.examples[i] for i in ([indices] if isinstance(indices, int) else indices)]
+
+    def __len__(self) -> int:
+        """Return the number of examples."""
+        return len(self.examples)
+
+
 class Collator:
     """Makes a batch of examples, padded to the longest of them.
 
@@ -112,4 +190,4 @@ class Collator:
         return batch
 
     def _pad(self, key: str, rows: list[Tensor]) -> Tensor:
-        return pad_sequence(rows, batch_first=True, padding_value=self.fill[key], padding_side=self.side).long()
+        return pad_sequence(rows, batch_first=True, padding_value=self.fill.get(key, 0), padding_side=self.side).long()

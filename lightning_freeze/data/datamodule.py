@@ -3,24 +3,38 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal
 
-import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
-from torch.utils.data import DataLoader, SequentialSampler
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
-from lightning_freeze.data.batching import Collator, LengthBucketSampler
-from lightning_freeze.data.encoding import Columns, Example, check_texts, encode, load_tokenizer
-from lightning_freeze.data.labels import class_names, encode_labels, majority_share, training_labels
+from lightning_freeze.data.batching import Collator
+from lightning_freeze.data.encoding import Columns, Example, check_texts, encode
+from lightning_freeze.data.labels import (
+    class_names,
+    encode_labels,
+    given_class_names,
+    is_multi_hot,
+    majority_share,
+    near_duplicates,
+    training_labels,
+)
+from lightning_freeze.data.loaders import LoaderFactory
+from lightning_freeze.data.model_limits import model_limits
 from lightning_freeze.data.readers import Table, read_table, saved_splits
+from lightning_freeze.data.splits import SPLITS, split_of_file, splits_of_dataset
 from lightning_freeze.data.splitting import check_fractions, split_rows
+from lightning_freeze.data.tokenizer import checked_tokenizer, load_tokenizer
+from lightning_freeze.data.unlabelled import LabelColumns, without_unlabelled
+from lightning_freeze.data.values import group_name
 from lightning_freeze.errors import ConfigurationError, listing
 from lightning_freeze.module.tasks import TaskName, get_task
 
-_SPLIT_NAMES = {"train": ("train",), "val": ("validation", "val", "valid", "dev"), "test": ("test",)}
 _STAGES = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
 _DEFAULT_COLUMNS = {"token": ("tokens", "tags"), "target-token": ("source", "target")}
 
@@ -32,10 +46,15 @@ class TextDataModule(LightningDataModule):
     can be wrong with them is checked before training starts, in all splits. Batches are dicts with ``input_ids``,
     ``attention_mask`` (and ``token_type_ids``), ``labels`` and ``index``, the row's position in its split.
 
+    A field means the same in every kind of file: ``1``, ``1.0`` and ``"1"`` are one class, bytes are UTF-8 text, and a
+    list of words or sentences is a text. Rows without a label (-1, as in hidden test sets) are left out, and one line
+    says so. On several devices, each row of validation and test data counts once.
+
     Args:
         tokenizer: A local folder or hub name, or a tokenizer of transformers. The CLI takes the model's encoder.
         task: What the data is for; ``classification`` by default. The CLI takes the model's task.
-        data: One file or saved dataset, to be split. A saved dataset that has splits keeps them.
+        data: One file or saved dataset, to be split. A saved dataset that has splits keeps them; a split named
+            ``validation_matched`` or ``dev`` is found too.
         split: Shares of training, validation and test rows of ``data``, summing to at most 1.
         split_seed: Seed of the split. It has nothing to do with the seed of a run, so runs share one split.
         group_column: Rows with the same value in this column stay in the same split.
@@ -47,12 +66,14 @@ class TextDataModule(LightningDataModule):
             sequence-to-sequence models.
         text_pair: Column of the second text, for tasks with pairs.
         label: Column of the label, of any strings or numbers; by default ``label``, ``tags`` for token classification
-            (lists), ``target`` for sequence-to-sequence models. For multi-label data several columns of 0 and 1, or
-            one that holds lists.
-        labels: Class names in the order of their indices; by default the sorted values of the training rows.
+            (lists, in which -100 leaves a word out), ``target`` for sequence-to-sequence models. For multi-label data
+            several columns of 0 and 1, or one that holds lists of class names or of zeros and ones.
+        labels: Class names in the order of their indices; by default the sorted values of the training rows, or 0, 1
+            and so on for lists of zeros and ones.
         empty_text: Whether a row with an empty text is an error or is left out.
         batch_size: Examples per batch and process.
-        max_length: Texts are cut to so many tokens; by default what the tokenizer allows, at most 512.
+        max_length: Texts are cut to so many tokens, and lists of words into overlapping windows of so many, so that
+            every word has its tag; by default what the tokenizer and the model allow, at most 512.
         num_workers: Worker processes that make batches. The texts are tokenised beforehand, so 0 is usually best.
         bucket_batches: Training examples are sorted by length within so many batches, which saves padding; 0 for
             plain shuffling.
@@ -89,7 +110,7 @@ class TextDataModule(LightningDataModule):
         self.task = get_task(task or "classification")
         self.tokenizer_name = os.fspath(tokenizer) if isinstance(tokenizer, (str, os.PathLike)) else None
         if tokenizer is not None and not isinstance(tokenizer, (str, os.PathLike)):
-            self.tokenizer = tokenizer  # takes the place of the cached property
+            self.tokenizer = checked_tokenizer(tokenizer, self.task)  # takes the place of the cached property
         given = {"train": train, "val": val, "test": test, "predict": predict}
         self.files = {name: os.fspath(file) for name, file in given.items() if file is not None}
         self.data = os.fspath(data) if data is not None else None
@@ -97,7 +118,7 @@ class TextDataModule(LightningDataModule):
         self.split_seed = split_seed
         self.group_column = group_column
         self.columns = self._columns(text, text_pair, label)
-        self.given_labels = list(labels) if labels else None
+        self.given_labels = given_class_names(labels) if labels else None
         self.empty_text = empty_text
         self.batch_size = batch_size
         self.max_length = max_length
@@ -121,8 +142,8 @@ class TextDataModule(LightningDataModule):
         """The rows of each split that there is: ``train``, ``val``, ``test``, ``predict``."""
         tables = self._split_data(self.data) if self.data is not None else {}
         for name, file in self.files.items():
-            tables[name] = self._read(file, name)
-        return tables
+            tables[name] = self._checked_table(read_table(file, split_of_file(file, name)), name)
+        return without_unlabelled(tables, self._label_columns())
 
     @cached_property
     def labels(self) -> list[str] | None:
@@ -131,7 +152,14 @@ class TextDataModule(LightningDataModule):
             return self.given_labels
         if "train" not in self.tables:
             return None
-        return training_labels(self.task.name, self.task.target, self.tables["train"], self.columns.label)
+        train = self.tables["train"]
+        labels = training_labels(self.task.name, self.task.target, train, self.columns.label)
+        for names in near_duplicates(labels) if len(self.columns.label) == 1 else ():
+            rank_zero_warn(
+                f"{train.name}: the classes {listing(names)} are almost the same name. If they are one class, correct "
+                f"the file; if not, name all classes with data.labels."
+            )
+        return labels
 
     @property
     def num_classes(self) -> int | None:
@@ -162,31 +190,32 @@ class TextDataModule(LightningDataModule):
         labels = self._encoded_labels()
         for name in wanted:
             if name in self.tables and name not in self.encoded:
-                self.encoded[name] = encode(
-                    self.tables[name],
-                    self.tokenizer,
-                    self.task,
-                    self.columns,
-                    self.max_length,
-                    labels.get(name),
-                    for_prediction=name == "predict",
-                )
+                self._encode(name, labels.get(name))
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return batches of similar length in an order that changes each epoch."""
-        return self._loader("train", self._sampler("train", shuffle=True))
+        seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
+        return self._loaders().train(self.encoded["train"], self._collator(), seed, self.bucket_batches)
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """Return the validation batches, the longest first; nothing where there is no validation data."""
-        return self._loader("val", self._sampler("val", shuffle=False)) if "val" in self.encoded else []
+        return self._loaders().evaluate(self.encoded["val"], self._collator()) if "val" in self.encoded else []
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Return the test batches, the longest first."""
-        return self._loader("test", self._sampler("test", shuffle=False))
+        return self._loaders().evaluate(self.encoded["test"], self._collator())
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """Return the batches to predict, in the order of the file."""
-        return self._loader("predict", SequentialSampler(self.encoded["predict"]))
+        loaders, table = self._loaders(), self.tables["predict"]
+        if len(table) < loaders.num_replicas:
+            raise ConfigurationError(
+                f"{table.name} has {len(table)} rows for {loaders.num_replicas} processes: expected at least one row "
+                f"for each, or trainer.devices of at most {len(table)}."
+            )
+        # A decoder goes on writing where a text ends, so no padding may stand there.
+        side = "left" if self.task.target == "next-token" else "right"
+        return loaders.predict(self.encoded["predict"], self._collator(side))
 
     def _columns(self, text: str | None, text_pair: str | None, label: str | list[str] | None) -> Columns:
         default_text, default_label = _DEFAULT_COLUMNS.get(self.task.target, ("text", "label"))
@@ -223,27 +252,27 @@ class TextDataModule(LightningDataModule):
         except ValueError as error:
             raise ConfigurationError(f"data.{error}") from error
 
-    def _read(self, file: str, name: str) -> Table:
-        found = [split for split in _SPLIT_NAMES.get(name, (name,)) if split in saved_splits(file)]
-        return self._checked_table(read_table(file, found[0] if found else name), name)
-
     def _checked_table(self, table: Table, name: str) -> Table:
         return check_texts(table, self.task, self.columns, self.empty_text == "drop", needs_label=name != "predict")
 
+    def _label_columns(self) -> LabelColumns:
+        return LabelColumns(self.task.target, self.columns.label, self.given_labels)
+
     def _split_data(self, file: str) -> dict[str, Table]:
-        names = saved_splits(file)
-        if "train" in names:
-            return {name: self._read(file, name) for name, known in _SPLIT_NAMES.items() if set(known) & set(names)}
-        table = self._checked_table(read_table(file, names[0] if len(names) == 1 else None), "data")
+        found = splits_of_dataset(file)
+        if found:
+            return {name: self._checked_table(read_table(file, split), name) for name, split in found.items()}
+        table = self._checked_table(read_table(file, next(iter(saved_splits(file)), None)), "data")
+        table = without_unlabelled({"train": table}, self._label_columns())["train"]
         groups = None
         if self.group_column is not None:
             table.require(self.group_column, "data.group_column")
-            groups = [str(row.get(self.group_column)) for row in table.rows]
+            groups = [group_name(row.get(self.group_column)) for row in table.rows]
         try:
             parts = split_rows(len(table), self.split, self.split_seed, groups)
         except ValueError as error:
             raise ConfigurationError(f"{table.name}: data.{error}") from error
-        return {name: table.take(rows) for name, rows in zip(_SPLIT_NAMES, parts, strict=True) if rows}
+        return {name: table.take(rows) for name, rows in zip(SPLITS, parts, strict=True) if rows}
 
     def _encoded_labels(self) -> dict[str, list[Any]]:
         """Encode the labels of all splits, also of those the stage leaves alone: errors must show up at once."""
@@ -252,38 +281,41 @@ class TextDataModule(LightningDataModule):
         if self.task.has_classes and self.labels is None:
             return {}
         labels = self.labels or []
+        tables = {name: table for name, table in self.tables.items() if name != "predict"}
+        shown = [tables["train"]] if "train" in tables else list(tables.values())
+        multi_hot = self.task.target == "multilabel" and all(is_multi_hot(t, self.columns.label[0]) for t in shown)
         return {
-            name: encode_labels(self.task.target, table, self.columns.label, labels)
-            for name, table in self.tables.items()
-            if name != "predict"
+            name: encode_labels(self.task.target, table, self.columns.label, labels, multi_hot)
+            for name, table in tables.items()
         }
 
-    def _sampler(self, name: str, shuffle: bool) -> LengthBucketSampler:
-        trainer = self.trainer
-        return LengthBucketSampler(
-            [len(example["input_ids"]) for example in self.encoded[name]],
-            self.batch_size,
-            shuffle=shuffle,
-            seed=int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed,
-            bucket_batches=self.bucket_batches,
-            num_replicas=trainer.world_size if trainer is not None else 1,
-            rank=trainer.global_rank if trainer is not None else 0,
+    def _encode(self, name: str, labels: list[Any] | None) -> None:
+        module = self.trainer.lightning_module if self.trainer is not None else None
+        limits = model_limits(module)
+        prompts = name == "predict" and self.task.target == "next-token"
+        unread: dict[int, list[int]] = {}
+        examples = encode(
+            self.tables[name],
+            self.tokenizer,
+            self.task,
+            self.columns,
+            self.max_length,
+            labels,
+            for_prediction=name == "predict",
+            positions=limits.prompt_positions(module) if prompts else limits.positions,
+            unread=unread,
         )
+        limits.check(self.tables[name], examples, self.tokenizer)
+        self.encoded[name] = examples
+        if self.labels is not None:
+            tag = "O" if "O" in self.labels else None
+            fixed = {row: dict.fromkeys(words, tag) for row, words in unread.items()}
+            self.tables[name] = replace(self.tables[name], fixed_tags=fixed)
 
-    def _loader(self, name: str, sampler: Any) -> DataLoader[Any]:
-        # A decoder goes on writing where a text ends, so nothing may stand there.
-        left = name == "predict" and self.task.target == "next-token"
-        return DataLoader(
-            self.encoded[name],  # type: ignore[arg-type]
-            batch_size=self.batch_size,
-            sampler=sampler,
-            collate_fn=Collator(
-                self.tokenizer.pad_token_id,
-                token_labels=not self.task.pooled,
-                side="left" if left else "right",
-                pad_token_type_id=self.tokenizer.pad_token_type_id,
-            ),
-            num_workers=self.num_workers,
-            pin_memory=torch.cuda.is_available(),
-            persistent_workers=self.num_workers > 0,
-        )
+    def _loaders(self) -> LoaderFactory:
+        processes = self.trainer.distributed_sampler_kwargs if self.trainer is not None else None
+        return LoaderFactory(self.batch_size, self.num_workers, **(processes or {}))
+
+    def _collator(self, side: str = "right") -> Collator:
+        pad, pad_type = self.tokenizer.pad_token_id, self.tokenizer.pad_token_type_id
+        return Collator(pad, token_labels=not self.task.pooled, side=side, pad_token_type_id=pad_type)

@@ -4,28 +4,30 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from rich.progress import track
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from lightning_freeze.data.labels import is_missing
-from lightning_freeze.data.readers import Table
+from lightning_freeze.data.table import Table
+from lightning_freeze.data.tokenizer import check_length, load_tokenizer
+from lightning_freeze.data.values import is_empty, text_value, word_list
+from lightning_freeze.data.words import encode_words
 from lightning_freeze.errors import ConfigurationError
-from lightning_freeze.module.hub import advice, resolve
-from lightning_freeze.module.tasks import IGNORE_INDEX, Task
+from lightning_freeze.module.tasks import Task
+
+__all__ = ["Columns", "Example", "check_texts", "encode", "load_tokenizer"]
 
 Example = dict[str, Any]
 """One example: ``input_ids`` (and ``token_type_ids``) as 1-d tensors, ``labels`` if known, ``index``."""
 
 DEFAULT_MAX_LENGTH = 512
 _CHUNK = 1000
-_FILES = ("tokenizer", "vocab", "spiece", "sentencepiece", "merges")
 
 
 @dataclass(frozen=True)
@@ -43,46 +45,6 @@ class Columns:
     label: tuple[str, ...]
 
 
-def load_tokenizer(name: str, task: Task) -> PreTrainedTokenizerBase:
-    """Load a tokenizer, with a padding token if it lacks one.
-
-    Args:
-        name: A local folder, or a model's name on the Hugging Face hub.
-        task: The task that it is for.
-
-    Raises:
-        ConfigurationError: There is no such tokenizer, or it cannot do what the task needs.
-    """
-    source, where = resolve(name, "tokenizer")
-    folder = Path(source)
-    if folder.is_dir() and not any(file.name.startswith(_FILES) or file.suffix == ".gguf" for file in folder.iterdir()):
-        raise ConfigurationError(
-            f"The folder {name!r} holds no tokenizer: expected tokenizer.json or a vocabulary, as "
-            f"tokenizer.save_pretrained writes them. Name another folder with data.tokenizer."
-        )
-    # Byte-level tokenizers split lists of words correctly only with a space before each.
-    settings = {"add_prefix_space": True} if task.target == "token" else {}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **where, **settings)
-    except (OSError, ValueError, KeyError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ConfigurationError(f"The tokenizer {name!r} could not be loaded: {first} {advice(name)}") from error
-    if task.target == "token" and not tokenizer.is_fast:
-        raise ConfigurationError(
-            f"Task {task.name!r} needs a fast tokenizer, which tells what word a token belongs to, and the one of "
-            f"{name!r} is slow: expected a folder with tokenizer.json."
-        )
-    if tokenizer.pad_token_id is None:
-        if tokenizer.eos_token is None:
-            raise ConfigurationError(
-                f"The tokenizer {name!r} has neither a padding nor an end token: expected tokenizer.pad_token to be "
-                "set and saved with tokenizer.save_pretrained."
-            )
-        tokenizer.pad_token = tokenizer.eos_token
-    loaded: PreTrainedTokenizerBase = tokenizer
-    return loaded
-
-
 def check_texts(table: Table, task: Task, columns: Columns, drop_empty: bool, needs_label: bool) -> Table:
     """Check the columns and the texts of a table.
 
@@ -97,7 +59,8 @@ def check_texts(table: Table, task: Task, columns: Columns, drop_empty: bool, ne
         The table, without the rows that were dropped.
 
     Raises:
-        ConfigurationError: A column is missing, a row has an empty text, or no row is left.
+        ConfigurationError: A column is missing, a row has an empty text or something else than text, or no row is
+            left.
     """
     table.require(columns.text, "data.text")
     if columns.text_pair is not None:
@@ -110,8 +73,10 @@ def check_texts(table: Table, task: Task, columns: Columns, drop_empty: bool, ne
     required += list(columns.label) if needs_label and task.target == "target-token" else []
     kept = []
     for i, row in enumerate(table.rows):
-        empty = next((column for column in required if _is_empty(row.get(column))), None)
+        empty = next((column for column in required if is_empty(row.get(column), task.target == "token")), None)
         if empty is None:
+            for column in required:
+                _text(table, i, column, task)
             kept.append(i)
         elif not drop_empty:
             raise ConfigurationError(
@@ -131,6 +96,8 @@ def encode(
     max_length: int | None,
     labels: Sequence[Any] | None,
     for_prediction: bool = False,
+    positions: int | None = None,
+    unread: dict[int, list[int]] | None = None,
 ) -> list[Example]:
     """Tokenise a table, with a progress bar if it takes long.
 
@@ -139,35 +106,88 @@ def encode(
         tokenizer: Any tokenizer of transformers.
         task: What the rows are for.
         columns: Where text and label stand.
-        max_length: Longer texts are cut to so many tokens; None for what the tokenizer allows, at most 512.
+        max_length: Longer texts are cut to so many tokens, and longer lists of words into windows; None for what the
+            tokenizer and the model allow, at most 512.
         labels: The label of each row as :func:`encode_labels` returns it; None for language models and predictions.
-        for_prediction: Whether a causal language model is to continue the texts, so that they do not end.
+        for_prediction: Whether the rows are to be predicted. A causal language model continues a text, which therefore
+            has no end token and, if it is too long, keeps its last tokens.
+        positions: How many tokens the model can read, where that is known.
+        unread: Filled with the words that the tokenizer drops, by row, for token classification.
 
     Returns:
-        One example per row; ``index`` is the row's position in the table.
+        Examples in the order of the rows, whose position in the table is ``index``: one for each row, or several for
+        the rows of token classification that are longer than ``max_length``.
+
+    Raises:
+        ConfigurationError: A row has no tokens, or ``max_length`` leaves no room for a text.
     """
-    limit = max_length or min(int(tokenizer.model_max_length), DEFAULT_MAX_LENGTH)
+    limit = max_length or min(int(tokenizer.model_max_length), DEFAULT_MAX_LENGTH, positions or DEFAULT_MAX_LENGTH)
+    prompts = for_prediction and task.target == "next-token"
+    if prompts and positions is not None:
+        limit = min(limit, positions)
+    check_length(tokenizer, limit, pair=columns.text_pair is not None)
     examples: list[Example] = []
+    plain: list[int] = []
+    unread = {} if unread is None else unread
     for start in _chunks(table):
         rows = range(start, min(start + _CHUNK, len(table)))
         if task.target == "token":
-            chunk = _encode_words(table, rows, tokenizer, columns, limit, labels)
-        else:
-            chunk = _encode_texts(table, rows, tokenizer, columns, limit)
-            _add_labels(chunk, table, rows, tokenizer, task, columns, limit, labels, for_prediction)
+            chunk, dropped = encode_words(table, rows, tokenizer, columns.text, limit, labels, columns.label[0])
+            examples += chunk
+            unread.update(dropped)
+            continue
+        with _truncating("left" if prompts else tokenizer.truncation_side, tokenizer):
+            chunk = _encode_texts(table, rows, tokenizer, task, columns, limit, plain)
+        _check_tokens(chunk, "input_ids", table, rows, 1)
+        _add_labels(chunk, table, rows, tokenizer, task, columns, limit, labels, for_prediction)
+        if task.is_language_model and not for_prediction:
+            # Causal models predict the second token from the first.
+            _check_tokens(chunk, "labels", table, rows, 2 if task.target == "next-token" else 1)
         for row, example in zip(rows, chunk, strict=True):
             example["index"] = row
         examples += chunk
+    if not examples:
+        raise ConfigurationError(f"{table.name}: the tokenizer knows no word of any row: expected some text.")
+    if plain:
+        rank_zero_info(
+            f"{table.name}: {len(plain)} texts contain the padding or end token of the tokenizer, which is read as "
+            f"plain text there (first at {table.unit} {table.numbers[plain[0]]})."
+        )
     return examples
 
 
+@contextmanager
+def _truncating(side: str, tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
+    before, tokenizer.truncation_side = tokenizer.truncation_side, side
+    try:
+        yield
+    finally:
+        tokenizer.truncation_side = before
+
+
 def _encode_texts(
-    table: Table, rows: range, tokenizer: PreTrainedTokenizerBase, columns: Columns, limit: int
+    table: Table,
+    rows: range,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    columns: Columns,
+    limit: int,
+    plain: list[int],
 ) -> list[Example]:
-    texts = [str(table.rows[i][columns.text]) for i in rows]
-    pairs = None if columns.text_pair is None else [str(table.rows[i][columns.text_pair]) for i in rows]
-    encoded = tokenizer(texts, pairs, truncation=True, max_length=limit, padding=False, return_attention_mask=False)
-    return [{key: _ids(values[i]) for key, values in encoded.items()} for i in range(len(texts))]
+    texts = [_text(table, i, columns.text) for i in rows]
+    pairs = None if columns.text_pair is None else [_text(table, i, columns.text_pair) for i in rows]
+    options = {"truncation": True, "max_length": limit, "padding": False, "return_attention_mask": False}
+    encoded = tokenizer(texts, pairs, **options)
+    examples = [{key: _ids(values[i]) for key, values in encoded.items()} for i in range(len(texts))]
+    # A padding or end token inside a text would change where the model pools, or be more than it allows (BART).
+    markers = [token for token in (tokenizer.pad_token, tokenizer.eos_token) if token] if task.pooled else []
+    for i, row in enumerate(rows):
+        both = (texts[i],) if pairs is None else (texts[i], pairs[i])
+        if any(token in text for token in markers for text in both):
+            single = tokenizer(*both, split_special_tokens=True, **options)
+            examples[i] = {key: _ids(values) for key, values in single.items()}
+            plain.append(row)
+    return examples
 
 
 def _add_labels(
@@ -182,6 +202,9 @@ def _add_labels(
     for_prediction: bool,
 ) -> None:
     if for_prediction:
+        if task.target == "next-token":
+            for example in chunk:
+                _reopen(example, tokenizer.eos_token_id)
         return
     if task.target == "next-token":
         for example in chunk:
@@ -189,7 +212,7 @@ def _add_labels(
             example["labels"] = example["input_ids"]
             example.pop("token_type_ids", None)
     elif task.target == "target-token":
-        targets = [str(table.rows[i][columns.label[0]]) for i in rows]
+        targets = [_text(table, i, columns.label[0]) for i in rows]
         encoded = tokenizer(text_target=targets, truncation=True, max_length=limit, padding=False)
         for example, ids in zip(chunk, encoded["input_ids"], strict=True):
             example["labels"] = _ids(ids)
@@ -199,57 +222,38 @@ def _add_labels(
             example["labels"] = torch.tensor(labels[i], dtype=dtype)
 
 
-def _encode_words(
-    table: Table,
-    rows: range,
-    tokenizer: PreTrainedTokenizerBase,
-    columns: Columns,
-    limit: int,
-    labels: Sequence[Any] | None,
-) -> list[Example]:
-    """Tokenise lists of words; the first piece of a word carries its label, the others none."""
-    words = [_words(table, i, columns, labels) for i in rows]
-    encoded = tokenizer(words, is_split_into_words=True, truncation=True, max_length=limit, padding=False)
-    examples = []
-    for position, row in enumerate(rows):
-        example = {key: _ids(values[position]) for key, values in encoded.items() if key != "attention_mask"}
-        # Without labels, zeros still say where each word begins: a prediction is one tag per word, not per piece.
-        tags, before = [], None
-        for word in encoded.word_ids(position):
-            begins = word is not None and word != before
-            tags.append(IGNORE_INDEX if not begins else 0 if labels is None else labels[row][word])
-            before = word
-        example["labels"] = _ids(tags)
-        examples.append(example)
-    return examples
+def _check_tokens(chunk: list[Example], key: str, table: Table, rows: range, least: int) -> None:
+    for row, example in zip(rows, chunk, strict=True):
+        if len(example[key]) < least:
+            raise ConfigurationError(
+                f"{table.where(row)}: the tokenizer finds {len(example[key])} tokens in the text: expected at least "
+                f"{least}."
+            )
 
 
-def _words(table: Table, i: int, columns: Columns, labels: Sequence[Any] | None) -> list[str]:
-    words = table.rows[i][columns.text]
-    if not isinstance(words, (list, tuple)):
-        raise ConfigurationError(
-            f"{table.where(i)}: {columns.text!r} is {words!r}, expected a list of tokens (JSONL or Parquet)."
-        )
-    if labels is not None and len(labels[i]) != len(words):
-        raise ConfigurationError(
-            f"{table.where(i)}: {len(words)} tokens in {columns.text!r}, but {len(labels[i])} tags in "
-            f"{columns.label[0]!r}: expected one tag for each token."
-        )
-    return [str(word) for word in words]
+def _text(table: Table, i: int, column: str, task: Task | None = None) -> str:
+    value = table.rows[i].get(column)
+    try:
+        return " ".join(word_list(value)) if task is not None and task.target == "token" else text_value(value)
+    except ValueError as error:
+        raise table.error(i, column, error) from error
 
 
 def _ended(ids: Tensor, end: int | None, limit: int) -> Tensor:
-    if end is None or int(ids[-1]) == end:
+    if end is None or (len(ids) and int(ids[-1]) == end):
         return ids
     return torch.cat([ids[: limit - 1], ids.new_tensor([end])])
 
 
+def _reopen(example: Example, end: int | None) -> None:
+    """Remove the end token that a tokenizer puts behind each text: nothing is written after it."""
+    if end is not None and len(example["input_ids"]) > 1 and int(example["input_ids"][-1]) == end:
+        for key in example:
+            example[key] = example[key][:-1]
+
+
 def _ids(values: Sequence[int]) -> Tensor:
     return torch.tensor(values, dtype=torch.int32)
-
-
-def _is_empty(value: Any) -> bool:
-    return len(value) == 0 if isinstance(value, (list, tuple)) else is_missing(value)
 
 
 def _chunks(table: Table) -> Iterator[int]:

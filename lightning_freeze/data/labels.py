@@ -3,34 +3,22 @@
 from __future__ import annotations
 
 import math
+import re
+import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
-from lightning_freeze.data.readers import Table
+from lightning_freeze.data.table import Table
+from lightning_freeze.data.values import class_name, each, is_missing, number, on_off, shown
 from lightning_freeze.errors import ConfigurationError, listing, suggest
+from lightning_freeze.module.tasks import IGNORE_INDEX
 
-_ON_OFF = {"1": 1.0, "0": 0.0, "true": 1.0, "false": 0.0}
+IGNORED = str(IGNORE_INDEX)
+"""The tag of a word that neither the loss nor a metric counts, as files for transformers hold it."""
 
-
-def is_missing(value: Any) -> bool:
-    """Whether a field holds nothing: None, not-a-number, or blank text.
-
-    Args:
-        value: The field.
-    """
-    return value is None or (isinstance(value, float) and math.isnan(value)) or str(value).strip() == ""
-
-
-def class_name(value: Any) -> str:
-    """Return the name of a class, the same for 1, 1.0 and "1".
-
-    Args:
-        value: A string or a number.
-    """
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return str(value).strip()
+_SEPARATORS = re.compile(r"(?<=[^\W_])[\s_-]+(?=[^\W_])")
+_Result = TypeVar("_Result")
 
 
 def sorted_names(names: Iterable[str]) -> list[str]:
@@ -47,6 +35,39 @@ def sorted_names(names: Iterable[str]) -> list[str]:
     return sorted(unique, key=lambda name: (values[name], name) if math.isfinite(values[name]) else (math.inf, name))
 
 
+def near_duplicates(names: Iterable[str]) -> list[list[str]]:
+    """Return groups of class names that differ only in case, white space, hyphens, Unicode form or as ``01`` and ``1``.
+
+    Args:
+        names: The class names.
+    """
+    groups: dict[str, list[str]] = {}
+    for name in sorted(set(names)):
+        groups.setdefault(_folded(name), []).append(name)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def given_class_names(names: Any) -> list[str]:
+    """Return class names that the user lists, as they are written; numbers become text.
+
+    Args:
+        names: The names in the order of their indices.
+
+    Raises:
+        ConfigurationError: It is no list of names, or two of them name one class.
+    """
+    try:
+        found = [class_name(name) for name in names] if isinstance(names, (list, tuple)) else []
+    except ValueError as error:
+        raise ConfigurationError(f"data.labels has an item that {error}.") from error
+    if not found:
+        raise ConfigurationError(f"data.labels is {shown(names)}: expected a list of class names.")
+    doubled = next((name for name, count in Counter(found).items() if count > 1), None)
+    if doubled is not None:
+        raise ConfigurationError(f"data.labels is {shown(names)}: the class {doubled!r} occurs twice.")
+    return [name if isinstance(name, str) else class_name(name) for name in names]
+
+
 def class_names(table: Table, column: str) -> list[str]:
     """Return the class of each row.
 
@@ -55,9 +76,9 @@ def class_names(table: Table, column: str) -> list[str]:
         column: The label column.
 
     Raises:
-        ConfigurationError: A row has no label.
+        ConfigurationError: A row has no label, or one that is no class.
     """
-    return [class_name(_value(table, i, column)) for i in range(len(table))]
+    return [_field(table, i, column, class_name) for i in range(len(table))]
 
 
 def lists_of_names(table: Table, column: str) -> list[list[str]]:
@@ -68,18 +89,38 @@ def lists_of_names(table: Table, column: str) -> list[list[str]]:
         column: The label column.
 
     Raises:
-        ConfigurationError: A row has no list.
+        ConfigurationError: A row has no list, or an item is missing or no class.
     """
-    result = []
-    for i in range(len(table)):
-        value = table.rows[i].get(column)
+
+    def names(value: Any) -> list[str]:
         if not isinstance(value, (list, tuple)):
-            raise ConfigurationError(
-                f"{table.where(i)}: {column!r} is {value!r}, expected a list of names (JSONL or Parquet), or several "
-                f"label columns with 0 and 1."
+            raise ValueError(
+                f"is {shown(value)}, expected a list of names (JSONL or Parquet), or several label columns with 0 and 1"
             )
-        result.append([class_name(item) for item in value])
-    return result
+        return each(item_name, value)
+
+    def item_name(item: Any) -> str:
+        if is_missing(item):
+            raise ValueError("is missing, expected the name of a class")
+        if column in table.class_columns and item == -1:
+            return IGNORED
+        return class_name(item)
+
+    return [_converted(table, i, column, names) for i in range(len(table))]
+
+
+def is_multi_hot(table: Table, column: str) -> bool:
+    """Whether the lists of a column are zeros and ones, one for each class, and not the names of classes.
+
+    Args:
+        table: The rows.
+        column: The label column.
+    """
+    lists = [value for row in table.rows if isinstance(value := row.get(column), (list, tuple))]
+    lengths = {len(value) for value in lists}
+    if len(lists) < len(table) or len(lengths) != 1 or lengths == {1}:
+        return False
+    return all(_is_flag(item) for value in lists for item in value)
 
 
 def training_labels(task_name: str, target: str, table: Table, columns: Sequence[str]) -> list[str]:
@@ -89,18 +130,21 @@ def training_labels(task_name: str, target: str, table: Table, columns: Sequence
         task_name: The task, for messages.
         target: ``"class"``, ``"multilabel"`` or ``"token"``.
         table: The training rows.
-        columns: The label columns.
+        columns: The label columns. Lists of zeros and ones give the classes ``"0"``, ``"1"`` and so on, one for each
+            position.
 
     Raises:
         ConfigurationError: There are too few classes, or so many that the column cannot hold classes.
     """
     if target == "multilabel" and len(columns) > 1:
         return list(columns)
+    if target == "multilabel" and is_multi_hot(table, columns[0]):
+        return [str(i) for i in range(len(table.rows[0][columns[0]]))]
     if target == "class":
         names = class_names(table, columns[0])
         _check_class_count(task_name, table, columns[0], names)
     else:
-        names = [name for row in lists_of_names(table, columns[0]) for name in row]
+        names = [name for row in lists_of_names(table, columns[0]) for name in row if name != IGNORED]
     labels = sorted_names(names)
     least = 1 if target == "multilabel" else 2
     if len(labels) < least:
@@ -111,7 +155,9 @@ def training_labels(task_name: str, target: str, table: Table, columns: Sequence
     return labels
 
 
-def encode_labels(target: str, table: Table, columns: Sequence[str], labels: Sequence[str]) -> list[Any]:
+def encode_labels(
+    target: str, table: Table, columns: Sequence[str], labels: Sequence[str], multi_hot: bool | None = None
+) -> list[Any]:
     """Return the label of each row: an index, zeros and ones, a number, or an index for each token.
 
     Args:
@@ -119,21 +165,30 @@ def encode_labels(target: str, table: Table, columns: Sequence[str], labels: Seq
         table: The rows.
         columns: The label columns.
         labels: The class names in the order of their indices.
+        multi_hot: For multi-label data in one column, whether its lists hold zeros and ones (and not names); by
+            default as the rows look.
 
     Raises:
         ConfigurationError: A label is missing, not a number, or unseen in training; the message names the row.
     """
-    index = {name: i for i, name in enumerate(labels)}
+    rows = range(len(table))
+    index = {class_name(name): i for i, name in enumerate(labels)}
     if target == "value":
-        return [_number(table, i, columns[0]) for i in range(len(table))]
+        return [_converted(table, i, columns[0], number) for i in rows]
     if target == "class":
         return [_index(table, i, name, index) for i, name in enumerate(class_names(table, columns[0]))]
     if target == "multilabel" and len(columns) > 1:
-        return [[_on_off(table, i, column) for column in columns] for i in range(len(table))]
-    rows = [[_index(table, i, name, index) for name in row] for i, row in enumerate(lists_of_names(table, columns[0]))]
+        return [[_converted(table, i, column, on_off) for column in columns] for i in rows]
+    if target == "multilabel" and (is_multi_hot(table, columns[0]) if multi_hot is None else multi_hot):
+        return [_converted(table, i, columns[0], lambda value: _flags(value, len(labels))) for i in rows]
     if target == "token":
-        return rows
-    return [[float(i in set(row)) for i in range(len(labels))] for row in rows]
+        index[IGNORED] = IGNORE_INDEX
+    indices = [
+        [_index(table, i, name, index) for name in row] for i, row in enumerate(lists_of_names(table, columns[0]))
+    ]
+    if target == "token":
+        return indices
+    return [[float(i in set(row)) for i in range(len(labels))] for row in indices]
 
 
 def majority_share(train: Sequence[str], test: Sequence[str]) -> float:
@@ -157,36 +212,47 @@ def _check_class_count(task_name: str, table: Table, column: str, names: Sequenc
         )
 
 
-def _value(table: Table, i: int, column: str) -> Any:
-    value = table.rows[i].get(column)
-    if is_missing(value):
+def _field(table: Table, i: int, column: str, convert: Callable[[Any], _Result]) -> _Result:
+    if is_missing(table.rows[i].get(column)):
         raise ConfigurationError(f"{table.where(i)}: the label {column!r} is empty: expected a value.")
-    return value
+    return _converted(table, i, column, convert)
 
 
-def _number(table: Table, i: int, column: str) -> float:
+def _converted(table: Table, i: int, column: str, convert: Callable[[Any], _Result]) -> _Result:
     value = table.rows[i].get(column)
     try:
-        number = float("nan") if value is None else float(value)
-    except (TypeError, ValueError):
-        number = float("nan")
-    if not math.isfinite(number):
-        raise ConfigurationError(f"{table.where(i)}: {column!r} is {value!r}, expected a finite number.")
-    return number
-
-
-def _on_off(table: Table, i: int, column: str) -> float:
-    value = table.rows[i].get(column)
-    name = class_name(value).lower()
-    if name not in _ON_OFF:
-        raise ConfigurationError(f"{table.where(i)}: {column!r} is {value!r}, expected 0 or 1.")
-    return _ON_OFF[name]
+        return convert(value)
+    except ValueError as error:
+        several = " (several classes per row are for the task 'multilabel')" if isinstance(value, list) else ""
+        raise table.error(i, column, f"{error}{several if convert is class_name else ''}") from error
 
 
 def _index(table: Table, i: int, name: str, index: dict[str, int]) -> int:
     if name not in index:
+        known = [known for known in index if known != IGNORED]
         raise ConfigurationError(
-            f"{table.where(i)}: the label {name!r} does not occur in training: expected one of {listing(index)}."
-            f"{suggest(name, index)}"
+            f"{table.where(i)}: the label {name!r} does not occur in training: expected one of {listing(known)}."
+            f"{suggest(name, known)}"
         )
     return index[name]
+
+
+def _is_flag(item: Any) -> bool:
+    return isinstance(item, (bool, int, float)) and item in (0, 1)
+
+
+def _flags(value: Any, count: int) -> list[float]:
+    if not isinstance(value, (list, tuple)) or len(value) != count:
+        raise ValueError(f"is {shown(value)}, expected a list of {count} zeros and ones, as in training")
+    return each(on_off, value)
+
+
+def _folded(name: str) -> str:
+    try:
+        value = float(name)
+        if math.isfinite(value) and len(name) < 15 and "_" not in name:
+            return repr(value)
+    except ValueError:
+        pass
+    visible = "".join(c for c in unicodedata.normalize("NFKC", name).casefold() if unicodedata.category(c) != "Cf")
+    return _SEPARATORS.sub(" ", visible)

@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from lightning_freeze.data.batching import Collator, LengthBucketSampler
+from lightning_freeze.data.batching import Collator, EvaluationSampler, LengthBucketSampler, PredictionSampler
 
 RNG = random.Random(0)
 LENGTHS = [RNG.randint(3, 60) for _ in range(203)]
@@ -79,3 +79,29 @@ def test_collator_pads_token_labels_and_the_left_side() -> None:
     rows = [example([1, 2], [7, 8]), example([3], [6])]
     assert Collator(0, token_labels=True)(rows)["labels"].tolist() == [[7, 8], [6, -100]]
     assert Collator(0, token_labels=True, side="left")(rows)["input_ids"].tolist() == [[1, 2], [0, 3]]
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 8])
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 16])
+@pytest.mark.parametrize("count", [8, 9, 15, 16, 17, 50, 203])
+def test_evaluation_holds_every_example_once_in_as_many_batches(processes: int, batch_size: int, count: int) -> None:
+    samplers = [EvaluationSampler(LENGTHS[:count], batch_size, processes, rank) for rank in range(processes)]
+    assert len({len(sampler) for sampler in samplers}) == 1  # sharded models wait for each other in every batch
+    batches = [batch for sampler in samplers for batch in sampler]
+    assert sorted(i for batch in batches for i in batch) == list(range(count))
+    sizes = {len(batch) for batch in batches}
+    assert min(sizes) >= 1 and max(sizes) - min(sizes) <= 1
+    assert max(sizes) <= max(batch_size, 2)
+    first = [samplers[0].batches[0][0], samplers[-1].batches[-1][-1]]
+    assert [LENGTHS[i] for i in first] == [max(LENGTHS[:count]), min(LENGTHS[:count])]
+
+
+def test_with_fewer_examples_than_processes_each_evaluates_all() -> None:
+    shares = [list(EvaluationSampler([3, 9], batch_size=4, num_replicas=3, rank=rank)) for rank in range(3)]
+    assert shares == [[[1, 0]]] * 3
+
+
+def test_all_examples_of_a_row_are_predicted_by_one_process() -> None:
+    rows = [0, 0, 0, 1, 2, 2, 3]
+    shares = [list(PredictionSampler(rows, 2, rank)) for rank in (0, 1)]
+    assert shares == [[0, 1, 2, 4, 5], [3, 6]]

@@ -166,6 +166,9 @@ def test_bad_rows_of_any_split_show_before_training(
         ({"data": "a.csv", "task": "clasification"}, r"Unknown task 'clasification'.*Did you mean 'classification'"),
         ({"data": "a.csv", "task": "pair-classification"}, r"needs two texts: expected data\.text_pair"),
         ({"data": "a.csv", "label": ["x", "y"]}, r"expected one column .*'multilabel'"),
+        ({"data": "a.csv", "labels": "positive"}, r"data\.labels is 'positive': expected a list of class names"),
+        ({"data": "a.csv", "labels": ["1", 1.0]}, r"data\.labels is \['1', 1\.0\]: the class '1' occurs twice"),
+        ({"data": "a.csv", "labels": ["a", ["b"]]}, r"data\.labels has an item that is \['b'\]"),
         ({"data": "a.csv", "empty_text": "skip"}, r"data\.empty_text is 'skip'"),
     ],
 )
@@ -197,3 +200,29 @@ def test_json_rows_may_lack_a_field(write: Write, tiny_bert_dir: Path) -> None:
     path = write("a.jsonl", json.dumps({"text": "good", "label": 1}) + "\n" + json.dumps({"text": "bad"}))
     with pytest.raises(MisconfigurationException, match=r"line 2: the label 'label' is empty"):
         TextDataModule(str(tiny_bert_dir), train=str(path)).setup("fit")
+
+
+def test_almost_equal_classes_are_named_in_a_warning(write: Write, tiny_bert_dir: Path) -> None:
+    path = write("a.csv", "text,label\ngood,Pos\nfine,pos\nbad,neg\n")
+    with pytest.warns(UserWarning, match=r"a\.csv: the classes 'Pos', 'pos' are almost the same name"):
+        assert TextDataModule(str(tiny_bert_dir), train=str(path)).labels == ["Pos", "neg", "pos"]
+    data = TextDataModule(str(tiny_bert_dir), train=str(path), labels=["Pos", "neg", "pos"])
+    data.setup("fit")  # named on purpose: no warning
+
+
+@pytest.mark.parametrize("extension", ["csv", "tsv", "jsonl", "parquet"])
+def test_one_class_in_all_files_whatever_its_spelling(tmp_path: Path, tiny_bert_dir: Path, extension: str) -> None:
+    names = ["1", "1.0", "1\u200b", "caf\u00e9", "cafe\u0301", " caf\u00e9"]
+    rows = [{"text": "good film", "label": name} for name in names]
+    path = tmp_path / f"a.{extension}"
+    if extension in ("csv", "tsv"):
+        save_csv(path, rows, "," if extension == "csv" else "\t")
+    elif extension == "jsonl":
+        path.write_text("\n".join(map(json.dumps, rows)))
+    else:
+        pyarrow = pytest.importorskip("pyarrow")
+        pytest.importorskip("pyarrow.parquet").write_table(pyarrow.Table.from_pylist(rows), path)
+    data = TextDataModule(str(tiny_bert_dir), train=str(path))
+    data.setup("fit")
+    assert data.labels == ["1", "caf\u00e9"]
+    assert [int(example["labels"]) for example in data.encoded["train"]] == [0, 0, 0, 1, 1, 1]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from lightning_freeze.data.labels import encode_labels, majority_share, sorted_names, training_labels
+from lightning_freeze.data.labels import encode_labels, majority_share, near_duplicates, sorted_names, training_labels
 from lightning_freeze.data.readers import Table
 
 
@@ -79,3 +79,67 @@ def test_too_few_and_too_many_classes() -> None:
 
 def test_majority_is_the_training_class() -> None:
     assert majority_share(["a", "a", "b"], ["b", "b", "a", "b"]) == 0.25
+
+
+def test_lists_of_zeros_and_ones_are_one_place_for_each_class() -> None:
+    rows = table([1, 0, 1], [0.0, 1.0, 0.0], [False, False, True])
+    labels = training_labels("multilabel", "multilabel", rows, ["label"])
+    assert labels == ["0", "1", "2"]
+    expected = [[1.0, 0.0, 1.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
+    assert encode_labels("multilabel", rows, ["label"], labels) == expected
+    assert encode_labels("multilabel", rows, ["label"], ["a", "b", "c"]) == expected
+    assert encode_labels("multilabel", table([0, 1]), ["label"], ["a", "b"], multi_hot=True) == [[0.0, 1.0]]
+
+
+@pytest.mark.parametrize("value", [[1, 0], [1, 0, 2], [1, 0, None], None, "1 0 1", [[1], 0, 1]])
+def test_a_bad_list_of_zeros_and_ones(value: Any) -> None:
+    with pytest.raises(MisconfigurationException, match=r"a\.csv, line 3: 'label' is "):
+        encode_labels("multilabel", table([1, 0, 1], value), ["label"], ["a", "b", "c"], multi_hot=True)
+
+
+def test_lists_of_class_numbers_are_names() -> None:
+    rows = table([0], [1, 0], [])
+    labels = training_labels("multilabel", "multilabel", rows, ["label"])
+    assert labels == ["0", "1"]
+    assert encode_labels("multilabel", rows, ["label"], labels) == [[1.0, 0.0], [1.0, 1.0], [0.0, 0.0]]
+
+
+@pytest.mark.parametrize("value", [["a", None], ["a", float("nan")], ["a", ""], ["a", ["b"]], [b"\xff"], ["\udc00"]])
+@pytest.mark.parametrize("target", ["token", "multilabel"])
+def test_a_bad_item_of_a_list_is_named(target: str, value: Any) -> None:
+    with pytest.raises(MisconfigurationException, match=r"a\.csv, line 3: 'label' .*whose item \d "):
+        encode_labels(target, table(["a"], value), ["label"], ["a"])
+
+
+@pytest.mark.parametrize("value", [["pos"], {"a": 1}, b"\xff", [1, 0], [0.1, 0.9]])
+def test_what_is_no_single_class(value: Any) -> None:
+    with pytest.raises(MisconfigurationException, match=r"a\.csv, line 4: 'label' is "):
+        training_labels("classification", "class", table("pos", "neg", value), ["label"])
+
+
+def test_given_names_are_found_in_any_spelling() -> None:
+    assert encode_labels("class", table("1", 1.0, 2), ["label"], ["2.0", "1.0"]) == [1, 1, 0]
+    assert encode_labels("class", table("caf\u00e9"), ["label"], ["x", "cafe\u0301"]) == [1]
+
+
+def test_words_that_do_not_count_are_no_class() -> None:
+    rows = table(["O", -100, "X"], ["-100", "O"])
+    labels = training_labels("token-classification", "token", rows, ["label"])
+    assert labels == ["O", "X"]
+    assert encode_labels("token", rows, ["label"], labels) == [[0, -100, 1], [-100, 0]]
+
+
+@pytest.mark.parametrize(
+    ("names", "groups"),
+    [
+        (["Pos", "pos", "neg"], [["Pos", "pos"]]),
+        (["not spam", "not_spam", "not-spam", "spam"], [["not spam", "not-spam", "not_spam"]]),
+        (["01", "1", "2"], [["01", "1"]]),
+        (["1.5", "1.50", "15"], [["1.5", "1.50"]]),
+        (["\uff21", "A"], [["A", "\uff21"]]),
+        (["a\u200bb", "ab"], [["ab", "a\u200bb"]]),
+        (["B-PER", "I-PER", "O", "-", "_", ".", ",", "``", "''", "+1", "-1", "cafe", "caf\u00e9"], []),
+    ],
+)
+def test_near_duplicates(names: list[str], groups: list[list[str]]) -> None:
+    assert near_duplicates(names) == groups

@@ -79,6 +79,9 @@ def test_saved_dataset_with_splits_and_class_names(tmp_path: Path) -> None:
         ("a.csv", "text,text\na,b\n", r"'text' stands twice"),
         ("a.jsonl", '{"text": "a"}\n{"text": b}\n', r"line 2: malformed JSON .*column 10"),
         ("a.jsonl", "[1]\n", r"line 1: a list, expected one JSON object"),
+        ("a.jsonl", '{"a": 1}\n' + "[" * 100_000, r"line 2: the JSON is nested too deeply"),
+        ("a.jsonl", '{"a": ' + "9" * 5000 + "}", r"line 1: .*digits"),
+        ("a.jsonl", '{"a": 1}\n\n{"a": 1, "b": 2, "a": 3}', r"line 3: the field 'a' occurs twice"),
         ("a.parquet", "no parquet", r"not a readable Parquet file"),
     ],
 )
@@ -119,4 +122,24 @@ def test_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     path = save(tmp_path, extension)
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(MisconfigurationException, match=rf"package '{package}'.*lightning-freeze\[data\]"):
+        read_table(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("a\0.csv", "null character"), ("~nobody-here/a.csv", "does not exist"), ("x" * 300 + ".csv", r"")],
+)
+def test_names_that_no_file_can_have(tmp_path: Path, name: str, message: str) -> None:
+    path = name if name.startswith("~") else str(tmp_path / name)
+    with pytest.raises(MisconfigurationException, match=rf"(?s)data file .*{message}"):
+        read_table(path)
+
+
+def test_a_file_that_cannot_be_read(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    path = write("a.csv", "text\na\n")
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(MisconfigurationException, match=r"a\.csv' cannot be read: Permission denied"):
         read_table(path)

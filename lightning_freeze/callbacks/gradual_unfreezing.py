@@ -33,6 +33,7 @@ class GradualUnfreezing(PhasedFineTuning):
         groups: See :class:`PhasedFineTuning`.
         frozen_eval: See :class:`PhasedFineTuning`.
         verbose: See :class:`PhasedFineTuning`.
+        unfreeze_all: See :class:`PhasedFineTuning`.
 
     Raises:
         ConfigurationError: If a selector matches nothing, a count is not positive, or ``stop`` lies above ``start``.
@@ -56,6 +57,7 @@ class GradualUnfreezing(PhasedFineTuning):
         groups: Groups | None = None,
         frozen_eval: bool = True,
         verbose: bool = True,
+        unfreeze_all: bool = False,
     ) -> None:
         # The phases follow from the layers of a module; until one is known, two stand for them in the checks of the
         # options.
@@ -69,6 +71,7 @@ class GradualUnfreezing(PhasedFineTuning):
             groups=groups,
             frozen_eval=frozen_eval,
             verbose=verbose,
+            unfreeze_all=unfreeze_all,
         )
         if isinstance(layers_per_phase, bool) or not isinstance(layers_per_phase, int) or layers_per_phase < 1:
             raise ConfigurationError(

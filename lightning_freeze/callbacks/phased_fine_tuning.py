@@ -44,6 +44,8 @@ class PhasedFineTuning(FreezingCallback):
             automatically. Parameters that the map leaves out stay trainable and untouched.
         frozen_eval: Whether frozen modules are in eval mode: dropout off, BatchNorm statistics unchanged.
         verbose: Whether to print the table of layers, and one line at each change of phase.
+        unfreeze_all: Whether the schedule also decides about parameters that the module had frozen itself, in its
+            ``__init__`` for instance. By default they stay frozen; what PEFT keeps beside its copies always does.
 
     Raises:
         ConfigurationError: If there is no phase, a phase trains nothing or can never end, a selector matches nothing,
@@ -64,6 +66,7 @@ class PhasedFineTuning(FreezingCallback):
         groups: Groups | None = None,
         frozen_eval: bool = True,
         verbose: bool = True,
+        unfreeze_all: bool = False,
     ) -> None:
         super().__init__(groups=groups, frozen_eval=frozen_eval, verbose=verbose)
         name = type(self).__name__
@@ -81,6 +84,7 @@ class PhasedFineTuning(FreezingCallback):
         self.warmup_steps = warmup_steps
         self.guard_early_stopping = guard_early_stopping
         self.drop_optimizer_state = drop_optimizer_state
+        self.unfreeze_all = unfreeze_all
         self._rates: list[list[dict[str, Any]]] | None = None
         self._runner = PhaseRunner(self, self.phases)
 

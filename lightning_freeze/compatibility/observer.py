@@ -12,6 +12,7 @@ from lightning_freeze.compatibility import checks
 from lightning_freeze.compatibility.activation_checkpointing import ReentrantWatch, make_non_reentrant, release_inputs
 from lightning_freeze.compatibility.compile import GraphCount, raise_limits
 from lightning_freeze.compatibility.early_stopping import PatienceGuard
+from lightning_freeze.compatibility.nested_tensors import keep_padded_in_training
 from lightning_freeze.compatibility.tuner import find_the_users_rate, measure_the_largest_phase
 from lightning_freeze.compatibility.weight_averaging import keep_layer_rates
 from lightning_freeze.session.observer import Observer, PhaseChange
@@ -52,8 +53,9 @@ class Compatibility(Observer):
     def _adapt_module(self) -> None:
         session = self._session
         checks.check_gradients_pass(session)
-        for undo in (*make_non_reentrant(session.module), *release_inputs(session.module)):
-            session.at_close(undo)
+        for adapt in (make_non_reentrant, release_inputs, keep_padded_in_training):
+            for undo in adapt(session.module):
+                session.at_close(undo)
         session.at_close(self._reentrant.install())
         phases = sum(len(schedule.plan) for schedule in session.schedules)
         if phases > 1:

@@ -13,6 +13,7 @@ from torch.nn import Parameter
 
 from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.layers import LayerStack
+from lightning_freeze.layers.wording import spans
 from lightning_freeze.schedule import phases as schedule
 from lightning_freeze.schedule.phases import Phase, Progress
 from lightning_freeze.schedule.triggers import Clock, Pace
@@ -40,14 +41,56 @@ def only_metric(owner: str, watched: Mapping[str, object]) -> str:
     return next(iter(watched))
 
 
-def check_phases_differ(owner: str, phases: Sequence[Phase], trains: Sequence[Iterable[Parameter]]) -> None:
+def check_phases_differ(
+    owner: str, phases: Sequence[Phase], trains: Sequence[Iterable[Parameter]], stack: LayerStack
+) -> None:
     """Refuse a phase that trains exactly what the one before it trains."""
     for number in range(1, len(phases)):
         if set(trains[number]) == set(trains[number - 1]):
             raise ConfigurationError(
                 f"Phases {number} and {number + 1} of {owner} train the same layers ({phases[number].train}); merge "
-                "them."
+                f"them.{_tied(stack, phases[number - 1], phases[number])}"
             )
+
+
+def _tied(stack: LayerStack, before: Phase, after: Phase) -> str:
+    """Why two phases that name different layers train the same parameters: a weight of one layer is that of another."""
+    layers = [{layer.name for layer in stack.select(phase.train).layers} for phase in (before, after)]
+    tie = next((tie for tie in stack.ties if tie.used_by in layers[0] ^ layers[1]), None)
+    if tie is None:
+        return ""
+    return f" Layer {tie.used_by} has no weights of its own here: {tie.alias} is tied to {tie.name} of {tie.layer}."
+
+
+def warn_of_frozen_by_module(
+    owner: str, stack: LayerStack, scheduled: Iterable[Parameter], given: Callable[[Parameter], bool]
+) -> None:
+    """Warn of blocks that a schedule names and that the module itself had frozen before the fit.
+
+    Models of PEFT freeze their base weights on purpose, so nothing is said about those.
+
+    Args:
+        owner: The name of the callback that has the phases.
+        stack: The layers.
+        scheduled: The parameters that train in any phase.
+        given: The ``requires_grad`` that the module itself has given a parameter.
+    """
+    if any(hasattr(module, "peft_config") for module in stack.module.modules()):
+        return
+    names = {id(parameter) for parameter in scheduled}
+    frozen = [
+        block.name
+        for block in stack.blocks
+        if (own := block.parameters())
+        and all(id(p) in names for p in own)
+        and not any(given(p) or not p.is_floating_point() for p in own)
+    ]
+    if frozen:
+        rank_zero_warn(
+            f"{owner} leaves {spans(frozen, stack.names)} frozen in every phase: {type(stack.module).__name__} had set "
+            f"requires_grad=False there before the fit. {owner}(unfreeze_all=True) unfreezes what the module froze; "
+            f"otherwise leave these layers out of the schedule."
+        )
 
 
 def check_phases_train(
@@ -79,10 +122,15 @@ def check_phases_train(
                 f"parameters, all of theirs are tied to other layers. Add a block, such as '-1,{phase.train}'."
             )
         others = {type(holder).__name__ for p in parameters for holder in holders(p) if holder is not owner}
+        if not others:
+            raise ConfigurationError(
+                f"Phase {number} of {type(owner).__name__} ({phase.train}) would train nothing: its layers are frozen "
+                f"by the module itself, at construction. Choose other layers, with start= or train=, or set "
+                f"unfreeze_all=True."
+            )
         raise ConfigurationError(
             f"Phase {number} of {type(owner).__name__} ({phase.train}) would train nothing: its layers are frozen by "
-            f"{' and '.join(sorted(others)) or 'the module itself, at construction'}. Choose other layers for one of "
-            "them."
+            f"{' and '.join(sorted(others))}. Choose other layers for one of them."
         )
 
 

@@ -46,6 +46,10 @@ class ResolvedPhases:
             found.freezes.append((frozen, stack.modules_within(frozen) if frozen_eval else ()))
         return found
 
+    def ever_trains(self) -> dict[Parameter, None]:
+        """The parameters that train in any phase."""
+        return {parameter: None for trains in self.trains for parameter in trains}
+
     def fresh(self, phase: int, before: int) -> set[Parameter]:
         """The parameters that train in a phase, and do not in another.
 

@@ -61,6 +61,26 @@ class Holds:
         """The parameter's own ``requires_grad``: whether it would train if nothing held it."""
         return self._given.get(parameter, parameter.requires_grad)
 
+    def unfreeze(self, parameters: Iterable[Parameter]) -> Callable[[], None]:
+        """Let parameters train that the module itself had frozen, as far as nothing holds them.
+
+        Args:
+            parameters: Any parameters; those that cannot require grad stay as they are.
+
+        Returns:
+            What gives them back their own ``requires_grad``.
+        """
+        frozen = [p for p in parameters if not self.given(p) and p.is_floating_point()]
+        self._give(frozen, True)
+        return lambda: self._give(frozen, False)
+
+    def _give(self, parameters: Iterable[Parameter], value: bool) -> None:
+        for parameter in parameters:
+            if parameter in self._given:
+                self._given[parameter] = value
+            else:
+                parameter.requires_grad_(value)
+
     def modules(self) -> list[Module]:
         """Every module that any callback wants in eval mode."""
         return list(self._held_modules.values())

@@ -11,6 +11,7 @@ from torch.nn import Module, Parameter
 from lightning_freeze.distributed import before_change, resynchronise
 from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.layers import LayerStack
+from lightning_freeze.layers.analysis.unused_copies import unused_copies
 from lightning_freeze.rates.optimizer_steps import OptimizerSteps
 from lightning_freeze.schedule import checks, phases
 from lightning_freeze.schedule.best_weights import BestWeights
@@ -30,6 +31,7 @@ class ScheduleOwner(Hashable, Protocol):
     monitor: str | None
     mode: Literal["min", "max"]
     drop_optimizer_state: bool
+    unfreeze_all: bool
     frozen_eval: bool
     verbose: bool
 
@@ -97,7 +99,10 @@ class PhaseRunner(Schedule):
         self._session, self.stack = session, stack
         self._signature = stack.signature()
         self.resolved = ResolvedPhases.on(stack, plan, self.owner.frozen_eval)
-        checks.check_phases_differ(self._name, self.resolved.plan, self.resolved.trains)
+        checks.check_phases_differ(self._name, self.resolved.plan, self.resolved.trains, stack)
+        if self.owner.unfreeze_all:
+            unused = unused_copies(session.module)
+            session.at_close(session.holds.unfreeze(p for p in self.resolved.ever_trains() if p not in unused))
         session.holds.hold(self.owner, *self.resolved.freezes[self.phase])
 
     def check(self, drop_idle: bool) -> None:
@@ -110,6 +115,7 @@ class PhaseRunner(Schedule):
         self._check_overlap()
         holds = self.session.holds
         checks.check_phases_train(self.owner, self.resolved.plan, self.resolved.trains, holds.can_train, holds.holders)
+        checks.warn_of_frozen_by_module(self._name, self.stack, self.resolved.ever_trains(), holds.given)
         if drop_idle:
             plan = self.resolved.without_idle(lambda parameter: holds.can_train(parameter, self.owner))
             if len(plan) < len(self.resolved.plan):

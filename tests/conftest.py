@@ -130,3 +130,9 @@ def write(tmp_path: Path) -> Callable[[str, str], Path]:
         return path
 
     return write_file
+
+
+@pytest.fixture(autouse=True)
+def nothing_printed_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is printed once in a process is printed in each test."""
+    monkeypatch.setattr("lightning_freeze.report.printed._PRINTED", set())

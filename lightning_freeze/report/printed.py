@@ -11,6 +11,9 @@ from lightning_freeze.schedule.triggers import Clock
 from lightning_freeze.session.observer import Observer, PhaseChange
 from lightning_freeze.session.session import Session
 
+#: Shared weights are those of the architecture: one line in each process, also where many models of it are fitted.
+_PRINTED: set[str] = set()
+
 
 class PrintedReport(Observer):
     """Prints, once for all callbacks of a run, if any of them is verbose.
@@ -27,7 +30,9 @@ class PrintedReport(Observer):
         session = self._session
         if not self._is_verbose:
             return
-        session.module.print("\n".join([layer_table(layer_rows(session)), *sharing(session.stack)]))
+        shared = [line for line in sharing(session.stack) if line not in _PRINTED]
+        _PRINTED.update(shared)
+        session.module.print("\n".join([layer_table(layer_rows(session)), *shared]))
         freezing = next((member for member in session.members if member.freezes_layers and member.verbose), None)
         if freezing is not None:
             for line in noise_lines(freezing.stack, unrest(freezing.stack)):

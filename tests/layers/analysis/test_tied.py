@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from lightning_freeze import DiscriminativeLR, EpochTrigger, GradualUnfreezing, LayerFreezing, Phase, PhasedFineTuning
+from lightning_freeze.errors import ConfigurationError
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
 BERT = {"vocab_size": 32, "max_position_embeddings": 16, **SIZES}
@@ -93,6 +94,8 @@ def test_the_table_says_what_is_shared(kind: str, capsys: pytest.CaptureFixture[
     printed = capsys.readouterr().out
     assert printed.count("head shares weights with embeddings: ") == 1
     assert f"is {name}" in printed
+    trainer(LayerFreezing("embeddings", verbose=True), max_epochs=1).fit(LanguageModel(build()), batches())
+    assert "shares weights" not in capsys.readouterr().out  # once, also where many are fitted
 
 
 def test_albert_has_one_block_that_is_frozen_for_all_passes_or_none(capsys: pytest.CaptureFixture[str]) -> None:
@@ -135,3 +138,27 @@ def test_a_weight_that_the_head_takes_from_a_block_is_frozen_with_the_block() ->
     assert torch.equal(before["again.weight"], module.again.weight)
     assert not torch.equal(before["again.bias"], module.again.bias)
     assert [(tie.layer, tie.used_by) for tie in callback.stack.ties] == [("3", "head")]
+
+
+class TiedHead(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embeddings = nn.Embedding(32, 16)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(16, 16), nn.LayerNorm(16)) for _ in range(3))
+        self.head = nn.Linear(16, 32, bias=False)
+        self.head.weight = self.embeddings.weight
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        hidden = self.embeddings(tokens)
+        for block in self.blocks:
+            hidden = block(hidden)
+        return self.head(hidden)
+
+
+def test_phases_that_differ_in_a_tied_weight_only_are_refused_with_the_reason() -> None:
+    phases = [Phase("embeddings", EpochTrigger(1)), Phase("embeddings,head")]
+    message = (
+        r"merge them\. Layer head has no weights of its own here: .*head\.weight is tied to .*embeddings\.weight of"
+    )
+    with pytest.raises(ConfigurationError, match=message):
+        trainer(PhasedFineTuning(phases, verbose=False), max_epochs=1).fit(Classifier(TiedHead()), batches())

@@ -69,7 +69,7 @@ class LayerCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         states = checkpoint.get("optimizer_states")
-        # Lightning's learning rate and batch size finders restore too, in the midst of a run, what they have saved.
+        # Lightning's learning rate and batch size finders restore what they saved too, during a run.
         if self._session is not None and states and not trainer.optimizers:
             self._session.saved_optimizers = states
             # All callbacks of the run that saved it knew the same rates, and other callbacks may go on with them.

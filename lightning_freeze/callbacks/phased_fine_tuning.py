@@ -36,10 +36,10 @@ class PhasedFineTuning(FreezingCallback):
             full value. An adaptive optimizer's first step on a new layer is otherwise as large as the learning rate in
             every weight. With several optimizers, the steps of the one that holds the layer count.
         guard_early_stopping: Whether Lightning's ``EarlyStopping`` has endless patience while phases remain, and
-            counts it anew from the start of each phase.
+            restarts the count at each phase.
         drop_optimizer_state: Whether the optimizer forgets what it has of a layer (momentum, second moments) when the
-            layer is frozen again. That frees the memory, and a layer unfrozen once more begins anew instead of with
-            momentum of long ago.
+            layer is frozen again. That frees the memory, and a layer that is unfrozen again starts
+            without outdated momentum.
         groups: An explicit, ordered map from layer name to module-name prefixes, instead of the layers that are found
             automatically. Parameters that the map leaves out stay trainable and untouched.
         frozen_eval: Whether frozen modules are in eval mode: dropout off, BatchNorm statistics unchanged.

@@ -101,8 +101,8 @@ def check_gradients_pass(session: Session) -> None:
     barrier = find_barrier(session.stack, _ever_trains(session))
     if barrier is not None:
         raise ConfigurationError(
-            f"{barrier.module} is quantised, and no gradient passes through it: {barrier.parameter}, which shall "
-            f"train, would get none, or not all of it. Keep everything up to layer {barrier.layer} frozen: "
+            f"{barrier.module} is quantised, and no gradient passes through it: {barrier.parameter}, which is "
+            f"to train, would get none, or not all of it. Keep everything up to layer {barrier.layer} frozen: "
             f"LayerFreezing({','.join(barrier.layers)!r}), beside a schedule or by itself."
         )
 

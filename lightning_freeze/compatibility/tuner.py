@@ -1,4 +1,4 @@
-"""Lightning's batch size and learning rate finders in the company of frozen layers."""
+"""Lightning's batch size and learning rate finders beside frozen layers."""
 
 from __future__ import annotations
 
@@ -95,14 +95,14 @@ def _keeping_callbacks(trainer: Trainer) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        # A finder that fails leaves the trainer without them, and nobody would be told of the exception.
+        # A finder that fails leaves the trainer without callbacks, so that none would be told of the exception.
         trainer.callbacks = callbacks  # type: ignore[attr-defined]
         raise
 
 
 @contextmanager
 def _in_eval_mode(session: Session) -> Iterator[None]:
-    # No training batch has begun, so nobody has put the frozen modules in eval mode yet.
+    # No training batch has begun, so the frozen modules are not in eval mode yet.
     trained = [module for module in session.holds.modules() if module.training]
     session.holds.set_eval_mode()
     try:

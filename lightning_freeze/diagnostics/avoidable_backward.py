@@ -2,7 +2,7 @@
 
 Only what is most likely a mistake counts: frozen blocks below which nothing trains but embeddings, so that freezing
 those as well lets backward stop. A trainable block below frozen ones, biases or adapters all through the model, a phase
-that names the embeddings among a few layers: these cost the same, but somebody has asked for them.
+that names the embeddings among a few layers: these cost the same, but the user asked for them.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class AvoidableBackward:
         return self._by_structure(self._trains_in(number), number, list(self._parameters()))
 
     def now(self, number: int | None) -> Leak | None:
-        """What is certain to be a mistake as things stand, by the structure of the module.
+        """What is certain to be a mistake now, by the structure of the module.
 
         Args:
             number: Index of the running phase, ``None`` without a schedule.

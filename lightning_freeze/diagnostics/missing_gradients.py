@@ -1,8 +1,8 @@
-"""Whether gradients reach what shall train: names, once in a fit, blocks that no gradient has reached in a phase.
+"""Whether gradients reach what is to train: warns, once in a fit, of blocks that got no gradient in a phase.
 
-Only what most likely is a mistake is warned of. Heads and poolers are often left unused; so are the last blocks of a
-tower whose hidden states are taken further down. And a block may be left out at random (layer drop) or have an
-optimizer that seldom steps: what counts as evidence is a step of the block's own optimizer.
+The warning is limited to what is most likely a mistake. Heads and poolers are often unused, and so are the last blocks
+of a tower whose earlier hidden states are used. A block may also be skipped at random (layer drop), or have an
+optimizer that rarely steps: only steps of the block's own optimizer count as evidence.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ class BestWeights:
         return value
 
     def forget(self) -> None:
-        """Begin anew."""
+        """Forget the copy and its value."""
         self.value, self._tensors = None, {}
 
     def state_dict(self) -> dict[str, Any]:

@@ -106,7 +106,7 @@ def check_phases_train(
         owner: The callback that has the phases.
         phases: The phases.
         trains: For each phase the parameters that it would train.
-        can_train: Whether a parameter would train if the callback alone let go of it.
+        can_train: Whether a parameter would train if the callback alone released it.
         holders: The callbacks that hold a parameter frozen.
 
     Raises:

@@ -50,7 +50,7 @@ def catch_up(trainer: Trainer, epoch: int) -> None:
     progress.completed = progress.processed = epoch
     loop = trainer.fit_loop.epoch_loop.val_loop
     loop.restarting = False
-    loop.reset_restart_stage()  # what a stop in the midst of it had begun is begun anew
+    loop.reset_restart_stage()  # an interrupted validation starts from the beginning
     trainer.validating = True
     try:
         loop.run()

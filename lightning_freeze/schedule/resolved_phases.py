@@ -63,7 +63,7 @@ class ResolvedPhases:
         """The plan without phases in which the same parameters train as in the one before.
 
         Args:
-            can_train: Whether a parameter trains when the schedule lets it: somebody else may hold it frozen.
+            can_train: Whether a parameter trains if the schedule allows it; another callback may hold it frozen.
         """
         able = [{p for p in trains if can_train(p)} for trains in self.trains]
         keep = [phase for i, phase in enumerate(self.plan) if i == 0 or able[i] != able[i - 1]]

@@ -116,7 +116,7 @@ class Holds:
 
     @contextmanager
     def lifted(self) -> Iterator[None]:
-        """Give all parameters the ``requires_grad`` that they were given, for the time being."""
+        """Give all held parameters their own ``requires_grad`` within a context."""
         try:
             for parameter, given in self._given.items():
                 parameter.requires_grad_(given)

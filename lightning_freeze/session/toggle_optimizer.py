@@ -1,7 +1,7 @@
-"""Lightning's ``toggle_optimizer``, seen through: what requires grad once the optimizer is untoggled.
+"""Freezing while one of several optimizers is toggled by Lightning's ``toggle_optimizer``.
 
-While one of several optimizers is toggled, Lightning has switched ``requires_grad`` off for the parameters of all the
-others, and will switch back on what it has noted down. A freeze that changes in the meantime has to change those notes.
+Toggling sets ``requires_grad=False`` on the parameters of all other optimizers and records what to restore. A freeze
+that changes in the meantime has to change that record.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.nn import Parameter
 
 @contextmanager
 def untoggled(module: LightningModule) -> Iterator[None]:
-    """Undo a toggling for the time being; ``requires_grad`` as set in here is what untoggling brings back.
+    """Undo a toggling within a context; untoggling later restores ``requires_grad`` as it is set in here.
 
     Args:
         module: The module that is being fitted.
@@ -36,7 +36,7 @@ def untoggled(module: LightningModule) -> Iterator[None]:
 
 
 def untoggle(module: LightningModule) -> None:
-    """End a toggling that nobody has ended, as after an exception in the midst of a training step."""
+    """End a toggling that was left open, as after an exception in a training step."""
     notes = _notes(module)
     for parameter, given in notes.items():
         parameter.requires_grad_(given)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from company_toys import Classifier, batches
+from compatibility_toys import Classifier, batches
 from lightning.pytorch import Callback, LightningModule
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint

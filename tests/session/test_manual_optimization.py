@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from company_toys import Gan, gan
+from compatibility_toys import Gan, gan
 from lightning.pytorch import Callback, LightningModule
 from torch import nn
 from toys import StatefulLoader, loader, trainer, weights

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from company_toys import Classifier, batches
+from compatibility_toys import Classifier, batches
 from lightning.pytorch import Callback, LightningModule
 from torch import nn
 from toys import Toy, fit, moved, trainer, weights

@@ -12,7 +12,7 @@ from lightning_freeze.module.arguments import check_count, check_unused
 from lightning_freeze.module.heads import Head, adopt_head
 from lightning_freeze.module.loading import LoadedModel, load
 from lightning_freeze.module.pooling import PooledModel, Pooling, unwrapped
-from lightning_freeze.module.special_tokens import ensure_padding_token
+from lightning_freeze.module.special_tokens import ensure_special_tokens
 from lightning_freeze.module.tasks import Task
 
 DROPOUT = 0.1
@@ -74,7 +74,7 @@ def build_model(
         [("pretrained", settings.pretrained, True), ("model_kwargs", settings.model_kwargs, {})],
     )
     base = unwrapped(encoder)
-    takes_padding = ensure_padding_token(base, lambda: None)
+    takes_padding = ensure_special_tokens(base, lambda: None)
     if settings.pooling is None and has_own_head(encoder):
         settings.refuse_small_head("the encoder has a head of its own")
         head = Head(trained=True) if task.is_language_model else adopt_head(base, outputs, labels)

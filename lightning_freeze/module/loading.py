@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import pickle
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 import transformers
@@ -16,7 +18,7 @@ from lightning_freeze.errors import ConfigurationError, suggest
 from lightning_freeze.module.heads import Head, describe, match_labels, select_outputs, stored_names
 from lightning_freeze.module.hub import NO_REMOTE_CODE, advice, quiet, resolve
 from lightning_freeze.module.precision import dtype_argument, take_dtype
-from lightning_freeze.module.special_tokens import ensure_padding_token
+from lightning_freeze.module.special_tokens import choose_padding_token, ensure_special_tokens, is_usable
 from lightning_freeze.module.tasks import Task
 
 _HUB_ARGUMENTS = {
@@ -84,7 +86,9 @@ def load(name: str, task: Task | None, pretrained: bool, **config: Any) -> Loade
     try:
         with quiet():
             stored = transformers.AutoConfig.from_pretrained(source, **on_hub)
-            options |= _valid_padding(stored, config)
+            tokenizer = cache(partial(_own_tokenizer, source, on_hub))
+            chosen = _chosen_padding(stored, options, tokenizer)
+            options |= chosen
             if pretrained:
                 quantised = "quantization_config" in config or hasattr(stored, "quantization_config")
                 options |= dtype_argument(dtype, quantised)
@@ -93,7 +97,9 @@ def load(name: str, task: Task | None, pretrained: bool, **config: Any) -> Loade
                 settings, extra = transformers.AutoConfig.from_pretrained(source, return_unused_kwargs=True, **options)
                 extra |= {} if dtype == "auto" else dtype_argument(dtype, quantised=False)
                 model = auto.from_config(settings, **{**extra, "trust_remote_code": options["trust_remote_code"]})
-            takes_padding = ensure_padding_token(model, lambda: _own_tokenizer(source, on_hub))
+            takes_padding = ensure_special_tokens(model, tokenizer) or bool(chosen)
+            if chosen and isinstance(table := model.get_input_embeddings(), nn.Embedding):
+                table.padding_idx = None  # the chosen token may be a real one, whose embedding is trained
     except _UNREADABLE as error:
         raise ConfigurationError(_reason(name, task, error)) from error
     except TypeError as error:
@@ -163,12 +169,12 @@ def _check_encoder_weights(name: str, model: Any, info: dict[str, Any]) -> None:
         )
 
 
-def _valid_padding(stored: Any, config: dict[str, Any]) -> dict[str, Any]:
-    """Leave out a padding token beyond the vocabulary: torch refuses to build the embedding table with it."""
-    rows = getattr(stored, "vocab_size", None)
-    padding = config.get("pad_token_id", getattr(stored, "pad_token_id", None))
-    beyond = isinstance(rows, int) and isinstance(padding, int) and padding >= config.get("vocab_size", rows)
-    return {"pad_token_id": None} if beyond else {}
+def _chosen_padding(stored: Any, options: dict[str, Any], tokenizer: Callable[[], Any]) -> dict[str, Any]:
+    """Choose a padding token before the model is built: some embedding tables (RoBERTa) cannot be built without."""
+    rows = options.get("vocab_size", getattr(stored, "vocab_size", None))
+    if not isinstance(rows, int) or is_usable(options.get("pad_token_id", getattr(stored, "pad_token_id", None)), rows):
+        return {}
+    return {"pad_token_id": choose_padding_token(stored, rows, tokenizer())}
 
 
 def _own_tokenizer(source: str, on_hub: dict[str, Any]) -> Any:

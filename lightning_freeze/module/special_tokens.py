@@ -28,6 +28,16 @@ def padding_token_id(tokenizer: Any) -> int | None:
     return tokenizer.eos_token_id if token is None else token
 
 
+def is_usable(token: Any, rows: int) -> bool:
+    """Whether a model has an embedding for a token.
+
+    Args:
+        token: The id, or None.
+        rows: The number of token ids that the model has embeddings for.
+    """
+    return isinstance(token, int) and 0 <= token < rows
+
+
 def text_config(model: nn.Module) -> Any:
     """Return the config that holds a model's special tokens; None for a module that is not from transformers.
 
@@ -40,8 +50,23 @@ def text_config(model: nn.Module) -> Any:
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
-def ensure_padding_token(model: nn.Module, tokenizer: Callable[[], Any]) -> bool:
+def choose_padding_token(config: Any, rows: int, tokenizer: Any) -> int | None:
+    """Return a padding token for a model that has none: its tokenizer's, else its end token.
+
+    Args:
+        config: The model's config.
+        rows: The number of token ids that the model has embeddings for.
+        tokenizer: The tokenizer that the model comes with, or None.
+    """
+    candidates = [None if tokenizer is None else padding_token_id(tokenizer), *_ends(config)]
+    return next((token for token in candidates if is_usable(token, rows)), None)
+
+
+def ensure_special_tokens(model: nn.Module, tokenizer: Callable[[], Any]) -> bool:
     """Give a model a padding token if it has none, or one that it has no embedding for.
+
+    A head that reads the end token of a text (BART, T5) compares with one id: where the config has several, it gets
+    the tokenizer's, else the first.
 
     Args:
         model: A transformers model; anything else is left alone.
@@ -51,13 +76,16 @@ def ensure_padding_token(model: nn.Module, tokenizer: Callable[[], Any]) -> bool
         Whether the model had no usable padding token of its own, so that the one of another tokenizer fits as well.
     """
     config, rows = text_config(model), vocabulary_size(model)
-    if config is None or rows is None or _is_usable(getattr(config, "pad_token_id", None), rows):
+    if config is None or rows is None:
         return False
-    found = tokenizer()
-    end = getattr(config, "eos_token_id", None)
-    candidates = [None if found is None else padding_token_id(found), *(end if isinstance(end, list) else [end])]
-    config.pad_token_id = next((token for token in candidates if _is_usable(token, rows)), None)
-    return True
+    if reads_end_token(model) and isinstance(config.eos_token_id, list):
+        end = getattr(tokenizer(), "eos_token_id", None)
+        config.eos_token_id = end if end in config.eos_token_id else config.eos_token_id[0]
+    had_none = not is_usable(getattr(config, "pad_token_id", None), rows)
+    if had_none:
+        config.pad_token_id = choose_padding_token(config, rows, tokenizer())
+    _keep_padding_apart(model, config)
+    return had_none
 
 
 def align_special_tokens(model: nn.Module, tokenizer: Any, replace_padding: bool) -> None:
@@ -75,15 +103,16 @@ def align_special_tokens(model: nn.Module, tokenizer: Any, replace_padding: bool
     if config is None or rows is None:
         return
     padding, end = padding_token_id(tokenizer), tokenizer.eos_token_id
-    if replace_padding and _is_usable(padding, rows):
+    if replace_padding and is_usable(padding, rows):
         config.pad_token_id = padding
     generation = getattr(model, "generation_config", None)
     if generation is not None:
         if generation.pad_token_id is None:
             generation.pad_token_id = config.pad_token_id
         generation.eos_token_id = _with(generation.eos_token_id, end, rows)
-    elif getattr(config, "is_encoder_decoder", False) and _is_usable(end, rows):
-        config.eos_token_id = end  # The head compares with one id, so that a list of ids would not do either.
+    elif reads_end_token(model) and is_usable(end, rows):
+        config.eos_token_id = end
+    _keep_padding_apart(model, config)
 
 
 def prepare_inputs(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -121,6 +150,15 @@ def reads_last_position(model: nn.Module) -> bool:
     return hasattr(model, "sequence_summary") and getattr(text_config(model), "summary_type", None) == "last"
 
 
+def reads_end_token(model: nn.Module) -> bool:
+    """Whether a model's head reads the end token of a text: that of BART and T5 as classifiers.
+
+    Args:
+        model: Any module.
+    """
+    return hasattr(model, "classification_head") and getattr(text_config(model), "is_encoder_decoder", False)
+
+
 def check_end_tokens(model: nn.Module, examples: Sequence[Mapping[str, Any]], name: str) -> None:
     """Check examples for a head that reads the end token of a text (BART and T5 as classifiers).
 
@@ -134,10 +172,9 @@ def check_end_tokens(model: nn.Module, examples: Sequence[Mapping[str, Any]], na
     Raises:
         ConfigurationError: An example has no end token, or another number of them.
     """
-    config = text_config(model)
-    if not getattr(config, "is_encoder_decoder", False) or not hasattr(model, "classification_head"):
+    if not reads_end_token(model):
         return
-    end, usual = config.eos_token_id, None
+    end, usual = text_config(model).eos_token_id, None
     for row, example in enumerate(examples):
         count = int((example["input_ids"] == end).sum())
         usual = count if usual is None else usual
@@ -149,12 +186,22 @@ def check_end_tokens(model: nn.Module, examples: Sequence[Mapping[str, Any]], na
             )
 
 
-def _is_usable(token: Any, rows: int) -> bool:
-    return isinstance(token, int) and 0 <= token < rows
+def _keep_padding_apart(model: nn.Module, config: Any) -> None:
+    """Pad with another token than the end token where the head would take padding for ends."""
+    if reads_end_token(model) and config.pad_token_id in (None, config.eos_token_id):
+        config.pad_token_id = 1 if config.eos_token_id == 0 else 0  # any other token: padding is masked
 
 
 def _with(ends: Any, end: int | None, rows: int) -> Any:
-    known = [] if ends is None else ends if isinstance(ends, list) else [ends]
-    if not _is_usable(end, rows) or end in known:
+    known = _listed(ends)
+    if not is_usable(end, rows) or end in known:
         return ends
     return [*known, end] if known else end
+
+
+def _ends(config: Any) -> list[Any]:
+    return _listed(getattr(config, "eos_token_id", None))
+
+
+def _listed(tokens: Any) -> list[Any]:
+    return [] if tokens is None else tokens if isinstance(tokens, list) else [tokens]

@@ -1,0 +1,158 @@
+"""The logits of a text do not depend on the texts that share its batch, for the families that classify texts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from conftest import VOCABULARY, make_tokenizer
+from reviews import save_csv
+from torch import Tensor
+
+from lightning_freeze.data import TextDataModule
+from lightning_freeze.module import TransformerModule
+
+SIZES = {
+    "vocab_size": len(VOCABULARY),
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "max_position_embeddings": 64,
+}
+GPT = {"vocab_size": len(VOCABULARY), "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64}
+SEQ2SEQ = {
+    "vocab_size": len(VOCABULARY),
+    "d_model": 16,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 32,
+    "decoder_ffn_dim": 32,
+    "max_position_embeddings": 64,
+    "decoder_start_token_id": 3,
+}
+T5 = {
+    "vocab_size": len(VOCABULARY),
+    "d_model": 16,
+    "d_kv": 8,
+    "d_ff": 32,
+    "num_layers": 2,
+    "num_heads": 2,
+    "decoder_start_token_id": 0,
+}
+GROUPED = {**SIZES, "num_key_value_heads": 1, "head_dim": 8}
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "Bert": SIZES,
+    "Roberta": {**SIZES, "max_position_embeddings": 66},
+    "XLMRoberta": {**SIZES, "max_position_embeddings": 66},
+    "Camembert": {**SIZES, "max_position_embeddings": 66},
+    "MPNet": {**SIZES, "max_position_embeddings": 66},
+    "DistilBert": {**SIZES, "dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 32},
+    "DebertaV2": {**SIZES, "relative_attention": True, "position_biased_input": False, "pos_att_type": ["c2p", "p2c"]},
+    "Deberta": {**SIZES, "relative_attention": True, "position_biased_input": False, "pos_att_type": ["c2p", "p2c"]},
+    "Albert": {**SIZES, "embedding_size": 8},
+    "Electra": {**SIZES, "embedding_size": 8},
+    "Ernie": SIZES,
+    "RoFormer": {**SIZES, "embedding_size": 16},
+    "ModernBert": {**SIZES, "cls_token_id": 2, "sep_token_id": 3, "reference_compile": False},
+    "XLNet": {"vocab_size": len(VOCABULARY), "d_model": 16, "n_layer": 2, "n_head": 2, "d_inner": 32},
+    "GPT2": GPT,
+    "GPTNeo": {
+        **SIZES,
+        "num_layers": 2,
+        "num_heads": 2,
+        "attention_types": [[["global", "local"], 1]],
+        "window_size": 4,
+    },
+    "GPTNeoX": SIZES,
+    "GPTJ": {**GPT, "rotary_dim": 4},
+    "OPT": {**SIZES, "ffn_dim": 32, "word_embed_proj_dim": 16},
+    "Bloom": {"vocab_size": len(VOCABULARY), "hidden_size": 16, "n_layer": 2, "n_head": 2},
+    "Falcon": {**SIZES, "alibi": False},
+    "Llama": SIZES,
+    "Mistral": GROUPED,
+    "Mixtral": {**GROUPED, "num_local_experts": 2},
+    "Qwen2": GROUPED,
+    "Qwen3": GROUPED,
+    "Gemma": GROUPED,
+    "Gemma2": {**GROUPED, "query_pre_attn_scalar": 8},
+    "Phi": SIZES,
+    "Phi3": {**SIZES, "pad_token_id": None},
+    "StableLm": GROUPED,
+    "T5": T5,
+    "MT5": T5,
+    "Bart": SEQ2SEQ,
+}
+
+# The ids of a model's special tokens, and those of its tokenizer ([PAD] 0, [UNK] 1, [CLS] 2, [SEP] 3, [MASK] 4).
+IDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "the same": ({"pad_token_id": 0, "eos_token_id": 3}, {}),
+    "no padding token": ({"pad_token_id": None, "eos_token_id": 3}, {}),
+    "several end tokens": ({"pad_token_id": None, "eos_token_id": [4, 3]}, {"pad_token": None}),
+    "another padding token": ({"pad_token_id": 4, "eos_token_id": 3}, {}),
+    "padding below the vocabulary": ({"pad_token_id": -1, "eos_token_id": 3}, {}),
+    "padding beyond the vocabulary": ({"pad_token_id": len(VOCABULARY), "eos_token_id": 3}, {}),
+}
+TEXTS = ("good", "the film is bad and the plot is very poor", "a great film", "not the film")
+
+
+def folder_of(path: Path, family: str, ids: dict[str, Any], tokens: dict[str, Any]) -> Path:
+    """Save a tiny model of a family, whose config has these special tokens, with its tokenizer."""
+    torch.manual_seed(0)
+    sizes = {key: value for key, value in FAMILIES[family].items() if key != "pad_token_id"}
+    config = getattr(transformers, f"{family}Config")(**sizes, pad_token_id=0, bos_token_id=2, eos_token_id=3)
+    model = getattr(transformers, f"{family}ForSequenceClassification")(config)
+    for parameter in model.parameters():
+        parameter.data.normal_(0.0, 0.3)  # the usual spread of 0.02 would hide a difference
+    model.save_pretrained(path)
+    stored = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**stored, **ids}))
+    tokenizer = make_tokenizer()
+    for name, value in tokens.items():
+        setattr(tokenizer, name, value)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+def worst_difference(module: TransformerModule, data: TextDataModule) -> float:
+    """Return the largest difference between the logits of a text alone and in its batch."""
+    module.eval()
+    worst = 0.0
+    for batch in data.train_dataloader():
+        inputs = {key: value for key, value in batch.items() if key not in ("labels", "index")}
+        assert len(set(inputs["attention_mask"].sum(1).tolist())) > 1
+        with torch.no_grad():
+            together = module(**inputs)
+            for i, row in enumerate(inputs["attention_mask"].bool()):
+                alone: Tensor = module(**{key: value[i : i + 1, row] for key, value in inputs.items()})
+                worst = max(worst, float((alone[0] - together[i]).abs().max()))
+    return worst
+
+
+def data_of(folder: Path, tokenizer: str, **settings: Any) -> TextDataModule:
+    rows = [{"text": text, "label": i % 2} for i, text in enumerate(TEXTS)]
+    path = save_csv(folder / "rows.csv", rows)
+    data = TextDataModule(tokenizer, train=str(path), batch_size=4, seed=0, **settings)
+    data.setup("fit")
+    return data
+
+
+CLASSIFIERS: tuple[str, ...] = ("Bert", "Roberta", "DistilBert", "DebertaV2", "Albert", "Electra", "XLNet", "GPT2", "GPTNeoX", "OPT", "Bloom")
+CLASSIFIERS += ("Llama", "Qwen2", "Mistral", "Gemma", "Phi", "T5", "Bart")
+FAST = [(family, "several end tokens") for family in CLASSIFIERS]
+FAST += [(family, ids) for family in ("Roberta", "Qwen2") for ids in IDS if ids != "several end tokens"]
+SLOW = [(family, ids) for family in FAMILIES for ids in IDS if (family, ids) not in FAST]
+
+
+@pytest.mark.parametrize(("family", "ids"), [*FAST, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)])
+def test_logits_do_not_depend_on_the_batch(family: str, ids: str, tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "model", family, *IDS[ids])
+    module = TransformerModule(str(folder), num_classes=2)
+    assert worst_difference(module, data_of(tmp_path, str(folder))) < 2e-5

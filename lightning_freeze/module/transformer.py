@@ -24,7 +24,7 @@ from lightning_freeze.module.optim import DefaultAdamW, build_optimizer, linear_
 from lightning_freeze.module.pooling import PooledModel, Pooling, accepted, call_with, unwrapped
 from lightning_freeze.module.precision import warn_about_half_precision
 from lightning_freeze.module.special_tokens import align_special_tokens, check_end_tokens, prepare_inputs
-from lightning_freeze.module.tasks import IGNORE_INDEX, TaskName, get_task
+from lightning_freeze.module.tasks import IGNORE_INDEX, TaskName, first_tensor, get_task
 
 Interval = Literal["step", "epoch"]
 
@@ -71,7 +71,8 @@ class TransformerModule(LightningModule):
         warmup_ratio: Share of all steps that are warm-up in the default schedule, at least 0 and below 1.
         model_kwargs: Further arguments for ``from_pretrained``, for example ``attn_implementation``, ``dtype`` or any
             value of the model's config. Code that comes with a model is run only with ``trust_remote_code: true``.
-        generate_kwargs: Arguments for ``generate``, by which language models predict. 64 new tokens by default.
+        generate_kwargs: Arguments for ``generate``, by which language models predict. By default 64 new tokens, or as
+            many as the model has positions for.
 
     Raises:
         ConfigurationError: The encoder does not exist or lacks a head for the task, or an argument is wrong or has no
@@ -234,7 +235,7 @@ class TransformerModule(LightningModule):
         result: dict[str, Any]
         if self.task.is_language_model and callable(generate := getattr(self.model, "generate", None)):
             inputs = accepted(self.model, prepare_inputs(self._backbone, inputs))
-            result = {"predictions": generate(**inputs, **self.generate_kwargs)}
+            result = {"predictions": generate(**inputs, **self._generate_settings(first_tensor(inputs).shape[1]))}
             tokenizer = getattr(getattr(self.trainer, "datamodule", None), "tokenizer", None)
             if tokenizer is not None:
                 result["text"] = tokenizer.batch_decode(result["predictions"], skip_special_tokens=True)
@@ -269,6 +270,14 @@ class TransformerModule(LightningModule):
         if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
             settings["monitor"] = getattr(scheduler, "monitor", "val_loss")
         return {"optimizer": optimizer, "lr_scheduler": settings}  # type: ignore[return-value]
+
+    def _generate_settings(self, length: int) -> dict[str, Any]:
+        """Return the arguments for ``generate``, with no more new tokens than the model has positions for."""
+        positions, wanted = self.input_limits.positions, self.generate_kwargs["max_new_tokens"]
+        if positions is None or not isinstance(wanted, int):
+            return self.generate_kwargs
+        used = 0 if getattr(getattr(self.model, "config", None), "is_encoder_decoder", False) else length
+        return {**self.generate_kwargs, "max_new_tokens": max(1, min(wanted, positions - used))}
 
     @property
     def _backbone(self) -> nn.Module:

@@ -10,6 +10,8 @@ import pytest
 import torch
 import transformers
 from conftest import VOCABULARY, make_tokenizer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
 from reviews import save_csv
 from torch import Tensor
 
@@ -136,7 +138,7 @@ def worst_difference(module: TransformerModule, data: TextDataModule) -> float:
     return worst
 
 
-def data_of(folder: Path, tokenizer: str, **settings: Any) -> TextDataModule:
+def data_of(folder: Path, tokenizer: Any, **settings: Any) -> TextDataModule:
     rows = [{"text": text, "label": i % 2} for i, text in enumerate(TEXTS)]
     path = save_csv(folder / "rows.csv", rows)
     data = TextDataModule(tokenizer, train=str(path), batch_size=4, seed=0, **settings)
@@ -144,11 +146,14 @@ def data_of(folder: Path, tokenizer: str, **settings: Any) -> TextDataModule:
     return data
 
 
-CLASSIFIERS: tuple[str, ...] = ("Bert", "Roberta", "DistilBert", "DebertaV2", "Albert", "Electra", "XLNet", "GPT2", "GPTNeoX", "OPT", "Bloom")
-CLASSIFIERS += ("Llama", "Qwen2", "Mistral", "Gemma", "Phi", "T5", "Bart")
+CLASSIFIERS: tuple[str, ...] = (
+    *("Bert", "Roberta", "DistilBert", "DebertaV2", "Albert", "Electra", "XLNet", "GPT2", "GPTNeoX"),
+    *("OPT", "Bloom", "Llama", "Qwen2", "Mistral", "Gemma", "Phi", "T5", "Bart"),
+)
 FAST = [(family, "several end tokens") for family in CLASSIFIERS]
 FAST += [(family, ids) for family in ("Roberta", "Qwen2") for ids in IDS if ids != "several end tokens"]
-SLOW = [(family, ids) for family in FAMILIES for ids in IDS if (family, ids) not in FAST]
+SLOW = [(family, ids) for family in CLASSIFIERS for ids in IDS if (family, ids) not in FAST]
+SLOW += [(family, "several end tokens") for family in FAMILIES if family not in CLASSIFIERS]
 
 
 @pytest.mark.parametrize(("family", "ids"), [*FAST, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)])
@@ -156,3 +161,60 @@ def test_logits_do_not_depend_on_the_batch(family: str, ids: str, tmp_path: Path
     folder = folder_of(tmp_path / "model", family, *IDS[ids])
     module = TransformerModule(str(folder), num_classes=2)
     assert worst_difference(module, data_of(tmp_path, str(folder))) < 2e-5
+
+
+@pytest.mark.parametrize("family", ["Qwen2", "Roberta", "XLNet"])
+@pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
+def test_a_small_head_does_not_see_the_padding(family: str, pooling: Any, tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "model", family, *IDS["no padding token"])
+    module = TransformerModule(str(folder), num_classes=2, pooling=pooling)
+    assert worst_difference(module, data_of(tmp_path, str(folder))) < 2e-5
+
+
+def test_batches_of_another_tokenizer(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "model", "Llama", {"pad_token_id": 2}, {})
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens(["[FILL]"])
+    tokenizer.add_special_tokens({"pad_token": "[MORE]"})
+    data = data_of(tmp_path, tokenizer)
+    assert tokenizer.pad_token_id >= len(VOCABULARY)  # the model has no embedding for it
+    assert worst_difference(TransformerModule(str(folder), num_classes=2), data) < 2e-5
+
+
+def test_a_module_takes_the_padding_token_of_the_data(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "model", "GPT2", *IDS["no padding token"])
+    model = transformers.GPT2ForSequenceClassification.from_pretrained(folder)
+    module = TransformerModule(model, num_classes=2)
+    trainer = Trainer(max_steps=1, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    trainer.fit(module, data_of(tmp_path, str(folder)))
+    assert model.config.pad_token_id == 0
+    assert worst_difference(module, data_of(tmp_path, str(folder))) < 2e-5
+
+
+def test_padding_with_a_real_token_still_trains_its_embedding(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "model", "Llama", *IDS["several end tokens"])
+    module = TransformerModule(str(folder), num_classes=2, pooling="mean")
+    module(input_ids=torch.tensor([[5, 3]]), attention_mask=torch.ones(1, 2, dtype=torch.long)).sum().backward()
+    gradient = module.model.encoder.embed_tokens.weight.grad  # type: ignore[union-attr]
+    assert gradient[3].abs().sum() > 0  # type: ignore[index]
+
+
+def test_a_text_with_an_end_token_inside_is_found_before_training(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "model", "Bart", *IDS["the same"])
+    rows = [{"text": text, "label": i % 2} for i, text in enumerate([*TEXTS, "a good [SEP] film"])]
+    data = TextDataModule(str(folder), train=str(save_csv(tmp_path / "rows.csv", rows)))
+    trainer = Trainer(max_steps=1, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    with pytest.raises(MisconfigurationException, match=r"Row 4 of the train rows has 2 end tokens \(id 3\)"):
+        trainer.fit(TransformerModule(str(folder), num_classes=2), data)
+
+
+def test_generation_ends_at_the_end_token_of_the_tokenizer(tmp_path: Path, tiny_gpt2_dir: Path) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.eos_token = "[MASK]"
+    model = transformers.GPT2LMHeadModel.from_pretrained(tiny_gpt2_dir)
+    module = TransformerModule(model, "causal-lm")
+    path = save_csv(tmp_path / "rows.csv", [{"text": text} for text in TEXTS])
+    data = TextDataModule(tokenizer, "causal-lm", predict=str(path), batch_size=4)
+    Trainer(logger=False, enable_progress_bar=False).predict(module, data)
+    assert model.generation_config.eos_token_id == [3, 4]
+    assert model.generation_config.pad_token_id == model.config.pad_token_id == 0

@@ -84,14 +84,14 @@ def describe_divergence(module: nn.Module, step: int, precision: str, rates: lis
         module: The module that is trained.
         step: The first step whose loss was not finite.
         precision: The Trainer's precision.
-        rates: The learning rates of the optimizer's groups.
+        rates: The learning rates of the optimizer's groups, before a schedule.
     """
     half = any(p.dtype is torch.float16 for p in module.parameters() if p.requires_grad)
     causes = []
     if half or precision.startswith("16"):
         where = "weights in float16" if half or precision == "16-true" else "float16 (precision='16-mixed')"
         causes.append(f"{where} (bfloat16 or 32 bits do not overflow)")
-    causes.append(f"a learning rate that is too high (now {max(rates):.1e})" if rates else "the learning rate")
+    causes.append(f"a learning rate that is too high ({max(rates):.1e})" if rates else "the learning rate")
     causes.append("values in the data that are not finite")
     # Sharded parameters are left out: looking at them is a collective operation, and not every process comes here.
     whole = [p for p in module.parameters() if p.is_floating_point() and not hasattr(p, "full_tensor")]

@@ -292,7 +292,8 @@ class TransformerModule(LightningModule):
     def _report_nonfinite_loss(self) -> None:
         if self.first_nonfinite_step is None and (step := self._loss_watch.first_step()) is not None:
             self.first_nonfinite_step = step
-            rates = [float(group["lr"]) for o in self.trainer.optimizers for group in o.param_groups if group.get("lr")]
+            groups = [group for optimizer in self.trainer.optimizers for group in optimizer.param_groups]
+            rates = [float(group.get("initial_lr", group["lr"])) for group in groups if group["lr"] is not None]
             rank_zero_warn(describe_divergence(self, step, str(self.trainer.precision), rates))
 
     def _evaluate(self, batch: Any) -> tuple[Tensor, Tensor, Tensor]:

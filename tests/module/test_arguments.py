@@ -52,7 +52,7 @@ def scheduler(optimizer: Any) -> StepLR:
         ({"generate_kwargs": ["x"]}, r"generate_kwargs is \['x'\]"),
         ({"encoder": 3}, r"encoder is 3: expected a local folder"),
         ({"encoder": None}, r"encoder is None"),
-        ({"task": ["classification"]}, r"task is \['classification'\]"),
+        ({"task": ["classification"]}, r"Unknown task \['classification'\]"),
         # Without effect.
         ({"warmup_ratio": 0.3, "lr_scheduler": scheduler}, r"warmup_ratio=0\.3 has no effect.*lr_scheduler takes its"),
         ({"dropout": 0.3}, r"dropout=0\.3 has no effect: it is for the small head that pooling asks for"),

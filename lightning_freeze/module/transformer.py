@@ -161,7 +161,9 @@ class TransformerModule(LightningModule):
             return
         align_special_tokens(self._backbone, tokenizer, self._takes_padding)
         limits = self.input_limits
-        for name, examples in (getattr(data, "encoded", None) or {}).items():
+        # TextDataModule has its examples here; a data module of another kind is not looked into.
+        encoded = getattr(data, "encoded", None)
+        for name, examples in (encoded if isinstance(encoded, dict) else {}).items():
             limits.check(examples, f"the {name} rows", len(tokenizer) - 1)
             check_end_tokens(self._backbone, examples, f"the {name} rows")
 

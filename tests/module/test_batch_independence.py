@@ -9,89 +9,14 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from conftest import VOCABULARY, make_tokenizer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from reviews import save_csv
+from tiny_models import FAMILIES, VOCABULARY, make_tokenizer
 from torch import Tensor
 
 from lightning_freeze.data import TextDataModule
 from lightning_freeze.module import TransformerModule
-
-SIZES = {
-    "vocab_size": len(VOCABULARY),
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "max_position_embeddings": 64,
-}
-GPT = {"vocab_size": len(VOCABULARY), "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64}
-SEQ2SEQ = {
-    "vocab_size": len(VOCABULARY),
-    "d_model": 16,
-    "encoder_layers": 2,
-    "decoder_layers": 2,
-    "encoder_attention_heads": 2,
-    "decoder_attention_heads": 2,
-    "encoder_ffn_dim": 32,
-    "decoder_ffn_dim": 32,
-    "max_position_embeddings": 64,
-    "decoder_start_token_id": 3,
-}
-T5 = {
-    "vocab_size": len(VOCABULARY),
-    "d_model": 16,
-    "d_kv": 8,
-    "d_ff": 32,
-    "num_layers": 2,
-    "num_heads": 2,
-    "decoder_start_token_id": 0,
-}
-GROUPED = {**SIZES, "num_key_value_heads": 1, "head_dim": 8}
-
-FAMILIES: dict[str, dict[str, Any]] = {
-    "Bert": SIZES,
-    "Roberta": {**SIZES, "max_position_embeddings": 66},
-    "XLMRoberta": {**SIZES, "max_position_embeddings": 66},
-    "Camembert": {**SIZES, "max_position_embeddings": 66},
-    "MPNet": {**SIZES, "max_position_embeddings": 66},
-    "DistilBert": {**SIZES, "dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 32},
-    "DebertaV2": {**SIZES, "relative_attention": True, "position_biased_input": False, "pos_att_type": ["c2p", "p2c"]},
-    "Deberta": {**SIZES, "relative_attention": True, "position_biased_input": False, "pos_att_type": ["c2p", "p2c"]},
-    "Albert": {**SIZES, "embedding_size": 8},
-    "Electra": {**SIZES, "embedding_size": 8},
-    "Ernie": SIZES,
-    "RoFormer": {**SIZES, "embedding_size": 16},
-    "ModernBert": {**SIZES, "cls_token_id": 2, "sep_token_id": 3, "reference_compile": False},
-    "XLNet": {"vocab_size": len(VOCABULARY), "d_model": 16, "n_layer": 2, "n_head": 2, "d_inner": 32},
-    "GPT2": GPT,
-    "GPTNeo": {
-        **SIZES,
-        "num_layers": 2,
-        "num_heads": 2,
-        "attention_types": [[["global", "local"], 1]],
-        "window_size": 4,
-    },
-    "GPTNeoX": SIZES,
-    "GPTJ": {**GPT, "rotary_dim": 4},
-    "OPT": {**SIZES, "ffn_dim": 32, "word_embed_proj_dim": 16},
-    "Bloom": {"vocab_size": len(VOCABULARY), "hidden_size": 16, "n_layer": 2, "n_head": 2},
-    "Falcon": {**SIZES, "alibi": False},
-    "Llama": SIZES,
-    "Mistral": GROUPED,
-    "Mixtral": {**GROUPED, "num_local_experts": 2},
-    "Qwen2": GROUPED,
-    "Qwen3": GROUPED,
-    "Gemma": GROUPED,
-    "Gemma2": {**GROUPED, "query_pre_attn_scalar": 8},
-    "Phi": SIZES,
-    "Phi3": {**SIZES, "pad_token_id": None},
-    "StableLm": GROUPED,
-    "T5": T5,
-    "MT5": T5,
-    "Bart": SEQ2SEQ,
-}
 
 # The ids of a model's special tokens, and those of its tokenizer ([PAD] 0, [UNK] 1, [CLS] 2, [SEP] 3, [MASK] 4).
 IDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import VOCABULARY, make_tokenizer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from reviews import save_csv
+from tiny_models import VOCABULARY, make_tokenizer
 from transformers import (
     BertConfig,
     BertForSequenceClassification,

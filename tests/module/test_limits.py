@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from conftest import VOCABULARY, make_tokenizer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from reviews import save_csv
-from test_batch_independence import FAMILIES, TEXTS
+from tiny_models import FAMILIES, VOCABULARY, make_tokenizer
 from torch import nn
 
 from lightning_freeze.data import TextDataModule
@@ -65,7 +64,10 @@ def test_a_module_tells_its_limits(tiny_bert_dir: Path) -> None:
 
 
 def fit(folder: Path, encoder: Path, tokenizer: Any, text: str, **settings: Any) -> None:
-    rows = [{"text": text, "label": i % 2} for i, text in enumerate([*TEXTS, text])]
+    rows = [
+        {"text": text, "label": i % 2}
+        for i, text in enumerate(["good", "the film is bad", "a great film", "not the film", text])
+    ]
     data = TextDataModule(tokenizer, train=str(save_csv(folder / "rows.csv", rows)), **settings)
     trainer = Trainer(max_steps=1, logger=False, enable_checkpointing=False, enable_progress_bar=False)
     trainer.fit(TransformerModule(str(encoder), num_classes=2), data)

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from conftest import save_model
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from reviews import make_reviews, save_csv
+from tiny_models import save_model
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 

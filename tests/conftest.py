@@ -11,52 +11,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from reviews import NEGATIVE, NEUTRAL, POSITIVE, make_reviews, save_csv
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from reviews import make_reviews, save_csv
+from tiny_models import VOCABULARY, save_model
 from transformers import (
     BertConfig,
     BertModel,
     GPT2Config,
     GPT2LMHeadModel,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
     T5Config,
     T5ForConditionalGeneration,
     ViTConfig,
     ViTModel,
 )
-
-SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-VOCABULARY = (*SPECIAL, *NEUTRAL, *POSITIVE, *NEGATIVE, "##s", "##ly", "##er", *"abcdefghijklmnopqrstuvwxyz")
-
-
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Return a WordPiece tokenizer over a vocabulary of a few words and letters."""
-    vocabulary = {word: i for i, word in enumerate(dict.fromkeys(VOCABULARY))}
-    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])],
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        mask_token="[MASK]",
-        eos_token="[SEP]",
-        model_max_length=64,
-    )
-
-
-def save_model(folder: Path, model: PreTrainedModel) -> Path:
-    """Save a model and the tiny tokenizer in one folder."""
-    model.save_pretrained(folder)
-    make_tokenizer().save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")

@@ -153,7 +153,8 @@ class FreezeCLI(LightningCLI):
         """Say so when an untrained head is about to be used."""
         config = self.config_init[self.subcommand]
         task = getattr(self.model, "task", None)
-        if config.get("ckpt_path") is None and task is not None and not task.is_language_model:
+        trained = getattr(self.model, "head_is_trained", False)
+        if config.get("ckpt_path") is None and not trained and task is not None and not task.is_language_model:
             rank_zero_warn("No --ckpt_path is given, so the head of the model is untrained.")
         # Callbacks that only matter to training need not be there to test what they trained.
         warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint need to be provided.*")

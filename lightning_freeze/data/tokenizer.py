@@ -8,7 +8,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from lightning_freeze.errors import ConfigurationError
-from lightning_freeze.module.hub import advice, resolve
+from lightning_freeze.module.hub import NO_REMOTE_CODE, advice, resolve
 from lightning_freeze.module.tasks import Task
 
 _FILES = ("tokenizer", "vocab", "spiece", "sentencepiece", "merges")
@@ -34,7 +34,7 @@ def load_tokenizer(name: str, task: Task) -> PreTrainedTokenizerBase:
     # Byte-level tokenizers split lists of words correctly only with a space before each.
     settings = {"add_prefix_space": True} if task.target == "token" else {}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **where, **settings)
+        tokenizer = AutoTokenizer.from_pretrained(source, **where, **NO_REMOTE_CODE, **settings)
     except (OSError, ValueError, KeyError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigurationError(f"The tokenizer {name!r} could not be loaded: {first} {advice(name)}") from error
@@ -69,6 +69,7 @@ def checked_tokenizer(tokenizer: PreTrainedTokenizerBase, task: Task, name: str 
                 f"The tokenizer {name!r} has neither a padding nor an end token: expected tokenizer.pad_token to be "
                 "set and saved with tokenizer.save_pretrained."
             )
+        # module/special_tokens.py makes the same choice for the model.
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 

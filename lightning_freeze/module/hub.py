@@ -1,4 +1,4 @@
-"""Where models and tokenizers come from, with errors that say what to do when they are not there."""
+"""Finding models and tokenizers, with errors that say what to do if they are missing."""
 
 from __future__ import annotations
 
@@ -16,19 +16,23 @@ from transformers.utils import logging as transformers_logging
 
 from lightning_freeze.errors import ConfigurationError, suggest
 
+NO_REMOTE_CODE = {"trust_remote_code": False}
+"""Argument of every ``from_pretrained`` here. Without it transformers asks on the terminal whether to run a model's own
+code; ``model_kwargs={"trust_remote_code": True}`` allows it."""
+
 
 def resolve(name: str, what: str = "encoder") -> tuple[str, dict[str, Any]]:
-    """Find where a model or tokenizer is to be loaded from, without a long wait for a network that is not there.
+    """Find where to load a model or tokenizer from, without a long wait if there is no network.
 
     Args:
         name: A local folder, or a model's name on the Hugging Face hub.
         what: What it is, for messages: ``"encoder"``, ``"model"`` or ``"tokenizer"``.
 
     Returns:
-        The folder or name, and the keyword arguments for ``from_pretrained``.
+        The folder or name, and keyword arguments for ``from_pretrained``.
 
     Raises:
-        ConfigurationError: It is not there and cannot be fetched.
+        ConfigurationError: It does not exist and cannot be downloaded.
     """
     if not name.strip():
         raise ConfigurationError(f"The {what} has no name: give a local folder or a model's name.")
@@ -59,7 +63,7 @@ def resolve(name: str, what: str = "encoder") -> tuple[str, dict[str, Any]]:
 
 
 def advice(name: str) -> str:
-    """Return what to do about a model that cannot be found.
+    """Return the advice for a model that cannot be found.
 
     Args:
         name: The folder or name that was given.
@@ -91,7 +95,7 @@ def _offline_reason() -> str | None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep transformers from printing a bar and a load report: what matters in it is checked here."""
+    """Hide the progress bar and load report of transformers: this package checks what matters in them."""
     level = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()

@@ -3,24 +3,72 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypedDict
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from typing_extensions import Unpack
 
 from lightning_freeze.errors import ConfigurationError
 
 _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase, nn.LocalResponseNorm)
 
 
-def split_decay(module: nn.Module) -> list[dict[str, Any]]:
-    """Split all parameters in two groups, so that norms and biases are kept free of weight decay.
+class AdamWSettings(TypedDict, total=False):
+    """Arguments of ``torch.optim.AdamW``.
 
-    Every parameter stands in exactly one group, frozen ones included: what is frozen now may be unfrozen later, and
-    the groups of an optimizer must not change during a run. A norm is known by its type, or by a type name that ends
-    in ``Norm`` (models bring their own RMS norms); any other parameter with fewer than two dimensions is a bias or a
-    scale.
+    Args:
+        lr: Learning rate; 5e-5 unless given.
+        betas: Decay rates of the running averages of the gradient and of its square.
+        eps: Added to the denominator, for numerical stability.
+        weight_decay: Decoupled weight decay; 0.01 unless given.
+        amsgrad: Whether to use the AMSGrad variant.
+        maximize: Whether to maximise the objective.
+        foreach: Whether to use the multi-tensor implementation.
+        capturable: Whether steps can be captured in a CUDA graph.
+        differentiable: Whether autograd runs through the step.
+        fused: Whether to use the fused implementation.
+    """
+
+    lr: float
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: float
+    amsgrad: bool
+    maximize: bool
+    foreach: bool | None
+    capturable: bool
+    differentiable: bool
+    fused: bool | None
+
+
+class DefaultAdamW(torch.optim.AdamW):
+    """``torch.optim.AdamW`` with a learning rate for fine-tuning: 5e-5, and weight decay 0.01.
+
+    Calling it returns a ``torch.optim.AdamW``. The defaults are not in the signature on purpose: the command line
+    carries the arguments of a default over to another class that is named (``--model.optimizer Adam``), and so would
+    give Adam a rate and a weight decay that nobody asked for. Only arguments that were given are carried over.
+
+    Args:
+        params: Parameters or parameter groups.
+        **settings: Arguments of ``torch.optim.AdamW``.
+    """
+
+    def __new__(cls, params: Any, **settings: Unpack[AdamWSettings]) -> torch.optim.AdamW:  # type: ignore[misc]
+        """Return a ``torch.optim.AdamW``."""
+        arguments: dict[str, Any] = {"lr": 5e-5, "weight_decay": 0.01, **settings}
+        return torch.optim.AdamW(params, **arguments)
+
+
+def split_decay(module: nn.Module) -> list[dict[str, Any]]:
+    """Split all parameters into two groups, so that norms and biases have no weight decay.
+
+    Every parameter is in exactly one group, frozen parameters included: they may be unfrozen later, and the groups of
+    an optimizer must not change during a run. A norm is recognised by its type, or by a type name that ends in
+    ``Norm`` (many models define their own RMS norm); any other parameter with fewer than two dimensions is a bias or
+    a scale.
 
     Args:
         module: The module whose parameters are split.
@@ -50,24 +98,50 @@ def build_optimizer(factory: Callable[[Any], Optimizer], module: nn.Module) -> O
     Args:
         factory: Takes parameters or parameter groups, returns an optimizer.
         module: The module whose parameters are optimized.
+
+    Raises:
+        ConfigurationError: The optimizer refuses its arguments, or the factory returns something else.
     """
     try:
         optimizer = factory(split_decay(module))
     except (TypeError, ValueError):
-        # Some optimizers (LBFGS) take no groups at all; a wrong setting raises again here, with its own message.
+        # Some optimizers (LBFGS) take no groups at all; a wrong setting raises again here.
+        optimizer = _build_plain(factory, module)
+    if not isinstance(optimizer, Optimizer):
+        raise ConfigurationError(
+            f"optimizer returned a {type(optimizer).__name__}: expected a torch.optim.Optimizer, for example "
+            "optimizer=lambda params: torch.optim.AdamW(params, lr=5e-5)."
+        )
+    return optimizer if "weight_decay" in optimizer.defaults else _build_plain(factory, module)
+
+
+def _build_plain(factory: Callable[[Any], Optimizer], module: nn.Module) -> Optimizer:
+    try:
         return factory(list(module.parameters()))
-    return optimizer if "weight_decay" in optimizer.defaults else factory(list(module.parameters()))
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(f"The optimizer cannot be built: {error}") from error
+
+
+def sets_own_rate(optimizer: Optimizer) -> bool:
+    """Whether an optimizer computes its learning rate by itself, so that no schedule can scale it.
+
+    Adafactor of transformers does so by default (``lr=None``).
+
+    Args:
+        optimizer: Any optimizer.
+    """
+    return any(group.get("lr") is None for group in optimizer.param_groups)
 
 
 def linear_warmup_decay(optimizer: Optimizer, total_steps: float, warmup_ratio: float) -> LambdaLR:
-    """Return a schedule that rises linearly to the full rate and then falls linearly to 0, one step at a time.
+    """Return a schedule with linear warm-up to the full rate and linear decay to 0, stepped at each optimizer step.
 
-    The first step has a rate above 0 already, so no step is wasted; the step after the last would have rate 0.
+    The first step already has a rate above 0, so that no step is lost; the rate reaches 0 after the last step.
 
     Args:
         optimizer: The optimizer whose rates are scheduled.
         total_steps: Number of optimizer steps of the whole run.
-        warmup_ratio: Share of the steps that the rise takes, from 0 up to, but not including, 1.
+        warmup_ratio: Share of the steps that are warm-up, at least 0 and below 1.
 
     Raises:
         ConfigurationError: The run has no known end.
@@ -75,7 +149,7 @@ def linear_warmup_decay(optimizer: Optimizer, total_steps: float, warmup_ratio: 
     if total_steps == float("inf"):
         raise ConfigurationError(
             "The default schedule falls to 0 at the end of the run, but this run has no known end: expected "
-            "trainer.max_epochs or trainer.max_steps to be set. For an open end, give an lr_scheduler of your own."
+            "trainer.max_epochs or trainer.max_steps to be set. For a run without an end, give an lr_scheduler."
         )
     total, warmup = int(total_steps), int(total_steps * warmup_ratio)
 

@@ -1,4 +1,4 @@
-"""A head for encoders that bring none: pooling, dropout, one linear layer."""
+"""A head for encoders that have none: pooling, dropout, one linear layer."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_freeze.errors import ConfigurationError
+from lightning_freeze.module.arguments import check_choice, check_count, check_share
 from lightning_freeze.module.tasks import Task, first_tensor
 
 Pooling = Literal["mean", "cls", "last", "none"]
@@ -17,13 +18,13 @@ _INPUT_NAMES = ("input_ids", "pixel_values", "inputs_embeds")
 
 
 def find_hidden_size(encoder: nn.Module) -> int:
-    """Return the size of an encoder's output vectors, as its config or its attributes state it.
+    """Return the size of an encoder's output vectors, from its config or its attributes.
 
     Args:
         encoder: The encoder without a head.
 
     Raises:
-        ConfigurationError: Nothing states it.
+        ConfigurationError: Neither has it.
     """
     config = getattr(encoder, "config", None)
     for source in (config, getattr(config, "text_config", None), encoder):
@@ -55,10 +56,11 @@ def unwrapped(module: nn.Module) -> nn.Module:
 
 
 def call_with(module: nn.Module, inputs: dict[str, Any]) -> Any:
-    """Call a module with those inputs that its ``forward`` takes.
+    """Call a module with the inputs that its ``forward`` takes.
 
-    A module that names one of the usual inputs (``input_ids``, ``pixel_values``, ``inputs_embeds``) gets what it
-    names; one that takes ``**kwargs`` only gets everything; any other gets the first input as its one argument.
+    A module whose ``forward`` names one of the usual inputs (``input_ids``, ``pixel_values``, ``inputs_embeds``) gets
+    the inputs that it names. One that takes only ``**kwargs`` gets all of them. Any other gets the first input as its
+    single argument.
 
     Args:
         module: Any module.
@@ -73,7 +75,7 @@ def call_with(module: nn.Module, inputs: dict[str, Any]) -> Any:
 
 
 def accepted(module: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
-    """Return those inputs that the ``forward`` of a module names.
+    """Return the inputs that the ``forward`` of a module names.
 
     Args:
         module: Any module.
@@ -106,17 +108,20 @@ def pool(hidden: Tensor, mask: Tensor | None, pooling: Pooling) -> Tensor:
 
 
 class PooledModel(nn.Module):
-    """An encoder with a small head of its own.
+    """An encoder with a small head: pooling, dropout and a linear layer.
 
     Args:
         encoder: Returns ``(batch, sequence, hidden)``, ``(batch, hidden)``, ``(batch, hidden, height, width)`` or a
             transformers output with ``last_hidden_state``.
         task: The task that the head is for.
         num_outputs: Outputs of the head.
-        pooling: How an example's vector is made of its tokens' vectors; ``"none"`` takes the encoder's output as the
-            logits and adds no head.
-        hidden_size: Size of the encoder's output vectors; by default what its config or attributes state.
+        pooling: How the vectors of the tokens become one vector for the example; ``"none"`` takes the encoder's
+            output as the logits and adds no head.
+        hidden_size: Size of the encoder's output vectors; by default from its config or attributes.
         dropout: Dropout before the linear layer.
+
+    Raises:
+        ConfigurationError: An argument is wrong, or the hidden size of the encoder is unknown.
     """
 
     def __init__(
@@ -129,9 +134,17 @@ class PooledModel(nn.Module):
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
+        if not isinstance(encoder, nn.Module):
+            raise ConfigurationError(f"encoder is {encoder!r}: expected a torch.nn.Module.")
+        if not isinstance(task, Task):
+            raise ConfigurationError(f"task is {task!r}: expected a Task, for example get_task('classification').")
+        check_choice("pooling", pooling, Pooling)
+        check_count("num_outputs", num_outputs)
+        check_count("hidden_size", hidden_size, optional=True)
+        check_share("dropout", dropout)
         if task.is_language_model and pooling != "none":
             raise ConfigurationError(
-                f"Task {task.name!r} needs a language-model head, and {type(encoder).__name__} brings none: expected "
+                f"Task {task.name!r} needs a language-model head, and {type(encoder).__name__} has none: expected "
                 f"a model of {task.auto_class}, or pooling='none' for a module that returns logits over tokens."
             )
         self.encoder = encoder
@@ -151,7 +164,9 @@ class PooledModel(nn.Module):
         output = call_with(self.encoder, inputs)
         if self.pooling == "none":
             return _tensor(output, "logits")
-        logits: Tensor = self.classifier(self.dropout(self._features(output, inputs)))
+        features = self.dropout(self._features(output, inputs))
+        # An encoder in 16 bits, quantised ones included, may stand below a head in 32 bits.
+        logits: Tensor = self.classifier(features.to(next(self.classifier.parameters()).dtype))
         return logits
 
     def _features(self, output: Any, inputs: dict[str, Any]) -> Tensor:

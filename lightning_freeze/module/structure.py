@@ -1,16 +1,20 @@
-"""From a model's name or path to its structure, without its weights."""
+"""Build a model's structure from its name or path, without weights."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 import transformers
 from torch import nn
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from lightning_freeze.errors import ConfigurationError
-from lightning_freeze.module import hub
+from lightning_freeze.module.hub import NO_REMOTE_CODE, resolve
+from lightning_freeze.module.precision import DTYPE_ARGUMENT
 
 
 def load_structure(name_or_path: str | os.PathLike[str]) -> nn.Module:
@@ -26,21 +30,29 @@ def load_structure(name_or_path: str | os.PathLike[str]) -> nn.Module:
         ConfigurationError: If there is no such model, it cannot be reached, or it cannot be built.
     """
     name = os.fspath(name_or_path)
-    source, options = hub.resolve(name, what="model")
+    source, options = resolve(name, what="model")
     try:
-        config = AutoConfig.from_pretrained(source, **options)
-    except (OSError, ValueError) as error:
+        config = AutoConfig.from_pretrained(source, **options, **NO_REMOTE_CODE)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ConfigurationError(f"The configuration of model {name!r} cannot be read: {_reason(error)}") from error
-    classes = [c for c in config.architectures or [] if hasattr(transformers, c)]
     try:
         with torch.device("meta"):
-            build = getattr(transformers, classes[0]) if classes else AutoModel.from_config
-            model: nn.Module = build(config)
-    except (ValueError, TypeError, ImportError, NotImplementedError, RuntimeError) as error:
+            model = _model_class(config)(config)
+    except (ValueError, TypeError, ImportError, NotImplementedError, RuntimeError, AssertionError) as error:
         raise ConfigurationError(
             f"The model of type {config.model_type!r} from {name!r} cannot be built: {_reason(error)}"
         ) from error
     return model
+
+
+def _model_class(config: Any) -> Callable[[Any], nn.Module]:
+    """Return the class that a config names; what it names is looked up among models only."""
+    for name in config.architectures or []:
+        found = getattr(transformers, name, None)
+        if isinstance(found, type) and issubclass(found, PreTrainedModel):
+            return found
+    # As float32: a table of layers counts the weights as they are trained, whatever precision they are stored in.
+    return partial(AutoModel.from_config, **NO_REMOTE_CODE, **{DTYPE_ARGUMENT: torch.float32})
 
 
 def _reason(error: Exception) -> str:

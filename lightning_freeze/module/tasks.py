@@ -1,4 +1,4 @@
-"""What each task is: its head class, its loss, its metrics and its predictions.
+"""The tasks: the head class, loss, metrics and predictions of each.
 
 A task is data, not a subclass: :class:`TransformerModule` and :class:`TextDataModule` look everything up here.
 """
@@ -16,9 +16,10 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, M
 from torchmetrics.text import Perplexity
 
 from lightning_freeze.errors import ConfigurationError, listing, suggest
+from lightning_freeze.module.finite import NanAware
 
 IGNORE_INDEX = -100
-"""Label of the positions that neither the loss nor a metric counts (padding, later pieces of a word)."""
+"""Label of positions that are left out of the loss and the metrics (padding, later pieces of a word)."""
 
 TaskName = Literal[
     "classification",
@@ -42,8 +43,8 @@ class Task:
         auto_class: The transformers Auto class that carries the head.
         target: What one label is: a class, a set of labels, a number, a class for each token, the next token of the
             input, or the tokens of a target text.
-        problem_type: The name that transformers gives to the loss, where it asks for one.
-        monitor: The metric that tells best how good a model is, without the ``val_`` or ``test_`` prefix.
+        problem_type: The ``problem_type`` of the config in transformers, which selects the loss.
+        monitor: The main metric, without the ``val_`` or ``test_`` prefix.
     """
 
     name: str
@@ -51,6 +52,11 @@ class Task:
     target: Target
     problem_type: str | None = None
     monitor: str = "accuracy"
+
+    @property
+    def head_suffix(self) -> str:
+        """The end of the names of model classes with this task's head, for example ``ForSequenceClassification``."""
+        return self.auto_class.removeprefix("AutoModel")
 
     @property
     def has_classes(self) -> bool:
@@ -73,7 +79,7 @@ class Task:
         Args:
             logits: ``(batch, classes)``, or ``(batch, sequence, classes)`` for tasks with a label for each token.
             labels: Class indices ``(batch,)``, zeros and ones ``(batch, classes)``, numbers ``(batch,)``, or token
-                labels ``(batch, sequence)`` with -100 where nothing counts.
+                labels ``(batch, sequence)`` with -100 at positions to leave out.
         """
         if self.target == "multilabel":
             return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
@@ -83,34 +89,34 @@ class Task:
         return F.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORE_INDEX)
 
     def metrics(self, num_classes: int | None, prefix: str) -> MetricCollection:
-        """Return fresh metrics for one stage.
+        """Return new metrics for one stage.
 
         Args:
             num_classes: Number of classes; not used by regression and the language models.
-            prefix: Stands before each metric's name, for example ``"val_"``.
+            prefix: Prefix of each metric's name, for example ``"val_"``.
         """
         metrics: dict[str, Metric | MetricCollection]
         if self.target in ("class", "token"):
             classes = int(num_classes or 0)
             metrics = {
-                "accuracy": MulticlassAccuracy(classes, average="micro", validate_args=False),
-                "f1": MulticlassF1Score(classes, average="macro", validate_args=False),
+                "accuracy": NanAware(MulticlassAccuracy(classes, average="micro", validate_args=False)),
+                "f1": NanAware(MulticlassF1Score(classes, average="macro", validate_args=False)),
             }
         elif self.target == "multilabel":
             classes = int(num_classes or 0)
             metrics = {
-                "accuracy": MultilabelAccuracy(classes, average="micro", validate_args=False),
-                "f1": MultilabelF1Score(classes, average="macro", validate_args=False),
+                "accuracy": NanAware(MultilabelAccuracy(classes, average="micro", validate_args=False)),
+                "f1": NanAware(MultilabelF1Score(classes, average="macro", validate_args=False)),
             }
         elif self.target == "value":
             metrics = {"mse": MeanSquaredError(), "mae": MeanAbsoluteError(), "pearson": PearsonCorrCoef()}
         else:
             metrics = {"perplexity": Perplexity(ignore_index=IGNORE_INDEX)}
-        # The metrics have differing states, so grouping them saves nothing and costs a second update.
+        # The metrics have different states, so grouping them saves nothing and costs a second update.
         return MetricCollection(metrics, prefix=prefix, compute_groups=False)
 
     def metric_inputs(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return predictions and targets in the form in which the metrics of this task take them.
+        """Return predictions and targets as the metrics of this task expect them.
 
         Args:
             logits: As in :meth:`loss`.
@@ -173,7 +179,7 @@ def get_task(name: str) -> Task:
     Raises:
         ConfigurationError: There is no such task.
     """
-    if name not in TASKS:
+    if not isinstance(name, str) or name not in TASKS:
         raise ConfigurationError(f"Unknown task {name!r}: expected one of {listing(TASKS)}.{suggest(name, TASKS)}")
     return TASKS[name]
 

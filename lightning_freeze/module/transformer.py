@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from lightning_freeze.errors import ConfigurationError
-from lightning_freeze.module.loading import load_model
-from lightning_freeze.module.optim import build_optimizer, linear_warmup_decay
+from lightning_freeze.module import arguments
+from lightning_freeze.module.batch import logits_of, unpack
+from lightning_freeze.module.build import BuildSettings, build_model, count_classes
+from lightning_freeze.module.finite import LossWatch, describe_divergence
+from lightning_freeze.module.heads import Head
+from lightning_freeze.module.limits import InputLimits, find_limits
+from lightning_freeze.module.optim import DefaultAdamW, build_optimizer, linear_warmup_decay, sets_own_rate
 from lightning_freeze.module.pooling import PooledModel, Pooling, accepted, call_with, unwrapped
-from lightning_freeze.module.tasks import IGNORE_INDEX, Task, TaskName, get_task
+from lightning_freeze.module.precision import warn_about_half_precision
+from lightning_freeze.module.special_tokens import align_special_tokens, check_end_tokens, prepare_inputs
+from lightning_freeze.module.tasks import IGNORE_INDEX, TaskName, first_tensor, get_task
+
+Interval = Literal["step", "epoch"]
 
 
 class TransformerModule(LightningModule):
@@ -30,33 +39,44 @@ class TransformerModule(LightningModule):
     A module can be loaded again with ``TransformerModule.load_from_checkpoint(path)``; one that was built around an
     ``nn.Module`` needs that module again: ``TransformerModule.load_from_checkpoint(path, encoder=module)``.
 
+    Weights are float32, whatever precision the checkpoint was saved in, unless ``model_kwargs`` has a ``dtype``; a
+    Trainer with ``precision="bf16-true"`` converts them. A head that is stored with the model and has named classes is
+    matched with ``labels`` by name. Batches are padded with the model's own padding token, so that the logits of a text
+    do not depend on the other texts of its batch.
+
+    A training loss that is NaN or infinite is reported once, with its step (:attr:`first_nonfinite_step`); metrics of a
+    model whose outputs are NaN are NaN, so that no checkpoint is chosen by them.
+
     Args:
         encoder: A local folder or hub name for the Auto classes of transformers, or any ``nn.Module``: a transformers
             model with a head of its own, or a bare encoder that returns ``(batch, sequence, hidden)``.
-        task: What is to be learned.
+        task: The task to learn.
         num_classes: Number of classes. The CLI takes it from the data; not needed for regression and language models.
         labels: The names of the classes, in the order of their indices. They are stored in checkpoints, so that
             predictions can name them.
         pretrained: Whether to load the weights; false builds the model from its config alone.
-        pooling: For an encoder without a head: the example's vector is the mean of its tokens' vectors (``mean``,
-            the default for modules), the first token's (``cls``) or the last token's (``last``), and a dropout and a
-            linear layer follow. With a folder or name, giving a pooling asks for this small head in place of the one
-            from transformers. ``none`` takes a module's output as logits.
-        hidden_size: Size of the encoder's output vectors, where neither its config nor its attributes state it.
+        pooling: For an encoder without a head: how the vectors of the tokens become one vector for the example. It is
+            their mean (``mean``, the default for modules), the first token's (``cls``) or the last token's (``last``);
+            a dropout and a linear layer follow. With a folder or name, giving a pooling asks for this small head in
+            place of the one from transformers. ``none`` takes a module's output as logits.
+        hidden_size: Size of the encoder's output vectors, where neither its config nor its attributes have it.
         dropout: Dropout in the small head.
-        optimizer: Takes parameter groups, returns an optimizer. Norms and biases stand in a group of their own,
-            without weight decay; frozen parameters are included, so that the groups stay the same when layers are
-            unfrozen.
-        lr_scheduler: Takes an optimizer, returns a scheduler. By default the rate rises linearly over the first steps
-            and falls linearly to 0 at the end of the run, step by step.
+        optimizer: Takes parameter groups, returns an optimizer; by default ``AdamW(lr=5e-5, weight_decay=0.01)``. A
+            class that is named has its own defaults. Norms and biases are in a group of their own, without weight
+            decay; frozen parameters are included, so that the groups stay the same when layers are unfrozen.
+        lr_scheduler: Takes an optimizer, returns a scheduler. By default the rate has a linear warm-up and then decays
+            linearly to 0 at the end of the run, step by step. An optimizer that computes its own rate (``lr=None``, as
+            Adafactor of transformers) has no schedule by default.
         lr_scheduler_interval: Whether a scheduler given here is stepped at each step or at each epoch.
-        warmup_ratio: Share of all steps in which the default schedule rises, at least 0 and below 1.
-        model_kwargs: Further arguments for ``from_pretrained``, for example ``attn_implementation`` or any value of
-            the model's config.
-        generate_kwargs: Arguments for ``generate``, by which language models predict. 64 new tokens by default.
+        warmup_ratio: Share of all steps that are warm-up in the default schedule, at least 0 and below 1.
+        model_kwargs: Further arguments for ``from_pretrained``, for example ``attn_implementation``, ``dtype`` or any
+            value of the model's config. Code that comes with a model is run only with ``trust_remote_code: true``.
+        generate_kwargs: Arguments for ``generate``, by which language models predict. By default 64 new tokens, or as
+            many as the model has positions for.
 
     Raises:
-        ConfigurationError: The encoder does not exist or lacks a head for the task, or a value is out of range.
+        ConfigurationError: The encoder does not exist or lacks a head for the task, or an argument is wrong or has no
+            effect.
     """
 
     def __init__(
@@ -69,9 +89,9 @@ class TransformerModule(LightningModule):
         pooling: Pooling | None = None,
         hidden_size: int | None = None,
         dropout: float = 0.1,
-        optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=5e-5, weight_decay=0.01),
+        optimizer: OptimizerCallable = DefaultAdamW,
         lr_scheduler: LRSchedulerCallable | None = None,
-        lr_scheduler_interval: Literal["step", "epoch"] = "epoch",
+        lr_scheduler_interval: Interval = "epoch",
         warmup_ratio: float = 0.1,
         model_kwargs: dict[str, Any] | None = None,
         generate_kwargs: dict[str, Any] | None = None,
@@ -84,18 +104,68 @@ class TransformerModule(LightningModule):
         if isinstance(encoder, str):
             self.hparams["encoder"] = encoder
         self.task = get_task(task)
+        arguments.check_names("labels", labels)
+        arguments.check_bool("pretrained", pretrained)
+        arguments.check_choice("pooling", pooling, Pooling, optional=True)
+        arguments.check_count("hidden_size", hidden_size, optional=True)
+        arguments.check_share("dropout", dropout)
+        arguments.check_factory("optimizer", optimizer, "torch.optim.AdamW or lambda params: AdamW(params, lr=1e-4)")
+        arguments.check_choice("lr_scheduler_interval", lr_scheduler_interval, Interval)
+        arguments.check_share("warmup_ratio", warmup_ratio)
+        arguments.check_mapping("model_kwargs", model_kwargs)
+        arguments.check_mapping("generate_kwargs", generate_kwargs)
+        if lr_scheduler is not None:
+            arguments.check_factory("lr_scheduler", lr_scheduler, "lambda optimizer: StepLR(optimizer, 1)")
+            arguments.check_unused(
+                "it belongs to the default schedule, and lr_scheduler takes its place",
+                [("warmup_ratio", warmup_ratio, 0.1)],
+            )
         self.labels = list(labels) if labels else None
-        self.num_classes = _count_classes(self.task, num_classes, self.labels)
-        _check_share("warmup_ratio", warmup_ratio)
-        _check_share("dropout", dropout)
+        self.num_classes = count_classes(self.task, num_classes, self.labels)
         self.optimizer_factory = optimizer
         self.lr_scheduler_factory = lr_scheduler
         self.lr_scheduler_interval = lr_scheduler_interval
         self.warmup_ratio = warmup_ratio
         self.generate_kwargs = {"max_new_tokens": 64, **(generate_kwargs or {})}
-        self.model = self._build(encoder, pretrained, pooling, hidden_size, dropout, model_kwargs or {})
+        self.first_nonfinite_step: int | None = None
+        """The step of the first training loss that was NaN or infinite; None if all were finite."""
+        self._loss_watch = LossWatch()
+        self._asked_for_dtype = not {"dtype", "torch_dtype"}.isdisjoint(model_kwargs or {})
+        settings = BuildSettings(pretrained, pooling, hidden_size, dropout, dict(model_kwargs or {}))
+        built = build_model(encoder, self.task, self.num_classes, self.labels, settings)
+        self.model, self._head, self._takes_padding = built.model, built.head, built.takes_padding
         self.val_metrics = self.task.metrics(self.num_classes, "val_")
         self.test_metrics = self.task.metrics(self.num_classes, "test_")
+
+    @property
+    def head_is_trained(self) -> bool:
+        """Whether all outputs of the head come from stored weights, a checkpoint or a training run."""
+        return self._head.trained
+
+    @property
+    def input_limits(self) -> InputLimits:
+        """The longest sequence and the highest ids that the model can take."""
+        return find_limits(self._backbone)
+
+    def setup(self, stage: str) -> None:
+        """Check that the data fits the model, and align the special tokens of model and tokenizer.
+
+        Args:
+            stage: ``"fit"``, ``"validate"``, ``"test"`` or ``"predict"``.
+        """
+        if stage == "fit" and not self._asked_for_dtype:
+            warn_about_half_precision(self, str(self.trainer.precision))
+        data = getattr(self.trainer, "datamodule", None)
+        tokenizer = getattr(data, "tokenizer", None)
+        if tokenizer is None or not hasattr(tokenizer, "pad_token_id"):
+            return
+        align_special_tokens(self._backbone, tokenizer, self._takes_padding)
+        limits = self.input_limits
+        # TextDataModule has its examples here; a data module of another kind is not looked into.
+        encoded = getattr(data, "encoded", None)
+        for name, examples in (encoded if isinstance(encoded, dict) else {}).items():
+            limits.check(examples, f"the {name} rows", len(tokenizer) - 1)
+            check_end_tokens(self._backbone, examples, f"the {name} rows")
 
     def forward(self, **inputs: Any) -> Tensor:
         """Return the logits of a batch.
@@ -103,13 +173,48 @@ class TransformerModule(LightningModule):
         Args:
             **inputs: Model inputs by name, for example ``input_ids`` and ``attention_mask`` ``(batch, sequence)``.
         """
-        return _logits(call_with(self.model, inputs))
+        return logits_of(call_with(self.model, prepare_inputs(self._backbone, inputs)))
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the loss of one batch and log it as ``train_loss``."""
         loss, _, labels = self._evaluate(batch)
         self.log("train_loss", loss, prog_bar=True, batch_size=len(labels))
+        self._loss_watch.update(loss, self.global_step)
         return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Look whether the losses were finite: at once on a CPU, elsewhere when values are logged anyway."""
+        every = max(1, getattr(self.trainer, "log_every_n_steps", 50))
+        if self.device.type == "cpu" or self.global_step % every == 0:
+            self._report_nonfinite_loss()
+
+    def on_train_epoch_end(self) -> None:
+        """Look whether the losses of the last steps were finite."""
+        self._report_nonfinite_loss()
+
+    def on_fit_start(self) -> None:
+        """Say what became of a stored head."""
+        self._loss_watch, self.first_nonfinite_step = LossWatch(), None
+        self._say_head_note()
+
+    def on_fit_end(self) -> None:
+        """Remember that the head is trained."""
+        self._head = Head(trained=True)
+
+    def on_validation_start(self) -> None:
+        """Say what became of a stored head."""
+        self._say_head_note()
+
+    on_test_start = on_validation_start
+    on_predict_start = on_validation_start
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Remember that the head comes from a checkpoint.
+
+        Args:
+            checkpoint: What Lightning has read.
+        """
+        self._head = Head(trained=True)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Log the loss and the metrics of the validation data."""
@@ -125,18 +230,24 @@ class TransformerModule(LightningModule):
         Returns:
             ``predictions`` (class indices, zeros and ones for each label, numbers, or token indices),
             ``probabilities`` where the task has classes, ``labels`` (names, where they are known), ``index`` (the row
-            of each example in its file) and ``text`` (what a language model wrote), each where it applies.
+            of each example in its file) and ``text`` (the output of a language model), each where it applies.
         """
         inputs, targets = unpack(batch)
         index = inputs.pop("index", None)
         result: dict[str, Any]
         if self.task.is_language_model and callable(generate := getattr(self.model, "generate", None)):
-            result = {"predictions": generate(**accepted(self.model, inputs), **self.generate_kwargs)}
+            inputs = accepted(self.model, prepare_inputs(self._backbone, inputs))
+            result = {"predictions": generate(**inputs, **self._generate_settings(first_tensor(inputs).shape[1]))}
             tokenizer = getattr(getattr(self.trainer, "datamodule", None), "tokenizer", None)
             if tokenizer is not None:
                 result["text"] = tokenizer.batch_decode(result["predictions"], skip_special_tokens=True)
         else:
-            result = dict(self.task.predictions(self(**inputs)))
+            logits = self(**inputs)
+            if bool(logits.isnan().any()):
+                rank_zero_warn(
+                    "The outputs of the model are NaN, so the predictions mean nothing: its weights are not finite."
+                )
+            result = dict(self.task.predictions(logits))
             if self.labels:
                 begins_word = None if targets is None else targets != IGNORE_INDEX
                 mask = inputs.get("attention_mask") if begins_word is None else begins_word
@@ -149,6 +260,10 @@ class TransformerModule(LightningModule):
         """Build the optimizer over all parameters, frozen ones included, and the schedule."""
         optimizer = build_optimizer(self.optimizer_factory, self)
         if self.lr_scheduler_factory is None:
+            reason = "it belongs to lr_scheduler, and none is given"
+            arguments.check_unused(reason, [("lr_scheduler_interval", self.lr_scheduler_interval, "epoch")])
+            if sets_own_rate(optimizer):
+                return optimizer
             total = self.trainer.estimated_stepping_batches
             schedule = linear_warmup_decay(optimizer, total, self.warmup_ratio)
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -158,34 +273,30 @@ class TransformerModule(LightningModule):
             settings["monitor"] = getattr(scheduler, "monitor", "val_loss")
         return {"optimizer": optimizer, "lr_scheduler": settings}  # type: ignore[return-value]
 
-    def _build(
-        self,
-        encoder: str | nn.Module,
-        pretrained: bool,
-        pooling: Pooling | None,
-        hidden_size: int | None,
-        dropout: float,
-        model_kwargs: dict[str, Any],
-    ) -> nn.Module:
-        if isinstance(encoder, str):
-            if pooling is None:
-                return load_model(encoder, self.task, pretrained, **self._head_config(), **model_kwargs)
-            encoder = load_model(encoder, None, pretrained, **model_kwargs)
-        elif pooling is None and has_own_head(encoder):
-            return encoder
-        outputs = self.num_classes or 1
-        return PooledModel(encoder, self.task, outputs, pooling or "mean", hidden_size, dropout)
+    def _generate_settings(self, length: int) -> dict[str, Any]:
+        """Return the arguments for ``generate``, with no more new tokens than the model has positions for."""
+        positions, wanted = self.input_limits.positions, self.generate_kwargs["max_new_tokens"]
+        if positions is None or not isinstance(wanted, int):
+            return self.generate_kwargs
+        used = 0 if getattr(getattr(self.model, "config", None), "is_encoder_decoder", False) else length
+        return {**self.generate_kwargs, "max_new_tokens": max(1, min(wanted, positions - used))}
 
-    def _head_config(self) -> dict[str, Any]:
-        if self.task.is_language_model:
-            return {}
-        config: dict[str, Any] = {"num_labels": self.num_classes or 1}
-        if self.labels:
-            config["id2label"] = dict(enumerate(self.labels))
-            config["label2id"] = {name: index for index, name in enumerate(self.labels)}
-        if self.task.problem_type:
-            config["problem_type"] = self.task.problem_type
-        return config
+    @property
+    def _backbone(self) -> nn.Module:
+        """The transformers model inside the wrappers; for a module of another kind the module itself."""
+        return unwrapped(self.model.encoder if isinstance(self.model, PooledModel) else self.model)
+
+    def _say_head_note(self) -> None:
+        if self._head.note is not None:
+            rank_zero_info(self._head.note)
+            self._head = Head(self._head.trained)
+
+    def _report_nonfinite_loss(self) -> None:
+        if self.first_nonfinite_step is None and (step := self._loss_watch.first_step()) is not None:
+            self.first_nonfinite_step = step
+            groups = [group for optimizer in self.trainer.optimizers for group in optimizer.param_groups]
+            rates = [float(group.get("initial_lr", group["lr"])) for group in groups if group["lr"] is not None]
+            rank_zero_warn(describe_divergence(self, step, str(self.trainer.precision), rates))
 
     def _evaluate(self, batch: Any) -> tuple[Tensor, Tensor, Tensor]:
         inputs, labels = unpack(batch)
@@ -196,8 +307,8 @@ class TransformerModule(LightningModule):
             )
         inputs.pop("index", None)
         # A model with a loss of its own may add to it (router losses) or need the labels (decoder inputs).
-        output = call_with(self.model, {**inputs, "labels": labels})
-        logits = _logits(output)
+        output = call_with(self.model, {**prepare_inputs(self._backbone, inputs), "labels": labels})
+        logits = logits_of(output)
         loss = getattr(output, "loss", None)
         return (loss if isinstance(loss, Tensor) else self.task.loss(logits, labels)), logits, labels
 
@@ -220,73 +331,3 @@ class TransformerModule(LightningModule):
             rows = zip(predictions.tolist(), keep.tolist(), strict=True)
             return [[names[i] for i, kept in zip(row, kept_row, strict=True) if kept] for row, kept_row in rows]
         return [names[i] for i in predictions.tolist()]
-
-
-def has_own_head(module: nn.Module) -> bool:
-    """Whether a module is a transformers model with a head (PEFT's wrapping of one included).
-
-    Args:
-        module: Any module.
-    """
-    base = unwrapped(module)
-    return getattr(base, "base_model", base) is not base
-
-
-def unpack(batch: Any) -> tuple[dict[str, Any], Tensor | None]:
-    """Split a batch into model inputs and labels.
-
-    Args:
-        batch: A mapping with the key ``labels`` (or ``label``), or a pair of inputs and labels, or the inputs alone.
-
-    Raises:
-        ConfigurationError: It is none of these.
-    """
-    labels: Tensor | None = None
-    if isinstance(batch, (tuple, list)) and len(batch) == 2:
-        batch, labels = batch
-    if isinstance(batch, Tensor):
-        return {"pixel_values" if batch.is_floating_point() else "input_ids": batch}, labels
-    if not isinstance(batch, Mapping):
-        raise ConfigurationError(
-            f"The batch is a {type(batch).__name__}: expected a dict of tensors or a pair (inputs, labels)."
-        )
-    inputs = dict(batch)
-    for key in ("labels", "label"):
-        found = inputs.pop(key, None)
-        labels = found if labels is None else labels
-    return inputs, labels
-
-
-def _logits(output: Any) -> Tensor:
-    if isinstance(output, Tensor):
-        return output
-    logits = getattr(output, "logits", None)
-    if isinstance(logits, Tensor):
-        return logits
-    raise ConfigurationError(
-        f"The model returned {type(output).__name__} without logits: expected a tensor or a transformers output with "
-        "logits. For an encoder without a head, give pooling='mean', 'cls' or 'last'."
-    )
-
-
-def _count_classes(task: Task, num_classes: int | None, labels: list[str] | None) -> int | None:
-    if not task.has_classes:
-        return None
-    if num_classes is None and labels is not None:
-        num_classes = len(labels)
-    if num_classes is None:
-        raise ConfigurationError(
-            f"Task {task.name!r} needs num_classes: expected the number of classes or their names (labels=[...]). "
-            "TextDataModule knows both once it has training data."
-        )
-    least = 1 if task.target == "multilabel" else 2
-    if num_classes < least:
-        raise ConfigurationError(f"num_classes is {num_classes}: expected at least {least} for {task.name!r}.")
-    if labels is not None and len(labels) != num_classes:
-        raise ConfigurationError(f"num_classes is {num_classes}, but {len(labels)} labels are given: {labels}.")
-    return num_classes
-
-
-def _check_share(name: str, value: float) -> None:
-    if not 0 <= value < 1:
-        raise ConfigurationError(f"{name} is {value}: expected a share of at least 0 and below 1.")

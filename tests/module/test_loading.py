@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import warnings
 from pathlib import Path
@@ -13,8 +14,11 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
+from lightning_freeze.data import TextDataModule
+from lightning_freeze.module import TransformerModule
 from lightning_freeze.module.hub import resolve
 from lightning_freeze.module.loading import load_model
+from lightning_freeze.module.structure import load_structure
 from lightning_freeze.module.tasks import get_task
 
 
@@ -120,3 +124,56 @@ def test_a_stored_head_for_other_classes_is_made_anew(tmp_path: Path, tiny_bert_
     assert model.classifier.out_features == 5  # type: ignore[union-attr]
     with pytest.raises(MisconfigurationException, match=r"have another shape, for example 'bert\."):
         load_model(str(tmp_path), get_task("classification"), True, num_labels=5, hidden_size=32)
+
+
+@pytest.fixture
+def with_code(tmp_path: Path, tiny_bert_dir: Path) -> Path:
+    """A folder whose model and tokenizer ask for code of their own, which writes a file when it is run."""
+    for file in tiny_bert_dir.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = json.loads((tmp_path / "config.json").read_text())
+    for key in ("AutoConfig", "AutoModel", "AutoModelForSequenceClassification"):
+        config.setdefault("auto_map", {})[key] = "own.Own"
+    (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "own"}))
+    tokenizer = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    tokenizer |= {"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": [None, "own.OwnTokenizer"]}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    (tmp_path / "own.py").write_text(
+        f"open({str(tmp_path / 'was_run')!r}, 'w').close()\nraise RuntimeError('was run')\n"
+    )
+    return tmp_path
+
+
+def test_code_that_comes_with_a_model_is_not_run(with_code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ask(*_: object) -> str:
+        raise AssertionError("somebody was asked")
+
+    monkeypatch.setattr("builtins.input", ask)
+    message = r"comes with code of its own.*model_kwargs=\{'trust_remote_code': True\}"
+    with pytest.raises(MisconfigurationException, match=message):
+        TransformerModule(str(with_code), num_classes=2)
+    with pytest.raises(MisconfigurationException, match=message):
+        TransformerModule(str(with_code), num_classes=2, pooling="mean")
+    with pytest.raises(MisconfigurationException, match=r"cannot be read.*custom code"):
+        load_structure(with_code)
+    data = TextDataModule(str(with_code), predict="rows.csv")
+    with pytest.raises(MisconfigurationException, match=r"could not be loaded.*custom code"):
+        _ = data.tokenizer
+    assert not (with_code / "was_run").exists()
+
+
+def test_code_is_run_on_request(with_code: Path) -> None:
+    with pytest.raises(MisconfigurationException, match="was run"):
+        TransformerModule(str(with_code), num_classes=2, model_kwargs={"trust_remote_code": True})
+    assert (with_code / "was_run").exists()
+
+
+def test_an_architecture_that_is_no_model(tmp_path: Path, tiny_bert_dir: Path) -> None:
+    config = json.loads((tiny_bert_dir / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "architectures": ["pipeline", "AutoTokenizer"]}))
+    assert type(load_structure(tmp_path)).__name__ == "BertModel"
+
+
+def test_an_unknown_argument_names_the_nearest(tiny_bert_dir: Path) -> None:
+    with pytest.raises(MisconfigurationException, match=r"'hiden_size' is neither .*Did you mean 'hidden_size'"):
+        load_model(str(tiny_bert_dir), None, True, hiden_size=3)

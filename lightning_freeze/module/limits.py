@@ -1,0 +1,123 @@
+"""What a model can take as input: how many positions, which token ids, which segment ids."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from lightning_freeze.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class InputLimits:
+    """The sizes of a model's embedding tables; an index beyond one of them ends a run in the middle of a batch.
+
+    ``TransformerModule.input_limits`` returns it. None stands for no limit or an unknown one: relative positions (T5,
+    XLNet, DeBERTa), rotary positions (Llama, Qwen2) and ALiBi (BLOOM) have no table that a long text could exceed.
+
+    Args:
+        positions: The longest sequence in tokens, special tokens included, for input and target texts alike. The
+            offset that some models put before their positions is taken off: 512 for RoBERTa, whose config says 514.
+        vocabulary: The number of token ids: ids run from 0 to one less.
+        token_types: The number of segment ids (``token_type_ids``).
+    """
+
+    positions: int | None = None
+    vocabulary: int | None = None
+    token_types: int | None = None
+
+    def check(self, examples: Sequence[Mapping[str, Any]], name: str, longest_id: int | None = None) -> None:
+        """Check that a model can take encoded examples.
+
+        Args:
+            examples: Examples with ``input_ids`` as 1-d tensors, and target tokens as ``labels``, if any.
+            name: What they are, for the message.
+            longest_id: The highest id that the tokenizer has; the ids are looked at only if it is beyond the
+                vocabulary, or unknown.
+
+        Raises:
+            ConfigurationError: An example is longer than the positions, or has an id beyond the vocabulary.
+        """
+        if self.positions is not None:
+            lengths = [_length(example) for example in examples]
+            longest = max(lengths, default=0)
+            if longest > self.positions:
+                raise ConfigurationError(
+                    f"Row {lengths.index(longest)} of {name} has {longest} tokens, but the model has "
+                    f"{self.positions} positions: expected data.max_length of at most {self.positions}."
+                )
+        if self.vocabulary is not None and (longest_id is None or longest_id >= self.vocabulary):
+            for row, example in enumerate(examples):
+                highest = int(example["input_ids"].max()) if len(example["input_ids"]) else 0
+                if highest >= self.vocabulary:
+                    raise ConfigurationError(
+                        f"Row {row} of {name} has the token id {highest}, but the model has embeddings for the ids 0 "
+                        f"to {self.vocabulary - 1}: expected the tokenizer that the model was trained with, or a model "
+                        "saved after model.resize_token_embeddings(len(tokenizer))."
+                    )
+
+
+def find_limits(model: nn.Module) -> InputLimits:
+    """Read the limits off a model's embedding tables.
+
+    Args:
+        model: Any module; one that is not from transformers has no known vocabulary.
+    """
+    positions, token_types = [], []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding):
+            own_name = name.rpartition(".")[2]
+            if own_name in _POSITION_TABLES:
+                positions.append(module.num_embeddings - _offset(module))
+            elif own_name == "token_type_embeddings":
+                token_types.append(module.num_embeddings)
+    return InputLimits(min(positions, default=None), vocabulary_size(model), min(token_types, default=None))
+
+
+def vocabulary_size(model: nn.Module) -> int | None:
+    """Return the number of token ids that a transformers model has embeddings for; None for other modules.
+
+    Args:
+        model: Any module.
+    """
+    if not callable(getattr(model, "get_input_embeddings", None)):
+        return None
+    try:
+        table: Any = model.get_input_embeddings()  # type: ignore[operator]
+    except (NotImplementedError, AttributeError):
+        return None
+    if isinstance(table, nn.Embedding):
+        return table.num_embeddings
+    weight = getattr(table, "weight", None)  # wrapped or quantised tables
+    return (
+        len(weight) if isinstance(weight, torch.Tensor) and weight.ndim == 2 and hasattr(table, "padding_idx") else None
+    )
+
+
+_POSITION_TABLES = (
+    "position_embeddings",
+    "position_embedding",
+    "positions_embed",
+    "embed_positions",
+    "embed_position",
+    "wpe",
+)
+
+
+def _offset(table: nn.Embedding) -> int:
+    offset = getattr(table, "offset", None)  # BART and OPT
+    if isinstance(offset, int):
+        return offset
+    return 0 if table.padding_idx is None else table.padding_idx + 1  # RoBERTa and its kin
+
+
+def _length(example: Mapping[str, Any]) -> int:
+    labels = example.get("labels")
+    targets = (
+        len(labels) if isinstance(labels, torch.Tensor) and labels.ndim == 1 and not labels.is_floating_point() else 0
+    )
+    return max(len(example["input_ids"]), targets)

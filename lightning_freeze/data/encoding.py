@@ -19,14 +19,9 @@ from lightning_freeze.data.tokenizer import check_length, load_tokenizer
 from lightning_freeze.data.values import is_empty, text_value, word_list
 from lightning_freeze.data.words import encode_words
 from lightning_freeze.errors import ConfigurationError
-<<<<<<< HEAD
 from lightning_freeze.module.tasks import Task
 
 __all__ = ["Columns", "Example", "check_texts", "encode", "load_tokenizer"]
-=======
-from lightning_freeze.module.hub import NO_REMOTE_CODE, advice, resolve
-from lightning_freeze.module.tasks import IGNORE_INDEX, Task
->>>>>>> w/module
 
 Example = dict[str, Any]
 """One example: ``input_ids`` (and ``token_type_ids``) as 1-d tensors, ``labels`` if known, ``index``."""

@@ -10,11 +10,11 @@ import warnings
 from pathlib import Path
 
 import transformers
-from conftest import make_tokenizer
 from distributed_processes import run_ranks
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.strategies import DDPStrategy
 from reviews import make_reviews
+from tiny_models import make_tokenizer
 
 from lightning_freeze import TextDataModule, TransformerModule
 from lightning_freeze.data.predictions import prediction_rows

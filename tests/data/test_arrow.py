@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import make_tokenizer
+from tiny_models import make_tokenizer
 
 from lightning_freeze.data import TextDataModule, arrow, read_table
 from lightning_freeze.data.arrow import SMALLEST_LIMIT

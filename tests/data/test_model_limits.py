@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from conftest import make_tokenizer
 from lightning.pytorch import Trainer
+from tiny_models import make_tokenizer
 from tokenizers.pre_tokenizers import ByteLevel
 
 from lightning_freeze import TextDataModule, TransformerModule

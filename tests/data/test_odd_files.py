@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import make_tokenizer
+from tiny_models import make_tokenizer
 from tokenizers.normalizers import BertNormalizer
 
 from lightning_freeze.data import TextDataModule

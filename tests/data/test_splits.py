@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 import pytest
-from conftest import make_tokenizer
+from tiny_models import make_tokenizer
 
 from lightning_freeze.data import TextDataModule
 from lightning_freeze.data.splits import find_split

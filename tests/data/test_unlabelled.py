@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import make_tokenizer
+from tiny_models import make_tokenizer
 
 from lightning_freeze.data import Table, TextDataModule
 from lightning_freeze.data.unlabelled import LabelColumns, without_unlabelled

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_tokenizer
+from tiny_models import make_tokenizer
 from tokenizers.normalizers import BertNormalizer
 from transformers import PreTrainedTokenizerFast
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import secrets
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -57,8 +58,9 @@ def write_predictions(folder: Path, name: str, records: Iterable[dict[str, Any]]
     nested = any(isinstance(value, list) for row in rows for value in row.values())
     path = folder / f"{name}{'.jsonl' if nested else '.csv'}"
     folder.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".part")
-    with unfinished.open("w", encoding="utf-8", newline="") as file:
+    # In a folder that others can write to, a link may wait under any name that can be guessed.
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
+    with unfinished.open("x", encoding="utf-8", newline="") as file:
         if nested:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import re
 import sys
 import time
@@ -12,16 +13,20 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from lightning_freeze.cache.store import folder
 from lightning_freeze.cache.store.entry import VERSION, dtype_of, is_sound
 from lightning_freeze.cache.store.folder import Namespace
-from lightning_freeze.cache.store.lmdb_environment import Damaged, Environment, Failed, NotWritable, acquire, release
+from lightning_freeze.cache.store.lmdb_environment import Environment, Failed, acquire, release
+from lightning_freeze.cache.store.lmdb_header import Damaged
+from lightning_freeze.cache.store.plain_files import is_file
 from lightning_freeze.cache.store.sizes import parse_size, show_size
 from lightning_freeze.errors import ConfigurationError, listing, suggest
 
 _UNITS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _SHOWN = 8
+_LONGEST_FIELD = 40
 
 
 def main(args: Sequence[str]) -> None:
@@ -58,14 +63,21 @@ def _parser() -> argparse.ArgumentParser:
 
 def _cache(name: str) -> Path:
     root = Path(name)
-    if not root.is_dir():
-        names = [path.name for path in root.parent.iterdir() if path.is_dir()] if root.parent.is_dir() else []
+    if not os.path.isdir(name):
+        names = _folders(root.parent)
         raise ConfigurationError(f"{name!r} does not exist: expected a cache_dir.{suggest(root.name, names)}")
-    if not (root / folder.MARKER).is_file():
-        inside = [path.parent.name for path in root.glob(f"*/{folder.MARKER}")]
+    if not is_file(root / folder.MARKER):
+        inside = [child for child in _folders(root) if is_file(root / child / folder.MARKER)]
         hint = f" It contains {listing(sorted(inside))}, which is one." if len(inside) == 1 else ""
         raise ConfigurationError(f"{name!r} is no cache: expected a folder with {folder.MARKER} in it.{hint}")
     return root
+
+
+def _folders(parent: Path) -> list[str]:
+    try:
+        return [child.name for child in parent.iterdir() if os.path.isdir(child)]
+    except OSError:
+        return []
 
 
 def _check_version(root: Path) -> None:
@@ -83,21 +95,40 @@ def _info(root: Path, _: argparse.Namespace) -> None:
     table = Table("id", "model", "frozen blocks", "dtype", "entries", "size", "last used", box=None, pad_edge=False)
     for namespace in reversed(held):
         info, (count, dtype) = namespace.info, _look(namespace)
-        tower = f" ({info['tower']})" if info.get("tower") else ""
-        blocks = f"{info.get('blocks', '?')} of {info.get('of', '?')}"
-        table.add_row(
-            namespace.name[:_SHOWN], f"{info.get('model', '?')}{tower}", blocks, dtype, count,
+        tower = f" ({_field(info, 'tower')})" if info.get("tower") else ""
+        blocks = f"{_field(info, 'blocks')} of {_field(info, 'of')}"
+        row = (
+            namespace.name[:_SHOWN], f"{_field(info, 'model')}{tower}", blocks, dtype, count,
             show_size(namespace.bytes), _ago(time.time() - namespace.used),
         )  # fmt: skip
+        # As text, so that nothing in it is taken for markup.
+        table.add_row(*map(Text, row))
     if held:
         Console().print(table)
+    _report_refused(root)
     print(f"{root}: {_counted(held)}")
+
+
+def _field(info: dict[str, object], name: str) -> str:
+    """A field of info.json for a terminal: whoever writes to the folder decides what it holds."""
+    value = info.get(name, "?")
+    text = str(value) if isinstance(value, str | int | float) else "?"
+    shown = "".join(character if character.isprintable() else "?" for character in text[: _LONGEST_FIELD + 1])
+    return shown if len(shown) <= _LONGEST_FIELD else shown[: _LONGEST_FIELD - 3] + "..."
+
+
+def _report_refused(root: Path) -> None:
+    for path in folder.refused(root):
+        print(f"{path.name[:_SHOWN]}: is not used, because it is a link or no folder")
 
 
 def _look(namespace: Namespace) -> tuple[str, str]:
     """The number of entries and the dtype of the first one."""
     try:
-        with _opened(namespace) as environment:
+        # Without the lock file, so that a look writes nothing.
+        with _opened(namespace, lock=False) as environment:
+            if environment.is_quick_to_walk and environment.problem():
+                return "damaged", "?"
             first = next(iter(environment.each()), None)
             return f"{len(environment):,}", dtype_of(first[1]) if first else ""
     except (Failed, Damaged, OSError):
@@ -112,6 +143,7 @@ def _verify(root: Path, _: argparse.Namespace) -> None:
         sound, damaged, broken = sound + good, damaged + bad, broken + bool(problem)
         if bad or problem:
             print(f"{namespace.name[:_SHOWN]}: {problem or f'{bad:,} of {good + bad:,} entries are damaged'}")
+    _report_refused(root)
     print(f"{root}: {sound:,} entries are sound, {damaged:,} are damaged" + f", {broken} unreadable" * bool(broken))
     if damaged or broken:
         print("Runs compute damaged entries again. `lightning-freeze cache prune` removes a namespace as a whole.")
@@ -123,7 +155,7 @@ def _verify_one(namespace: Namespace) -> tuple[int, int, str]:
     name = bytes.fromhex(namespace.name)
     good = bad = 0
     try:
-        with _opened(namespace) as environment:
+        with _opened(namespace, lock=True) as environment:
             problem = environment.problem()
             if problem:
                 return 0, 0, problem
@@ -138,11 +170,8 @@ def _verify_one(namespace: Namespace) -> tuple[int, int, str]:
 
 
 @contextlib.contextmanager
-def _opened(namespace: Namespace) -> Iterator[Environment]:
-    try:
-        environment = acquire(namespace.path, readonly=False)
-    except NotWritable:
-        environment = acquire(namespace.path, readonly=True)
+def _opened(namespace: Namespace, lock: bool) -> Iterator[Environment]:
+    environment = acquire(namespace.path, readonly=True, lock=lock)
     try:
         yield environment
     finally:
@@ -169,10 +198,19 @@ def _prune(root: Path, options: argparse.Namespace) -> None:
         while left and sum(n.bytes for n in left) > most:
             oldest = left.pop(0)
             doomed[oldest.name] = oldest
-    for namespace in doomed.values():
-        folder.remove(namespace)
-    if options.all:
-        (root / folder.MARKER).unlink()
+    try:
+        for namespace in doomed.values():
+            with contextlib.suppress(FileNotFoundError):  # another process was faster
+                folder.remove(namespace)
+        folder.sweep(root)
+        if options.all:
+            for path in folder.refused(root):
+                if path.is_symlink():
+                    path.unlink()
+            (root / folder.MARKER).unlink()
+    except OSError as error:
+        place = f" {error.filename}" if error.filename else ""
+        raise ConfigurationError(f"{root} cannot be pruned:{place}: {error.strerror or error}.") from error
     left = [n for n in held if n.name not in doomed]
     print(f"{root}: removed {_counted(doomed.values())}; {_counted(left)} left")
 

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from lightning_freeze.cache.store import folder
 from lightning_freeze.cache.store.entry import VERSION, seal
-from lightning_freeze.cache.store.lmdb_environment import Damaged, Environment, Failed, acquire, release, retain
+from lightning_freeze.cache.store.lmdb_environment import Environment, Failed, acquire, release, retain
+from lightning_freeze.cache.store.lmdb_header import Damaged
+from lightning_freeze.cache.store.plain_files import RefusedError, is_file, make_folder, write_json
 
 _Result = TypeVar("_Result")
 _NAMESPACE_BYTES = 16
@@ -68,7 +70,11 @@ class DiskTier:
         self._device = folder.device(root)
 
     def _prepare(self) -> bool:
-        if (self.root / folder.MARKER).exists():
+        try:
+            is_marked = folder.is_marked(self.root)
+        except OSError as error:
+            raise Unusable(f"{self.root} cannot be read ({error.strerror}): nothing is kept on disk.") from error
+        if is_marked:
             version = folder.version_of(self.root)
             if version != VERSION:
                 raise Unusable(
@@ -248,14 +254,14 @@ class DiskTier:
         if found is not None:
             self._environments[namespace] = self._environments.pop(namespace)
             return found
-        if not create and not os.path.exists(path / folder.DATA):
+        if not create and not os.path.lexists(path / folder.DATA):
             return None
         try:
             if create:
                 self._make(namespace)
             found = self._open(namespace)
         except (Failed, Damaged, OSError) as error:
-            if create and not os.path.exists(path / folder.DATA):
+            if create and not os.path.lexists(path / folder.DATA) and not isinstance(error, RefusedError):
                 raise
             self._give_up(namespace, error)
             return None
@@ -294,9 +300,9 @@ class DiskTier:
             raise FileNotFoundError("it has been removed or unmounted")
         folder.mark(self.root)
         path = self._path(namespace)
-        path.mkdir(exist_ok=True)
-        if not (path / folder.INFO).exists():
-            folder.write_json(path / folder.INFO, dict(self._info.get(namespace, {})))
+        make_folder(path)
+        if not is_file(path / folder.INFO):
+            write_json(path / folder.INFO, dict(self._info.get(namespace, {})))
         if namespace in self._noted:
             folder.note(path, self._noted[namespace])
 

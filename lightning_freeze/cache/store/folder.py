@@ -9,26 +9,38 @@ largest batch in which samples were seen not to depend on one another.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import shutil
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lightning_freeze.cache.store.entry import VERSION
+from lightning_freeze.cache.store.plain_files import (
+    FOLDER_MODE,
+    check_folder,
+    is_file,
+    is_folder,
+    read_json,
+    read_number,
+    write_json,
+)
 from lightning_freeze.cache.store.sizes import show_size
 
 MARKER = "lightning-freeze-cache.json"
 DATA = "data.mdb"
+LOCK = "lock.mdb"
 INFO = "info.json"
 _NOTE = "independent.json"
 #: A namespace that was used within this many seconds is never evicted to make room for another.
 IDLE = 600.0
 #: Room that is left on the disk: a full one would also stop the run's own checkpoints.
 _MOST_RESERVE, _RESERVE_SHARE = 1024**3, 0.05
+_REMOVED, _PART = ".removed-", ".part"
+_NAMESPACE = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True)
@@ -53,13 +65,22 @@ class Namespace:
         return self.path.name
 
 
+def is_marked(root: Path) -> bool:
+    """Whether a folder has a marker, of whatever kind.
+
+    Raises:
+        OSError: If the folder cannot be read.
+    """
+    try:
+        (root / MARKER).stat(follow_symlinks=False)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
 def version_of(root: Path) -> int | None:
     """Return the version of the cache in a folder, ``None`` if there is none (or its marker cannot be read)."""
-    try:
-        content = json.loads((root / MARKER).read_text(encoding="utf-8"))
-        return int(content["version"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    return read_number(root / MARKER, "version")
 
 
 def mark(root: Path) -> None:
@@ -68,8 +89,9 @@ def mark(root: Path) -> None:
     Raises:
         OSError: If it cannot be written.
     """
-    root.mkdir(parents=True, exist_ok=True)
-    if not (root / MARKER).exists():
+    root.parent.mkdir(parents=True, exist_ok=True)
+    root.mkdir(mode=FOLDER_MODE, exist_ok=True)
+    if not is_marked(root):
         write_json(root / MARKER, {"format": "lightning-freeze cache", "version": VERSION})
 
 
@@ -77,20 +99,34 @@ def device(root: Path) -> int | None:
     """Return which disk a folder is on, ``None`` if it is gone."""
     try:
         return root.stat().st_dev
-    except OSError:
+    except (OSError, ValueError):
         return None
 
 
 def namespaces(root: Path) -> list[Namespace]:
-    """Return the namespaces in a cache folder, the least recently used first."""
+    """Return the namespaces in a cache folder, the least recently used first. Links are left out.
+
+    Raises:
+        OSError: If the folder cannot be read.
+    """
     found = []
     for path in root.iterdir() if root.is_dir() else ():
-        if re.fullmatch(r"[0-9a-f]{32}", path.name) and (path / DATA).is_file():
+        if _NAMESPACE.fullmatch(path.name) and is_folder(path) and is_file(path / DATA):
             try:
-                found.append(Namespace(path, _read_info(path), bytes_on_disk(path), _last_use(path)))
+                found.append(Namespace(path, read_json(path / INFO), bytes_on_disk(path), _last_use(path)))
             except OSError:
                 continue  # removed meanwhile by another process
     return sorted(found, key=lambda namespace: (namespace.used, namespace.name))
+
+
+def refused(root: Path) -> list[Path]:
+    """Return what lies in a cache folder under the name of a namespace but is none, for example a symbolic link.
+
+    Raises:
+        OSError: If the folder cannot be read.
+    """
+    named = [path for path in root.iterdir() if _NAMESPACE.fullmatch(path.name)]
+    return sorted(path for path in named if not is_folder(path) or (path / DATA).is_symlink())
 
 
 def make_room(path: Path, size: int, budget: int | None) -> str | None:
@@ -128,10 +164,10 @@ def make_room(path: Path, size: int, budget: int | None) -> str | None:
 def bytes_on_disk(path: Path) -> int:
     """Return what a namespace takes on disk, 0 if it is gone."""
     try:
-        stat = (path / DATA).stat()
+        found = (path / DATA).stat(follow_symlinks=False)
     except OSError:
         return 0
-    return min(stat.st_size, getattr(stat, "st_blocks", stat.st_size) * 512) or stat.st_size
+    return min(found.st_size, getattr(found, "st_blocks", found.st_size) * 512) or found.st_size
 
 
 def remove(namespace: Namespace) -> None:
@@ -140,16 +176,31 @@ def remove(namespace: Namespace) -> None:
     Raises:
         OSError: If it cannot be removed.
     """
-    aside = namespace.path.with_name(f".removed-{namespace.name}-{os.getpid()}-{time.monotonic_ns()}")
-    namespace.path.rename(aside)
-    shutil.rmtree(aside)
+    check_folder(namespace.path)
+    aside = Path(tempfile.mkdtemp(prefix=_REMOVED, dir=namespace.path.parent))
+    try:
+        namespace.path.rename(aside / namespace.name)
+    finally:
+        _remove_tree(aside)
+
+
+def sweep(root: Path) -> None:
+    """Remove what processes that were killed have left half removed or half written.
+
+    Raises:
+        OSError: If it cannot be removed.
+    """
+    for path in list(root.iterdir()):
+        if path.name.startswith(_REMOVED) or (path.name.startswith(f".{MARKER}.") and path.name.endswith(_PART)):
+            _remove_tree(path)
 
 
 def touch(path: Path) -> None:
     """Note that a namespace is in use."""
     # A read-only folder keeps no such note.
     with contextlib.suppress(OSError):
-        os.utime(path / INFO)
+        if is_folder(path) and is_file(path / INFO):
+            os.utime(path / INFO, follow_symlinks=os.utime not in os.supports_follow_symlinks)
 
 
 def note(path: Path, extent: int) -> None:
@@ -160,37 +211,28 @@ def note(path: Path, extent: int) -> None:
         extent: The size of the batch.
     """
     with contextlib.suppress(OSError):
-        if path.is_dir():
+        if is_folder(path):
             write_json(path / _NOTE, {"elements": extent})
 
 
 def noted(path: Path) -> int:
     """The size of that batch, 0 if there is no note, or none that can be read."""
-    try:
-        return int(json.loads((path / _NOTE).read_text(encoding="utf-8"))["elements"])
-    except (OSError, ValueError, TypeError, KeyError):
-        return 0
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a file that no other process ever sees half written.
-
-    Raises:
-        OSError: If it cannot be written.
-    """
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    part.replace(path)
-
-
-def _read_info(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads((path / INFO).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    return (read_number(path / _NOTE, "elements") or 0) if is_folder(path) else 0
 
 
 def _last_use(path: Path) -> float:
     file = path / INFO
-    return (file if file.exists() else path / DATA).stat().st_mtime
+    return (file if is_file(file) else path / DATA).stat(follow_symlinks=False).st_mtime
+
+
+def _remove_tree(path: Path) -> None:
+    """Remove a folder and what is in it, or a link itself. What another process removes meanwhile is no error."""
+    with contextlib.suppress(FileNotFoundError):
+        if not is_folder(path):
+            path.unlink()
+            return
+        for folder, _, _ in os.walk(path):
+            # What is in a read-only folder cannot be removed.
+            with contextlib.suppress(OSError):
+                os.chmod(folder, FOLDER_MODE)
+        shutil.rmtree(path)

@@ -10,18 +10,21 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lightning_freeze.cache.store.folder import DATA
+from lightning_freeze.cache.store.folder import DATA, LOCK
+from lightning_freeze.cache.store.lmdb_header import Damaged, read_header
+from lightning_freeze.cache.store.plain_files import FILE_MODE, check_file, check_folder
 from lightning_freeze.errors import ConfigurationError
 
 try:
     import lmdb
+    from lmdb.verify import VerifyError, verify
 except ModuleNotFoundError as error:
     raise ConfigurationError(
-        "A cache on disk needs lmdb, which is not installed: expected `pip install 'lightning-freeze[cache]'`."
+        "A cache on disk needs lmdb 3.0 or newer, which is not installed: expected "
+        "`pip install 'lightning-freeze[cache]'`."
     ) from error
 
 Failed = lmdb.Error
-NotWritable = lmdb.ReadonlyError
 
 _Result = TypeVar("_Result")
 _MOST_READERS = 1024
@@ -29,10 +32,7 @@ _LEAST_MAP = 1024**3
 _LARGEST_MAP = 16 * 1024**4
 _QUICK_ENTRIES = 50_000
 _QUICK_PAGES = 400_000
-
-
-class Damaged(Exception):
-    """The file is not what its own header says."""
+_SMALL_BYTES = 64 * 1024**2
 
 
 class Environment:
@@ -44,22 +44,26 @@ class Environment:
 
     Args:
         path: The folder.
-        readonly: Whether the folder cannot be written.
+        readonly: Whether nothing is to be written to it.
+        lock: Whether a reader enters itself in the lock file, which keeps writers from reusing the pages that it reads.
+            Without, nothing at all is written; right for a quick look, and where no lock file exists.
         map_size: Address space to reserve; by default as much as the disk could ever hold: the map need not grow.
 
     Raises:
         lmdb.Error: If it cannot be opened.
         Damaged: If the file is shorter than its header says, as after a copy that was cut short.
-        OSError: If the folder is gone.
+        OSError: If the folder is gone, or it or one of its files is a link or anything else that it should not be.
 
     Attributes:
         file: Device and inode of the file that is open.
     """
 
-    def __init__(self, path: Path, readonly: bool, map_size: int | None = None) -> None:
+    def __init__(self, path: Path, readonly: bool, lock: bool = True, map_size: int | None = None) -> None:
         self.path = path
         self.users = 0
         self.readonly = readonly
+        self._check_files()
+        self._locks = not readonly or (lock and (path / LOCK).exists())
         self._reading = threading.Lock()
         self._writing = threading.Lock()
         self._env = self._open(map_size or min(_LARGEST_MAP, max(_LEAST_MAP, shutil.disk_usage(path).total)))
@@ -73,7 +77,7 @@ class Environment:
     def is_current(self) -> bool:
         """Whether the folder still holds the file that is open here, rather than none or a new one."""
         try:
-            file = (self.path / DATA).stat()
+            file = (self.path / DATA).stat(follow_symlinks=False)
         except OSError:
             return False
         return (file.st_dev, file.st_ino) == self.file
@@ -100,19 +104,17 @@ class Environment:
 
     @property
     def is_quick_to_walk(self) -> bool:
-        """Whether :meth:`problem` takes well under a second."""
-        return len(self) <= _QUICK_ENTRIES and self._env.info()["last_pgno"] <= _QUICK_PAGES
+        """Whether :meth:`problem` takes well under a second, or a few for a small file that claims many entries."""
+        pages = self._env.info()["last_pgno"]
+        is_small = pages * self._env.stat()["psize"] <= _SMALL_BYTES
+        return is_small or (len(self) <= _QUICK_ENTRIES and pages <= _QUICK_PAGES)
 
     def problem(self) -> str:
         """Walk the file's structure without trusting any of it, which LMDB itself does not do.
 
         Returns:
-            What is wrong with it; an empty string if nothing is, or if this lmdb has no verifier (before 3.0).
+            What is wrong with it; an empty string if nothing is.
         """
-        try:
-            from lmdb.verify import VerifyError, verify
-        except ImportError:
-            return ""
         # The walk is of a file at rest: other writers wait meanwhile. Who may not write cannot make them wait, and
         # believes only what was found in a file that has not changed.
         before = self._env.info()["last_txnid"]
@@ -172,9 +174,18 @@ class Environment:
     def __exit__(self, *_: Any) -> None:
         self.close()
 
+    def _check_files(self) -> None:
+        """LMDB follows links, writes to the lock file even when it only reads, and trusts the header: look first."""
+        check_folder(self.path)
+        check_file(self.path / LOCK)
+        if check_file(self.path / DATA) is not None:
+            read_header(self.path / DATA)
+
     def _check(self) -> tuple[int, int]:
         """Which file it is, once it is known to be whole."""
-        file = (self.path / DATA).stat()
+        file = check_file(self.path / DATA)
+        if file is None:
+            raise FileNotFoundError(f"{DATA} has been removed")
         if not self.readonly:
             self._env.reader_check()
         if file.st_size < (self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"]:
@@ -191,9 +202,9 @@ class Environment:
 
     def _open(self, size: int) -> lmdb.Environment:
         # Read-ahead stays on: an entry is many pages, and a cold read of them one by one would be several times slower.
-        options: dict[str, Any] = {"max_readers": _MOST_READERS, "metasync": False}
+        options: dict[str, Any] = {"max_readers": _MOST_READERS, "metasync": False, "mode": FILE_MODE}
         if self.readonly:
-            options |= {"readonly": True, "create": False}
+            options |= {"readonly": True, "create": False, "lock": self._locks}
         while True:
             try:
                 return lmdb.open(str(self.path), map_size=size, **options)
@@ -203,7 +214,7 @@ class Environment:
                     raise
                 size = max(_LEAST_MAP, size // 4)
             except lmdb.ReadonlyError:
-                if not self.readonly or options.get("lock") is False:
+                if not self.readonly or not options["lock"]:
                     raise
                 # Even a reader enters itself in the lock file, which cannot be written here either.
                 options["lock"] = False
@@ -214,22 +225,24 @@ _living: set[Environment] = set()
 _registry = threading.Lock()
 
 
-def acquire(path: Path, readonly: bool) -> Environment:
+def acquire(path: Path, readonly: bool, lock: bool = True) -> Environment:
     """Return the process's handle on a namespace; give it back to :func:`release`.
 
     Args:
         path: The folder.
-        readonly: Whether the folder cannot be written.
+        readonly: Whether nothing is to be written to it.
+        lock: As for :class:`Environment`, if it is not open already.
 
     Raises:
         lmdb.Error, Damaged, OSError: If it cannot be opened.
     """
+    check_folder(path)
     name = os.path.realpath(path)
     with _registry:
         found = _open.get(name)
         if found is None or not found.is_current:
             # Whoever has one that was removed keeps it until they look again.
-            found = _open[name] = Environment(path, readonly)
+            found = _open[name] = Environment(path, readonly, lock)
             _living.add(found)
         found.users += 1
         return found

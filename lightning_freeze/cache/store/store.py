@@ -78,11 +78,7 @@ def open_store(
         if budget is not None:
             raise ConfigurationError(f"max_disk is {max_disk!r} without a cache_dir: expected both, or max_memory.")
         return Store(tier)
-    root = Path(cache_dir).expanduser()
-    if root.exists() and not root.is_dir():
-        raise ConfigurationError(
-            f"cache_dir is {str(cache_dir)!r}, a file: expected a folder, which may not exist yet."
-        )
+    root = _folder_path(cache_dir)
     # What is only in RAM does without lmdb.
     from lightning_freeze.cache.store.disk import DiskTier, Unusable
 
@@ -281,6 +277,17 @@ class Store:
             if self._disk is not None:
                 self._disk.after_fork()
             self._begin()
+
+
+def _folder_path(cache_dir: Path | str) -> Path:
+    """The path of a folder that may not exist yet, or that may not be readable: the disk tier says so then."""
+    name = os.path.expanduser(cache_dir)
+    if (os.path.lexists(name) and not os.path.isdir(name)) or "\0" in name:
+        what = "not a path" if "\0" in name else "a file"
+        raise ConfigurationError(
+            f"cache_dir is {str(cache_dir)!r}, {what}: expected a folder, which may not exist yet."
+        )
+    return Path(name)
 
 
 def _check_namespace(namespace: bytes) -> None:

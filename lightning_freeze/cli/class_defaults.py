@@ -1,0 +1,89 @@
+"""Arguments of classes in a config: a class named alone has its own defaults; default objects can be written down."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from jsonargparse import Namespace, _typehints
+
+from lightning_freeze.errors import ConfigurationError
+from lightning_freeze.schedule.triggers import Trigger
+
+_HOOK = "discard_init_args_on_class_path_change"
+
+
+@contextlib.contextmanager
+def own_defaults() -> Iterator[None]:
+    """While this is open, a config that names another class starts from that class's defaults.
+
+    jsonargparse keeps the arguments of the class named before wherever the new one has arguments of the same names:
+    ``--model.optimizer Adam`` would keep the weight decay of AdamW. It has no option for that, so the one function that
+    decides it is replaced while a command line is parsed.
+    """
+    original = getattr(_typehints, _HOOK)
+
+    def discard(parser_or_action: Any, previous: Any, value: Any) -> None:
+        if previous and previous.get("init_args") and previous["class_path"] != value["class_path"]:
+            for name in list(previous["init_args"].keys()):
+                del previous["init_args"][name]
+
+    setattr(_typehints, _HOOK, discard)
+    try:
+        yield
+    finally:
+        setattr(_typehints, _HOOK, original)
+
+
+def check_order(args: Sequence[str]) -> None:
+    """Refuse an argument of a class that stands before the class: the class would discard it.
+
+    Raises:
+        ConfigurationError: For example for ``--model.optimizer.lr 0.1 --model.optimizer Adam``.
+    """
+    seen: list[str] = []
+    for arg in args:
+        name, _, _ = arg.partition("=")
+        if not name.startswith("--"):
+            continue
+        early = next((other for other in seen if other.startswith(f"{name}.")), None)
+        if early is not None and name not in ("--trainer", "--config"):
+            raise ConfigurationError(f"{early} stands before {name}: expected the class first, then its arguments.")
+        seen.append(name)
+
+
+def described(config: Any) -> Any:
+    """Return a config in which triggers that are objects, as defaults are, are given by class and arguments.
+
+    Only such a config can be saved and used again.
+    """
+    if isinstance(config, Trigger):
+        names = list(inspect.signature(type(config).__init__).parameters)[1:]
+        values = vars(config)
+        if set(names) <= set(values):
+            arguments = {name: described(values[name]) for name in names}
+            return _namespace({"class_path": _import_path(type(config)), "init_args": _namespace(arguments)})
+        return config
+    if isinstance(config, Namespace):
+        result = config.clone()
+        for name in list(vars(result)):
+            setattr(result, name, described(getattr(result, name)))
+        return result
+    if isinstance(config, dict):
+        return {name: described(value) for name, value in config.items()}
+    if isinstance(config, list | tuple):
+        return [described(value) for value in config]
+    return config
+
+
+def _namespace(values: dict[str, Any]) -> Namespace:
+    return Namespace(**values)  # type: ignore[no-untyped-call]
+
+
+def _import_path(cls: type) -> str:
+    import lightning_freeze
+
+    short = getattr(lightning_freeze, cls.__name__, None)
+    return f"lightning_freeze.{cls.__name__}" if short is cls else f"{cls.__module__}.{cls.__qualname__}"

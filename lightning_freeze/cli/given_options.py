@@ -1,0 +1,70 @@
+"""What the user gave on the command line and in config files: for messages, and to refuse options without effect."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from jsonargparse import Namespace
+
+from lightning_freeze.errors import ConfigurationError
+from lightning_freeze.module import TransformerModule
+
+_remembered: list[tuple[Namespace, Callable[[], Namespace]]] = []
+
+
+def remember_options(config: Namespace, defaults: Callable[[], Namespace]) -> None:
+    """Keep the config of the command under way, for messages about errors in it.
+
+    Args:
+        config: The options of the command.
+        defaults: Returns their defaults; called only if there is an error.
+    """
+    _remembered[:] = [(config, defaults)]
+
+
+def forget_options() -> None:
+    """Forget the config of the command before."""
+    _remembered.clear()
+
+
+def given_options() -> dict[str, Any]:
+    """Return the options that differ from their defaults, by name, as in ``{"trainer.strategy": "dpp"}``."""
+    if not _remembered:
+        return {}
+    config, defaults = _remembered[0]
+    usual = dict(_leaves(defaults(), ""))
+    return {name: value for name, value in _leaves(config, "") if name not in usual or usual[name] != value}
+
+
+def refuse_without_effect(config: Namespace) -> None:
+    """Refuse options that change nothing because of another one.
+
+    Args:
+        config: The options of the command.
+
+    Raises:
+        ConfigurationError: Naming both options.
+    """
+    model = config.get("model")
+    if not isinstance(model, Namespace) or model.get("lr_scheduler") is None:
+        return
+    ratio = model.get("warmup_ratio")
+    if ratio != inspect.signature(TransformerModule.__init__).parameters["warmup_ratio"].default:
+        raise ConfigurationError(
+            f"model.warmup_ratio is {ratio}, but it belongs to the default schedule and has no effect beside "
+            "model.lr_scheduler: expected one of the two."
+        )
+
+
+def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Namespace):
+        for key, item in vars(value).items():
+            if not key.startswith("__") and key != "class_path":
+                yield from _leaves(item, f"{name}.{key}" if name and key != "init_args" else (name or key))
+    elif isinstance(value, list) and any(isinstance(item, Namespace) for item in value):
+        for item in value:
+            yield from _leaves(item, name)
+    elif value is not None and not callable(value):
+        yield name, value

@@ -1,0 +1,78 @@
+"""The parser of one command: options and config files into a config, errors in a line or two."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from typing import Any, NoReturn
+
+from jsonargparse import Namespace
+from lightning.pytorch.cli import LightningArgumentParser
+
+from lightning_freeze.cli.class_defaults import described
+from lightning_freeze.cli.config_files import MODE
+from lightning_freeze.cli.parser_messages import shortened
+from lightning_freeze.cli.user_errors import debugging
+from lightning_freeze.data import TextDataModule
+
+# What Lightning calls `skip_none`, jsonargparse calls `skip_unset` since 4.49.
+_RENAMED = {"skip_none": "skip_unset"}
+
+
+class FreezeArgumentParser(LightningArgumentParser):
+    """A parser whose errors are a line or two, and whose configs can be used again once they are saved.
+
+    Args:
+        *args: As for LightningArgumentParser.
+        **kwargs: As for LightningArgumentParser.
+    """
+
+    #: Where the values come from that are being parsed, if not from the command line.
+    source = ""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("parser_mode", MODE)
+        super().__init__(*args, **kwargs)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """End with a message and exit code 2.
+
+        Args:
+            message: What is wrong.
+            ex: The exception that told so.
+        """
+        if not self.exit_on_error or debugging():
+            super().error(message, ex)
+        where = f"{self.source}: " if self.source else ""
+        sys.stderr.write(f"error: {where}{shortened(message, self._option_names())}\n")
+        self.exit(2)
+
+    def dump(self, config: Namespace, **kwargs: Any) -> str:
+        """Return a config as YAML, in which default objects are given by class and arguments.
+
+        Args:
+            config: The config.
+            **kwargs: As for LightningArgumentParser.
+        """
+        text: str = super().dump(described(config), **_as_yaml(kwargs))
+        return text
+
+    def save(self, config: Namespace, *args: Any, **kwargs: Any) -> None:
+        """Write a config to a file, as :meth:`dump` returns it.
+
+        Args:
+            config: The config.
+            *args: As for LightningArgumentParser.
+            **kwargs: As for LightningArgumentParser.
+        """
+        super().save(described(config), *args, **_as_yaml(kwargs))
+
+    def _option_names(self) -> list[str]:
+        data = list(inspect.signature(TextDataModule.__init__).parameters)[1:]
+        given = [option.lstrip("-") for action in self._actions for option in action.option_strings]
+        return [*given, *(f"data.{name}" for name in data)]
+
+
+def _as_yaml(options: dict[str, Any]) -> dict[str, Any]:
+    renamed = {_RENAMED.get(name, name): value for name, value in options.items()}
+    return {**renamed, "format": "yaml"} if renamed.get("format", "parser_mode") == "parser_mode" else renamed

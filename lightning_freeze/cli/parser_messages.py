@@ -1,0 +1,158 @@
+"""jsonargparse's message about every type that it tried, as one sentence about the value that is wrong."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from lightning_freeze.cli.known_classes import find_class, nearest_class
+from lightning_freeze.errors import listing, suggest
+
+_KEY = re.compile(r"(?:Parser key|Problem with key) [\"'](?P<key>[^\"']+)[\"']:")
+_CLASS = re.compile(r"Problem with given class_path '(?P<name>[^']+)':")
+_VALUE = re.compile(r"(?:Given value:|Got value:) (?P<value>.*)")
+_NESTED = re.compile(r"NestedArg\(key='[^']*', val=(?P<value>.*)\)$")
+_NO_CLASS = re.compile(
+    r"Expected a dot import path string: (?P<name>.*)|(?:Import of|Unexpected import path format:) '?(?P<other>[^\s']+)"
+)
+_NO_OPTION = re.compile(
+    r"(?:Option|Key|Group key) ['\"](?P<name>[\w.\-]+)['\"] is not (?:accepted|expected)"
+    r"|No action for key ['\"](?P<key>[\w.\-]+)"
+)
+_TYPES = {
+    "int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "list": "a list",
+    "dict": "a map", "NoneType": "null", "tuple": "a list",
+}  # fmt: skip
+_LONGEST_VALUE, _LONGEST = 120, 400
+_BASE_CLASSES = ("lightning.Callback", "lightning.pytorch.Callback", "lightning.pytorch.callbacks.Callback")
+
+
+@dataclass
+class _Found:
+    """One reason in a message, and where in the config it applies."""
+
+    keys: tuple[str, ...]
+    classes: tuple[str, ...]
+    text: str
+
+    @property
+    def depth(self) -> int:
+        return len(self.keys) + len([name for name in self.classes if name not in _BASE_CLASSES])
+
+
+def shortened(message: str, options: Iterable[str]) -> str:
+    """Return a message of the parser in one or two sentences, with the nearest valid choice.
+
+    Args:
+        message: What jsonargparse says.
+        options: The names of all options, without dashes.
+    """
+    unknown = re.search(r"unrecognized arguments?: (.*)|Unrecognized arguments?: (.*)", message, re.DOTALL)
+    if unknown:
+        return _unknown_options((unknown[1] or unknown[2]).split(), options)
+    found = _reasons(message)
+    if not found:
+        return _one_line(message)
+    deepest = max(found, key=lambda reason: reason.depth)
+    return _sentence(deepest, [reason for reason in found if reason.keys == deepest.keys], message)
+
+
+def _reasons(message: str) -> list[_Found]:
+    """Read the tree that indentation makes of the lines."""
+    found: list[_Found] = []
+    stack: list[tuple[int, str, str]] = []
+    for line in message.splitlines():
+        text = line.strip().removeprefix("- ")
+        indent = len(line) - len(line.lstrip())
+        if not text or text.startswith(("Subtypes:", "Errors:", "Given value type:", "Does not validate against")):
+            continue
+        while stack and stack[-1][0] >= indent and not text.startswith("Given value"):
+            stack.pop()
+        for kind, pattern in (("key", _KEY), ("class", _CLASS)):
+            for match in pattern.finditer(text):
+                stack.append((indent, kind, match[1]))
+            text = pattern.sub("", text).strip()
+        if text:
+            keys = tuple(label for _, kind, label in stack if kind == "key")
+            found.append(_Found(keys, tuple(label for _, kind, label in stack if kind == "class"), text))
+    return found
+
+
+def _sentence(reason: _Found, siblings: list[_Found], message: str) -> str:
+    option = ".".join(reason.keys)
+    place = f"{option}: " if option else ""
+    for sibling in siblings:
+        if missing := _NO_OPTION.search(sibling.text):
+            return place + _no_argument(missing["name"] or missing["key"], sibling.classes)
+    value = _value(siblings, message)
+    expected = [name for sibling in siblings for name in _expected(sibling.text)]
+    for sibling in siblings:
+        if match := _NO_CLASS.search(sibling.text):
+            return f"{place}{_no_class((match['name'] or match['other']).strip(), option, expected)}"
+    if expected and value is not None:
+        names = [name for name in dict.fromkeys(expected) if name != "null"] or ["null"]
+        hint = ""
+        if "text" in names and not value.startswith(("'", '"')) and re.fullmatch(r"[\w.\-]+", value):
+            hint = " YAML reads no, off, on and yes as booleans." if value in ("True", "False") else ""
+            hint += " Put quotes around it."
+        return f"{option or 'A value'} is {_cut(value)}: expected {' or '.join(names)}.{hint}"
+    choice = re.search(r"Literal\[(.*?)\]", message)
+    if choice is not None and value is not None:
+        names = re.findall(r"'([^']*)'", choice[1])
+        return f"{option} is {_cut(value)}: expected one of {listing(names)}.{suggest(value.strip(chr(39)), names)}"
+    return _one_line(place + reason.text)
+
+
+def _expected(text: str) -> list[str]:
+    """What types a reason names, in words."""
+    names = re.findall(r"[Ee]xpected an? (?:<class '([\w.]+)'>|([a-z][\w.]*)\b)", text)
+    return [_TYPES[name] for name in ((a or b).rpartition(".")[2] for a, b in names) if name in _TYPES]
+
+
+def _value(siblings: list[_Found], message: str) -> str | None:
+    for text in [sibling.text for sibling in siblings] + message.splitlines():
+        if match := _VALUE.search(text):
+            value = match["value"].strip()
+            nested = _NESTED.search(value)
+            return nested["value"] if nested else (value if value[:1] in "'\"[{" or _is_scalar(value) else repr(value))
+    return None
+
+
+def _is_scalar(value: str) -> bool:
+    return value in ("True", "False", "None") or bool(re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?", value))
+
+
+def _no_class(name: str, option: str, expected: list[str]) -> str:
+    kinds = [kind for kind in dict.fromkeys(expected) if kind != "null"]
+    if call := re.fullmatch(r"([\w.]+)\((.*)\)", name):
+        return f"{_cut(name)} is no class: expected the form {{class_path: {call[1]}, init_args: {{...}}}}."
+    also = f", or {' or '.join(kinds)}" if kinds else ""
+    return f"{_cut(name)!r} is not the name of a class{also}.{nearest_class(name, option)}"
+
+
+def _no_argument(name: str, classes: tuple[str, ...]) -> str:
+    known = next((cls for cls in map(find_class, reversed(classes)) if cls is not None), None)
+    if known is None:
+        return f"there is no option {name!r}."
+    arguments = list(inspect.signature(known.__init__).parameters)[1:]  # type: ignore[misc]
+    return f"{known.__name__} has no argument {name!r}.{suggest(name, arguments)}"
+
+
+def _unknown_options(given: list[str], options: Iterable[str]) -> str:
+    name = given[0].partition("=")[0]
+    names = sorted(set(options))
+    plain = name.lstrip("-")
+    hint = suggest(plain, names) or suggest(plain.rpartition(".")[2], [n.rpartition(".")[2] for n in names])
+    what = "There is no option" if name.startswith("-") else "There is no place for"
+    return f"{what} {name}.{hint}"
+
+
+def _one_line(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _LONGEST else line[: _LONGEST - 3] + "..."
+
+
+def _cut(value: str) -> str:
+    return value if len(value) <= _LONGEST_VALUE else value[: _LONGEST_VALUE - 3] + "..."

@@ -66,7 +66,7 @@ def scheduler(optimizer: Any) -> StepLR:
         ({"task": "regression"}, r"num_classes=2 has no effect: the task 'regression' has no classes"),
         ({"task": "regression", "num_classes": None, "labels": ["a", "b"]}, r"labels=\['a', 'b'\] has no effect"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else ",".join(value),
 )
 def test_wrong_arguments_of_the_module(settings: dict[str, Any], message: str, tiny_bert_dir: Path) -> None:
     with pytest.raises(MisconfigurationException, match=message):
@@ -81,7 +81,7 @@ def test_wrong_arguments_of_the_module(settings: dict[str, Any], message: str, t
         ({"dropout": 0.2}, r"dropout=0\.2 has no effect: the encoder has a head of its own"),
         ({"pooling": "none", "hidden_size": 4}, r"hidden_size=4 has no effect: pooling='none' adds no head"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else ",".join(value),
 )
 def test_arguments_without_effect_on_a_module(settings: dict[str, Any], message: str, tiny_bert_dir: Path) -> None:
     model = AutoModelForSequenceClassification.from_pretrained(tiny_bert_dir, num_labels=2)
@@ -116,7 +116,7 @@ def test_an_interval_without_a_scheduler(tmp_path: Path, tiny_bert_dir: Path) ->
         ({"encoder": "bert"}, r"encoder is 'bert': expected a torch\.nn\.Module"),
         ({"task": "classification"}, r"task is 'classification': expected a Task"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else ",".join(value),
 )
 def test_wrong_arguments_of_the_pooled_model(settings: dict[str, Any], message: str, tiny_bert_dir: Path) -> None:
     right = {"encoder": AutoModel.from_pretrained(tiny_bert_dir), "task": get_task("classification"), "num_outputs": 2}

@@ -8,24 +8,13 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
 
+from benchmarks.saved_results import Figure
 from benchmarks.speedtest.contenders import Contender
 from benchmarks.speedtest.subjects import Subject
 
 #: What the median of its steps goes by, beside the whole run.
 STEP = ", a step"
-
-
-class Ratio(NamedTuple):
-    """Median, lowest and highest of the rounds."""
-
-    median: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.median:.2f} ({self.low:.2f}-{self.high:.2f})"
 
 
 def rounds(
@@ -49,10 +38,9 @@ def rounds(
     return found
 
 
-def ratios(found: list[dict[str, float]], name: str, to: str) -> Ratio:
+def ratios(found: list[dict[str, float]], name: str, to: str) -> Figure:
     """How many times faster ``name`` is than ``to``, round by round."""
-    values = [seconds[to] / seconds[name] for seconds in found]
-    return Ratio(statistics.median(values), min(values), max(values))
+    return Figure([seconds[to] / seconds[name] for seconds in found])
 
 
 def peak_memory() -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sweep.known.counts import COUNTS
+from sweep.known.block_counts import COUNTS
 from torch import nn
 from transformers import PreTrainedConfig
 

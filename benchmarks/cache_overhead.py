@@ -1,10 +1,10 @@
-"""What FrozenPrefixCache gains and costs on one model: steps of full fine-tuning, frozen, cached, and the ideal.
+"""Gain and cost of FrozenPrefixCache on one model: steps of full fine-tuning, frozen, cached, and the ideal.
 
     python benchmarks/cache_overhead.py [--quick] [--save]
 
 All run in turn in one process, so that the ratios hold on a busy machine too; each figure is the median of the ratios
 of the rounds, with the smallest and the largest. The ideal is a model of the layers that train alone, cut out by hand,
-in a plain loop over hidden states that lie in RAM. Bookkeeping is the time that the cache itself takes in a step: keys,
+in a plain loop over hidden states in RAM. Bookkeeping is the time that the cache itself takes in a step: keys,
 look-up and layout.
 """
 
@@ -111,7 +111,7 @@ def ideal(module: Classifier, frozen: int, steps: int) -> float:
 
 
 class Bookkeeping:
-    """Times what the cache does around the forward pass, in seconds of this thread."""
+    """Measures the time of the cache around the forward pass, in CPU seconds of this thread."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []

@@ -1,4 +1,4 @@
-"""Which embedded store suits the disk tier of the frozen prefix cache, and what our tiers make of it.
+"""Which embedded store suits the disk tier of the frozen prefix cache, and how fast our own tiers are.
 
     python benchmarks/cache_store.py [--quick] [--save]
 

@@ -1,4 +1,4 @@
-"""What the callbacks cost: the same fit with LayerFreezing, and with the same layers frozen by hand.
+"""Cost of the callbacks: the same fit with callbacks, and with the same layers frozen by hand.
 
     python benchmarks/overhead.py [--save]
 
@@ -52,7 +52,7 @@ class Classifier(LightningModule):
 
 
 def seconds(batches: int, by_hand: bool, *callbacks: Callback) -> float:
-    """Time of a fit, from its first batch to its last."""
+    """Seconds of a fit, from its first batch to its last."""
     trainer = Trainer(
         max_epochs=1,
         callbacks=[*callbacks, clock := Clock()],
@@ -68,7 +68,7 @@ def seconds(batches: int, by_hand: bool, *callbacks: Callback) -> float:
 
 
 class Clock(Callback):
-    """Takes the time of the training loop."""
+    """Measures the time of the training loop."""
 
     def on_train_start(self, *_: Any) -> None:
         self.began = time.perf_counter()

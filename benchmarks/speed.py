@@ -1,15 +1,15 @@
-"""Measures what freezing and the cache of the frozen prefix save, against every alternative and the limit.
+"""Measures what freezing and the cache of the frozen prefix save, against the alternatives and the limit.
 
     pip install "lightning-freeze[benchmark,cache]"
     python benchmarks/speed.py --quick                    small models, a minute or two
-    python benchmarks/speed.py bert-75 gpt2-lm --rounds 3 models at true size
-    python benchmarks/speed.py t5-80 --batches 6          a longer run: what happens once weighs less
+    python benchmarks/speed.py bert-75 gpt2-lm --rounds 3 models at full size
+    python benchmarks/speed.py t5-80 --batches 24         a longer run, in which one-time costs weigh less
     python benchmarks/speed.py gradual                    gradual unfreezing of BERT-base, 12 epochs
     python benchmarks/speed.py bert-75 --memory           what training keeps in memory, instead of its time
     python benchmarks/speed.py bert-75 --save             the same tables as files in benchmarks/results
 
 Every contender runs end to end through ``Trainer.fit``: data loading, callbacks, validation and optimizer included.
-The ideal is a model cut by hand to what trains, in a plain loop, on activations that lie in RAM. Contenders take turns
+The ideal is a model cut by hand to what trains, in a plain loop, on activations in RAM. Contenders take turns
 in each round; ratios are taken within a round.
 """
 
@@ -90,7 +90,7 @@ def file_name(subject: str, own: dict[str, int], options: argparse.Namespace) ->
 
 
 def contenders_of(subject: Subject, without: Sequence[str] = ()) -> dict[str, Contender]:
-    """All that can train a subject, but for some."""
+    """The contenders that can train a subject, without some."""
     every = STATIC if subject.freeze else GRADUAL
     return {name: contender for name, contender in every.items() if name not in without}
 
@@ -160,14 +160,14 @@ def _memory_of(name: str, contender: str, quick: bool, threads: int) -> tuple[Se
 
 
 def quiet(threads: int) -> None:
-    """No word but the tables and the progress."""
+    """Silence warnings and logs, so that only tables and progress are printed."""
     torch.set_num_threads(threads)
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
 
 
 def say(text: str) -> None:
-    """Progress, beside the tables."""
+    """Print progress to stderr; the tables go to stdout."""
     print(text, file=sys.stderr, flush=True)
 
 

@@ -13,14 +13,14 @@ from benchmarks.saved_results import Figure
 from benchmarks.speedtest.contenders import Contender
 from benchmarks.speedtest.subjects import Subject
 
-#: What the median of its steps goes by, beside the whole run.
+#: Suffix of a contender's name for the median time of its steps.
 STEP = ", a step"
 
 
 def rounds(
     subject: Subject, contenders: Mapping[str, Contender], count: int, folder: Path, say: Callable[[str], None]
 ) -> list[dict[str, float]]:
-    """Seconds of every contender in each round, the run's and a step's; the order is turned by one in each round."""
+    """Seconds of each contender's run and median step, by round; the order rotates by one from round to round."""
     found: list[dict[str, float]] = []
     names = list(contenders)
     for number in range(count):

@@ -1,4 +1,4 @@
-"""The models at their true size, and what is frozen in each; random weights and inputs but for the pre-trained one."""
+"""The models at full size, and what is frozen in each. Weights and inputs are random, but for the pre-trained model."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def bert(frozen: int, blocks: int = 12, width: int = 768, length: int = 128, wor
 def gpt2(
     head: str, frozen: int, blocks: int = 24, width: int = 1024, length: int = 64, words: int = 50257, **run: Any
 ) -> Subject:
-    """GPT-2 with a language model's head, whose weights are the embeddings', or with a classifier."""
+    """GPT-2 with a classifier, or with a language model head that shares the weights of the embeddings."""
     config = transformers.GPT2Config(vocab_size=words, n_layer=blocks, n_embd=width, n_head=width // 64, pad_token_id=0)
     kind = {"language model": "GPT2LMHeadModel", "classifier": "GPT2ForSequenceClassification"}[head]
     size = "GPT-2 Medium" if width == 1024 else "small GPT-2"
@@ -138,7 +138,7 @@ def t5(
     words: int = 32128,
     **run: Any,
 ) -> Subject:
-    """T5; the encoder is frozen, and of the decoder the first blocks; the source may be longer than the target."""
+    """T5 with a frozen encoder and frozen first blocks of the decoder; the source may be longer than the target."""
     config = transformers.T5Config(
         vocab_size=words,
         num_layers=blocks,

@@ -1,4 +1,4 @@
-"""How many blocks a model should have, told by its configuration and by transformers' own marks."""
+"""How many blocks a model should have, by its configuration and by what transformers marks for checkpointing."""
 
 from __future__ import annotations
 

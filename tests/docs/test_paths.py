@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md", "benchmarks/results/README.md")]
-PAGES += sorted((ROOT / "docs").glob("*.md")) + sorted((ROOT / "experiments").glob("*/README.md"))
+NAMES = ("README.md", "CONTRIBUTING.md", "docs/*.md", "benchmarks/README.md", "benchmarks/results/*.md")
+PAGES = [page for name in (*NAMES, "experiments/*/README.md") for page in sorted(ROOT.glob(name))]
 
 
 def test_pages_were_found() -> None:

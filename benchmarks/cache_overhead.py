@@ -187,7 +187,7 @@ def main() -> None:
     table = Table(
         f"{model}, 75% frozen, batch {BATCH} x {LENGTH}",
         {name: {"median (smallest-largest)": figure} for name, figure in rows.items()},
-        f"CPU, {torch.get_num_threads()} threads, {arguments.rounds} rounds of {steps - SKIPPED} steps.",
+        f"CPU. Threads: {torch.get_num_threads()}, rounds: {arguments.rounds}, steps in each: {steps - SKIPPED}.",
         [f"hit rate {cache.hit_rate:.0%}"],
     )
     print(table.markdown())

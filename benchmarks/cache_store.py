@@ -317,7 +317,7 @@ def stores(title: str, tensor: torch.Tensor, count: int, rounds: int, folder: Pa
         f"the store as a whole: {whole}",
         "* one writer and two readers in three processes, at the same time",
     ]
-    return Table(title, rows, f"{count} entries, entries a second, {rounds} rounds.", notes)
+    return Table(title, rows, f"Entries per second. Entries: {count}, rounds: {rounds}.", notes)
 
 
 def _cell(values: list[float], digits: int) -> Cell:

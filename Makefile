@@ -1,7 +1,7 @@
 # make demo   fine-tune a real transformer on real reviews (sets up everything it needs; about five minutes)
 # make test   the tests, in the same environment
 # make test-vision  the tests on timm and torchvision models, in an environment with the torch that these need
-# make lint   ruff and mypy
+# make lint   ruff, mypy and import-linter
 # make clean  remove the environment and what runs left here; the user cache stays
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)

@@ -1,10 +1,10 @@
-"""What FrozenPrefixCache gains and costs on one model: steps of full fine-tuning, frozen, cached, and the ideal.
+"""Gain and cost of FrozenPrefixCache on one model: steps of full fine-tuning, frozen, cached, and the ideal.
 
-    python benchmarks/cache_overhead.py
+    python benchmarks/cache_overhead.py [--quick] [--save]
 
 All run in turn in one process, so that the ratios hold on a busy machine too; each figure is the median of the ratios
 of the rounds, with the smallest and the largest. The ideal is a model of the layers that train alone, cut out by hand,
-in a plain loop over hidden states that lie in RAM. Bookkeeping is the time that the cache itself takes in a step: keys,
+in a plain loop over hidden states in RAM. Bookkeeping is the time that the cache itself takes in a step: keys,
 look-up and layout.
 """
 
@@ -13,9 +13,11 @@ from __future__ import annotations
 import argparse
 import logging
 import statistics
+import sys
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +26,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import BertConfig, BertForSequenceClassification
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.saved_results import Figure, Provenance, Table, add_option, save
 from lightning_freeze import LayerFreezing
 from lightning_freeze.cache import frozen_prefix
 from lightning_freeze.callbacks.frozen_prefix_cache import FrozenPrefixCache
@@ -107,7 +111,7 @@ def ideal(module: Classifier, frozen: int, steps: int) -> float:
 
 
 class Bookkeeping:
-    """Times what the cache does around the forward pass, in seconds of this thread."""
+    """Measures the time of the cache around the forward pass, in CPU seconds of this thread."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -138,7 +142,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=SKIPPED + 5)
     parser.add_argument("--quick", action="store_true", help="a small model instead of BERT-base")
+    add_option(parser)
     arguments = parser.parse_args()
+    made = Provenance.now("xxhash")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
     sizes = {"hidden_size": 128, "num_attention_heads": 2, "intermediate_size": 512} if arguments.quick else {}
@@ -167,21 +173,32 @@ def main() -> None:
             times[name].append(run())
             if name == "frozen and cached":
                 kept.append(statistics.median(book.seconds[SKIPPED:]))
-        print(f"round {number + 1}:", {name: round(values[-1], 3) for name, values in times.items()}, flush=True)
-    print(f"{'BERT, small' if arguments.quick else 'BERT-base'}, 75% frozen, batch {BATCH} x {LENGTH}, CPU, ", end="")
-    print(f"{torch.get_num_threads()} threads, {arguments.rounds} rounds of {steps - SKIPPED} steps")
-    whole_times, cached = times["full fine-tuning"], times["frozen and cached"]
-    report("full fine-tuning / frozen", whole_times, times["frozen"])
-    report("full fine-tuning / frozen and cached", whole_times, cached)
-    report("frozen and cached / ideal", cached, times["ideal"])
-    print(f"  hits {cache.hit_rate:.0%}, bookkeeping {1e3 * statistics.median(kept):.2f} ms in a cached step, ", end="")
-    print(f"{statistics.median(kept) / statistics.median(cached):.2%} of it")
+        last = {name: round(values[-1], 3) for name, values in times.items()}
+        print(f"round {number + 1}: {last}", file=sys.stderr, flush=True)
+    cached = times["frozen and cached"]
+    rows = {
+        "full fine-tuning / frozen": ratios(times["full fine-tuning"], times["frozen"]),
+        "full fine-tuning / frozen and cached": ratios(times["full fine-tuning"], cached),
+        "frozen and cached / ideal": ratios(cached, times["ideal"]),
+        "bookkeeping in a cached step, ms": Figure([1e3 * seconds for seconds in kept]),
+        "bookkeeping, % of a cached step": ratios([100 * seconds for seconds in kept], cached),
+    }
+    model = "BERT, small" if arguments.quick else "BERT-base"
+    table = Table(
+        f"{model}, 75% frozen, batch {BATCH} x {LENGTH}",
+        {name: {"median (smallest-largest)": figure} for name, figure in rows.items()},
+        f"CPU. Threads: {torch.get_num_threads()}, rounds: {arguments.rounds}, steps in each: {steps - SKIPPED}.",
+        [f"hit rate {cache.hit_rate:.0%}"],
+    )
+    print(table.markdown())
+    if arguments.save:
+        name = "cache_overhead-quick" if arguments.quick else "cache_overhead"
+        save(name, "Gain and cost of FrozenPrefixCache", [table], made, arguments.save)
 
 
-def report(name: str, above: list[float], below: list[float]) -> None:
-    """Print one ratio."""
-    ratios = [a / b for a, b in zip(above, below, strict=True)]
-    print(f"  {name}: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+def ratios(above: list[float], below: list[float]) -> Figure:
+    """The quotients of two measurements, round by round."""
+    return Figure([a / b for a, b in zip(above, below, strict=True)])
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Which embedded store suits the disk tier of the frozen prefix cache, and what our tiers make of it.
+"""Which embedded store suits the disk tier of the frozen prefix cache, and how fast our own tiers are.
 
-    python benchmarks/cache_store.py [--quick]
+    python benchmarks/cache_store.py [--quick] [--save]
 
 The candidates store the same entries (checksum, header, tensor) in turn, in several rounds; the figures are medians.
 Writes are those of a fill (batches, a commit every 32 MiB, flushed to the disk unless it says otherwise); reads are
@@ -9,13 +9,14 @@ random batches of 32 from the operating system's page cache, each copied into a 
 """
 
 import argparse
+import math
 import mmap
 import multiprocessing
 import os
 import random
 import shutil
 import sqlite3
-import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +27,8 @@ import lmdb
 import numpy as np
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.saved_results import Cell, Figure, Provenance, Table, add_option, save
 from lightning_freeze.cache.store.entry import entry_bytes, is_sound, read_entry, seal, write_entry
 from lightning_freeze.cache.store.index import KeyIndex, as_array
 from lightning_freeze.cache.store.store import open_store
@@ -212,7 +215,7 @@ def measure(kind: Any, folder: Path, tensor: torch.Tensor, count: int) -> dict[s
     figures["index"] = store.index_bytes()
     store.close()
     size = sum(path.stat().st_blocks * 512 for path in root.rglob("*") if path.name != "lock.mdb")
-    figures["overhead"] = size / (count * tensor.numel() * tensor.element_size()) - 1
+    figures["overhead"] = 100 * (size / (count * tensor.numel() * tensor.element_size()) - 1)
     began = time.perf_counter()
     kind(root).close()
     figures["open"] = 1e3 * (time.perf_counter() - began)
@@ -246,13 +249,16 @@ def tiers(folder: Path, tensor: torch.Tensor, count: int) -> dict[str, float]:
     return figures
 
 
-def policies(samples: int = 4000, epochs: int = 6) -> None:
+def policies(samples: int = 4000, epochs: int = 6) -> Table:
     """Hit rates of the last epoch under replacement policies, by the share of the samples that there is room for."""
-    print("\nhit rate of the last epoch, by policy (room for 25%, 50%, 90% of the samples)")
+    rows: dict[str, dict[str, Cell]] = {}
     for order in ("sequential", "shuffled"):
         for policy in ("keep what is there", "LRU", "random"):
-            rates = [hit_rate(policy, order, samples, int(samples * share), epochs) for share in (0.25, 0.5, 0.9)]
-            print(f"  {order:11} {policy:19} " + "  ".join(f"{rate:6.1%}" for rate in rates))
+            rows[f"{order}, {policy}"] = {
+                f"room for {share:.0%}": f"{hit_rate(policy, order, samples, int(samples * share), epochs):.1%}"
+                for share in (0.25, 0.5, 0.9)
+            }
+    return Table("Hit rate by replacement policy", rows, f"Epoch {epochs} of {samples} samples, simulated.")
 
 
 def hit_rate(policy: str, order: str, samples: int, room: int, epochs: int) -> float:
@@ -282,37 +288,65 @@ def hit_rate(policy: str, order: str, samples: int, room: int, epochs: int) -> f
     return hits / samples
 
 
+#: Figure of :func:`measure` to its column, and the decimals to print.
+COLUMNS = {
+    "write": ("write", 0),
+    "read": ("read", 0),
+    "write beside readers": ("write*", 0),
+    "read beside writer": ("read*", 0),
+    "open": ("open, ms", 1),
+    "index": ("index, B", 0),
+    "overhead": ("overhead, %", 1),
+}
+
+
+def stores(title: str, tensor: torch.Tensor, count: int, rounds: int, folder: Path) -> Table:
+    """Every candidate and our own store with one size of entry."""
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in CANDIDATES}
+    ours = []
+    for _ in range(rounds):
+        for name, kind in CANDIDATES.items():
+            found[name].append(measure(kind, folder, tensor, count))
+        ours.append(tiers(folder, tensor, count))
+    rows = {
+        name: {column: _cell([run[key] for run in runs], digits) for key, (column, digits) in COLUMNS.items()}
+        for name, runs in found.items()
+    }
+    whole = ", ".join(f"{key} {Figure([row[key] for row in ours], 0)}" for key in ours[0])
+    notes = [
+        f"the store as a whole: {whole}",
+        "* one writer and two readers in three processes, at the same time",
+    ]
+    return Table(title, rows, f"Entries per second. Entries: {count}, rounds: {rounds}.", notes)
+
+
+def _cell(values: list[float], digits: int) -> Cell:
+    return "" if any(map(math.isnan, values)) else Figure(values, digits)
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description="Stores for the frozen prefix cache.")
     parser.add_argument("--quick", action="store_true", help="few entries, one round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="on the disk to measure")
+    add_option(parser)
     arguments = parser.parse_args()
+    made = Provenance.now("lmdb", "xxhash")
     rounds, scale = (1, 0.1) if arguments.quick else (arguments.rounds, 1.0)
     shapes = {
         "128 x 768 float32, 393 kB": (torch.randn(128, 768), int(1000 * scale)),
         "64 x 384 bfloat16, 49 kB": (torch.randn(64, 384).bfloat16(), int(6000 * scale)),
     }
+    tables = []
     for title, (tensor, count) in shapes.items():
-        found: dict[str, list[dict[str, float]]] = {name: [] for name in CANDIDATES}
-        ours = []
-        for _ in range(rounds):
-            for name, kind in CANDIDATES.items():
-                found[name].append(measure(kind, arguments.folder, tensor, count))
-            ours.append(tiers(arguments.folder, tensor, count))
-        print(f"\n{title}: {count} entries, median of {rounds} rounds; entries/s")
-        print(f"  {'':17}{'write':>8}{'read':>8}{'write*':>8}{'read*':>8}{'open ms':>9}{'index B':>9}{'overhead':>10}")
-        for name, rows in found.items():
-            middle = {key: statistics.median(row[key] for row in rows) for key in rows[0]}
-            print(
-                f"  {name:17}{middle['write']:8.0f}{middle['read']:8.0f}{middle['write beside readers']:8.0f}"
-                f"{middle['read beside writer']:8.0f}{middle['open']:9.1f}{middle['index']:9.0f}"
-                f"{middle['overhead']:10.1%}"
-            )
-        print("  the store: " + ", ".join(f"{k} {statistics.median(r[k] for r in ours):.0f}" for k in ours[0]))
-    print("\n* one writer and two readers in three processes, at the same time")
-    policies()
+        tables.append(stores(title, tensor, count, rounds, arguments.folder))
+        print(tables[-1].markdown(), flush=True)
+    tables.append(policies())
+    print(tables[-1].markdown())
+    if arguments.save:
+        name = "cache_store-quick" if arguments.quick else "cache_store"
+        save(name, "Stores for the frozen prefix cache", tables, made, arguments.save)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Which architectures the layers are right on: every model type of transformers, timm, torchvision and torch's own.
+"""On which architectures the layers are right: every model type of transformers, timm, torchvision and torch's own.
 
     python benchmarks/layer_coverage.py [--only PATTERN] [--fresh] [--workers 2]
 

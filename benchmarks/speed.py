@@ -1,14 +1,15 @@
-"""Measures what freezing and the cache of the frozen prefix save, against every alternative and the limit.
+"""Measures what freezing and the cache of the frozen prefix save, against the alternatives and the limit.
 
     pip install "lightning-freeze[benchmark,cache]"
-    python benchmarks/speed.py --quick                    small models, under a minute
-    python benchmarks/speed.py bert-75 gpt2-lm --rounds 3 models at true size
-    python benchmarks/speed.py t5-80 --batches 6          a longer run: what happens once weighs less
+    python benchmarks/speed.py --quick                    small models, a minute or two
+    python benchmarks/speed.py bert-75 gpt2-lm --rounds 3 models at full size
+    python benchmarks/speed.py t5-80 --batches 24         a longer run, in which one-time costs weigh less
     python benchmarks/speed.py gradual                    gradual unfreezing of BERT-base, 12 epochs
     python benchmarks/speed.py bert-75 --memory           what training keeps in memory, instead of its time
+    python benchmarks/speed.py bert-75 --save             the same tables as files in benchmarks/results
 
 Every contender runs end to end through ``Trainer.fit``: data loading, callbacks, validation and optimizer included.
-The ideal is a model cut by hand to what trains, in a plain loop, on activations that lie in RAM. Contenders take turns
+The ideal is a model cut by hand to what trains, in a plain loop, on activations in RAM. Contenders take turns
 in each round; ratios are taken within a round.
 """
 
@@ -22,12 +23,12 @@ import tempfile
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.saved_results import Figure, Provenance, Table, add_option, save
 from benchmarks.speedtest import limits, measure, memory
 from benchmarks.speedtest.contenders import GRADUAL, STATIC, Contender
 from benchmarks.speedtest.subjects import FULL, QUICK, Subject
@@ -59,7 +60,9 @@ def main() -> None:
     parser.add_argument("--without", nargs="*", default=[], metavar="CONTENDER", help="leave some out")
     parser.add_argument("--memory", action="store_true", help="measure memory, each in a process of its own")
     parser.add_argument("--markdown", type=Path, help="file to append the tables to, beside printing them")
+    add_option(parser)
     options = parser.parse_args()
+    made = Provenance.now("finetuning-scheduler")
     options.rounds = options.rounds or (1 if options.quick else 3)
     quiet(options.threads)
     known = QUICK if options.quick else FULL
@@ -70,59 +73,72 @@ def main() -> None:
     for name in options.subjects or known:
         if name not in known:
             parser.error(f"{name!r} is none of {', '.join(known)}")
-        text = memory_table(name, options) if options.memory else times(replace(known[name](), **own), options)
-        print(text, flush=True)
+        found = memory_table(name, options) if options.memory else times(replace(known[name](), **own), options)
+        print(found.markdown(), flush=True)
         if options.markdown:
             with options.markdown.open("a") as file:
-                file.write(f"{text}\n")
+                file.write(f"{found.markdown()}\n")
+        if options.save:
+            save(file_name(name, own, options), found.title, [found], made, options.save)
+
+
+def file_name(subject: str, own: dict[str, int], options: argparse.Namespace) -> str:
+    """Name of the results of a run; runs with other settings do not replace each other."""
+    parts = ["speed", subject, *(f"{name}-{number}" for name, number in own.items())]
+    flags = {"memory": options.memory, "quick": options.quick, "partial": options.without}
+    return "-".join([*parts, *(name for name, is_set in flags.items() if is_set)])
 
 
 def contenders_of(subject: Subject, without: Sequence[str] = ()) -> dict[str, Contender]:
-    """All that can train a subject, but for some."""
+    """The contenders that can train a subject, without some."""
     every = STATIC if subject.freeze else GRADUAL
     return {name: contender for name, contender in every.items() if name not in without}
 
 
-def times(subject: Subject, options: argparse.Namespace) -> str:
+def times(subject: Subject, options: argparse.Namespace) -> Table:
     """The table of ratios of one subject."""
     contenders = contenders_of(subject, options.without)
     work = limits.count(subject)
     with tempfile.TemporaryDirectory() as folder:
         found = measure.rounds(subject, contenders, options.rounds, Path(folder), say)
     base = next(iter(contenders))
-    rows = [["", "seconds", f"times faster than {base}", "limit", "reached", "a step, times faster"]]
+    rows = {}
     for contender in contenders:
         ratio, limit = measure.ratios(found, contender, base), work.limit(contender) / work.limit(base)
-        step = measure.ratios(found, f"{contender}{measure.STEP}", f"{base}{measure.STEP}")
-        seconds = sorted(seconds[contender] for seconds in found)[len(found) // 2]
-        rows.append([contender, f"{seconds:.1f}", str(ratio), f"{limit:.2f}", f"{ratio.median / limit:.0%}", str(step)])
-    frozen = "" if not subject.freeze else f"{work.frozen[0]:.0%} of the forward pass is frozen. "
+        rows[contender] = {
+            "seconds": Figure([seconds[contender] for seconds in found], digits=1),
+            f"times faster than {base}": ratio,
+            "limit": limit,
+            "reached": f"{ratio.median / limit:.0%}",
+            "a step, times faster": measure.ratios(found, f"{contender}{measure.STEP}", f"{base}{measure.STEP}"),
+        }
+    frozen = "" if not subject.freeze else f" {work.frozen[0]:.0%} of the forward pass is frozen."
     rounds = f"{options.rounds} round{'s' if options.rounds > 1 else ''}"
-    head = (
-        f"### {subject.title}\n\nBatches of {subject.batch_size}, {subject.batches} in an epoch and one of validation, "
-        f"{subject.epochs} epochs, {rounds}, {options.threads} threads. {frozen}torch "
-        f"{version('torch')}, transformers {version('transformers')}, lightning {version('lightning')}.\n"
+    about = (
+        f"Batches of {subject.batch_size}, {subject.batches} in an epoch and one of validation, {subject.epochs} "
+        f"epochs, {rounds}, {options.threads} threads.{frozen}"
     )
     pairs = [
-        "- " + words.format(measure.ratios(found, one, other))
+        words.format(measure.ratios(found, one, other))
         for one, other, words in PAIRS
         if one in found[0] and other in found[0]
     ]
-    return "\n".join([head, table(rows), *(["", *pairs] if pairs else []), ""])
+    return Table(subject.title, rows, about, pairs)
 
 
-def memory_table(name: str, options: argparse.Namespace) -> str:
+def memory_table(name: str, options: argparse.Namespace) -> Table:
     """What training keeps, predicted and measured, and the peak of a whole process."""
-    known = QUICK if options.quick else FULL
-    subject = known[name]()
-    rows = [["", "weights", "gradients", "optimizer", "activations", "peak of the process"]]
+    subject = (QUICK if options.quick else FULL)[name]()
+    rows = {}
     for contender in memory.CONTENDERS:
         predicted, measured, peak = in_a_process(name, contender, options.quick, options.threads)
         cells = [f"{p / 2**20:,.1f} / {m / 2**20:,.1f}" for p, m in zip(predicted, measured, strict=True)]
-        rows.append([contender, *cells, f"{peak / 2**20:,.0f}"])
-        say(f"{contender}: {rows[-1]}")
-    head = f"### Memory: {subject.title}\n\nMiB, predicted / measured; batches of {subject.batch_size}.\n"
-    return "\n".join([head, table(rows), ""])
+        columns = ("weights", "gradients", "optimizer", "activations", "peak of the process")
+        rows[contender] = dict(zip(columns, [*cells, f"{peak / 2**20:,.0f}"], strict=True))
+        say(f"{contender}: {rows[contender]}")
+    return Table(
+        f"Memory: {subject.title}", rows, f"MiB, predicted / measured; batches of {subject.batch_size}, 1 round."
+    )
 
 
 def in_a_process(*arguments: object) -> tuple[Sequence[int], Sequence[int], int]:
@@ -143,21 +159,15 @@ def _memory_of(name: str, contender: str, quick: bool, threads: int) -> tuple[Se
     return memory.predicted(subject, contender), measured, peak
 
 
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Markdown."""
-    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def quiet(threads: int) -> None:
-    """No word but the tables and the progress."""
+    """Silence warnings and logs, so that only tables and progress are printed."""
     torch.set_num_threads(threads)
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
 
 
 def say(text: str) -> None:
-    """Progress, beside the tables."""
+    """Print progress to stderr; the tables go to stdout."""
     print(text, file=sys.stderr, flush=True)
 
 

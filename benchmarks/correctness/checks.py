@@ -1,4 +1,4 @@
-"""What is compared: each check runs one tool in a real ``Trainer.fit`` and says how far it is from the truth."""
+"""The checks: each runs one tool in a real ``Trainer.fit`` and measures how far it is from the right result."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class Backbone(nn.Module):
 
 
 class Classifier(LightningModule):
-    """A user's module: it has never heard of any of the tools.
+    """A user's module, written for none of the tools.
 
     Args:
         configure: From the optimizer to what ``configure_optimizers`` returns.

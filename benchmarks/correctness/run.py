@@ -1,4 +1,4 @@
-"""Compares what freezing callbacks do with what they should do, and prints how far each one is off.
+"""Compares what freezing tools do with what they should do, and prints how far off each one is.
 
     pip install "lightning-freeze[benchmark]"
     python benchmarks/correctness/run.py --markdown drift.md

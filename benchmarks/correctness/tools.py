@@ -1,4 +1,4 @@
-"""How each tool is asked for the same plan: the head first, everything from the given epoch on, at the user's rate."""
+"""The same plan for each tool: the head first, everything from the given epoch on, at the user's rate."""
 
 from __future__ import annotations
 

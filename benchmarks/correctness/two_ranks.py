@@ -1,4 +1,4 @@
-"""One tool in two processes with DDP; each rank leaves its weights behind. Called by ``run.py``."""
+"""Runs one tool in two processes with DDP; each rank saves its weights. Called by ``run.py``."""
 
 from __future__ import annotations
 

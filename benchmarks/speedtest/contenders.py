@@ -1,4 +1,4 @@
-"""Who is compared: each contender trains one subject, end to end, and is timed from outside."""
+"""The contenders: each trains one subject end to end and is timed from outside."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Run = Callable[[], list[float]]
 
 
 class Finetuned(LightningModule):
-    """Any user's module."""
+    """A plain LightningModule around the model."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Finetuned(LightningModule):
 
 
 class Samples(Dataset[Batch]):
-    """A batch taken apart."""
+    """The samples of a batch."""
 
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
@@ -65,7 +65,7 @@ def loaders(subject: Subject) -> tuple[DataLoader[Batch], DataLoader[Batch]]:
 
 
 class Clock(Callback):
-    """Takes the time of each training batch, from the end of the one before."""
+    """Measures the time of each training batch, from the end of the previous one."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -81,7 +81,7 @@ class Clock(Callback):
 
 
 def trained(subject: Subject, folder: Path, module: LightningModule, *callbacks: Callback) -> Run:
-    """A run of ``Trainer.fit``, ready to start."""
+    """Prepare a run of ``Trainer.fit``."""
     train, validation = loaders(subject)
     clock = Clock()
     trainer = Trainer(
@@ -167,7 +167,7 @@ def warm(subject: Subject, folder: Path) -> Run:
 
 
 def ideal(subject: Subject, folder: Path) -> Run:
-    """The hand-cut model of what trains, in a plain loop, on activations that lie in RAM."""
+    """The hand-cut model of what trains, in a plain loop, on activations in RAM."""
     cut = subject.cut(subject.build())
     data = [
         {k: v.detach() if isinstance(v, Tensor) else v for k, v in cut.prepare(b).items()} for b in _batches(subject)

@@ -1,4 +1,4 @@
-"""How fast each contender could be at most, from counted operations: a forward pass is 1, a backward pass 2."""
+"""The highest possible speed of each contender from counted operations: a forward pass is 1, a backward pass 2."""
 
 from __future__ import annotations
 

@@ -8,30 +8,19 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
 
+from benchmarks.saved_results import Figure
 from benchmarks.speedtest.contenders import Contender
 from benchmarks.speedtest.subjects import Subject
 
-#: What the median of its steps goes by, beside the whole run.
+#: Suffix of a contender's name for the median time of its steps.
 STEP = ", a step"
-
-
-class Ratio(NamedTuple):
-    """Median, lowest and highest of the rounds."""
-
-    median: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.median:.2f} ({self.low:.2f}-{self.high:.2f})"
 
 
 def rounds(
     subject: Subject, contenders: Mapping[str, Contender], count: int, folder: Path, say: Callable[[str], None]
 ) -> list[dict[str, float]]:
-    """Seconds of every contender in each round, the run's and a step's; the order is turned by one in each round."""
+    """Seconds of each contender's run and median step, by round; the order rotates by one from round to round."""
     found: list[dict[str, float]] = []
     names = list(contenders)
     for number in range(count):
@@ -49,10 +38,9 @@ def rounds(
     return found
 
 
-def ratios(found: list[dict[str, float]], name: str, to: str) -> Ratio:
+def ratios(found: list[dict[str, float]], name: str, to: str) -> Figure:
     """How many times faster ``name`` is than ``to``, round by round."""
-    values = [seconds[to] / seconds[name] for seconds in found]
-    return Ratio(statistics.median(values), min(values), max(values))
+    return Figure([seconds[to] / seconds[name] for seconds in found])
 
 
 def peak_memory() -> int:

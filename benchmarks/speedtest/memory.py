@@ -27,7 +27,7 @@ class Kept(NamedTuple):
     activations: int
 
 
-#: Who is compared, with the callbacks of each.
+#: Name of each contender to its callbacks.
 CONTENDERS: dict[str, Callable[[str], list[Callback]]] = {
     "full fine-tuning": lambda freeze: [],
     "LayerFreezing": lambda freeze: [LayerFreezing(freeze, verbose=False)],
@@ -36,7 +36,7 @@ CONTENDERS: dict[str, Callable[[str], list[Callback]]] = {
 
 
 def predicted(subject: Subject, contender: str) -> Kept:
-    """From the sizes of what trains, and from what each layer keeps in full fine-tuning."""
+    """Predict from the sizes of what trains and from what each layer keeps in full fine-tuning."""
     module = Finetuned(subject.build())
     stack = LayerStack(module)
     frozen = set() if contender == "full fine-tuning" else {layer.name for layer in stack.select(subject.freeze).layers}
@@ -46,7 +46,7 @@ def predicted(subject: Subject, contender: str) -> Kept:
 
 
 def measured(subject: Subject, contender: str, folder: Path) -> Kept:
-    """In the last step of a run of ``Trainer.fit``."""
+    """Measure in the last step of a run of ``Trainer.fit``."""
     module, meter = Finetuned(subject.build()), Meter()
     train, _ = loaders(subject)
     Trainer(
@@ -63,7 +63,7 @@ def measured(subject: Subject, contender: str, folder: Path) -> Kept:
 
 
 class Meter(Callback):
-    """Sees what the last step of a run keeps."""
+    """Measures what the last step of a run keeps."""
 
     def __init__(self) -> None:
         self._gradients = self._optimizer = 0
@@ -84,7 +84,7 @@ class Meter(Callback):
         self._optimizer = _bytes(v for s in states for v in s.values() if isinstance(v, Tensor) and v.dim())
 
     def kept(self, module: LightningModule) -> Kept:
-        """What has been seen."""
+        """The measured bytes."""
         return Kept(_bytes(module.parameters()), self._gradients, self._optimizer, self._saved.bytes)
 
 

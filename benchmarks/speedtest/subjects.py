@@ -1,4 +1,4 @@
-"""The models at their true size, and what is frozen in each; random weights and inputs but for the pre-trained one."""
+"""The models at full size, and what is frozen in each. Weights and inputs are random, but for the pre-trained model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import transformers
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
-from benchmarks.speedtest import cuts
+from benchmarks.speedtest import truncated_models
 
 Batch = dict[str, Tensor]
 
@@ -27,7 +27,7 @@ class Subject:
         build: Makes the model, with random weights.
         inputs: From a number of samples to the model's arguments, labels included.
         freeze: Selector of the frozen layers; empty for gradual unfreezing.
-        cut: Makes the hand-cut model of what trains; see :mod:`benchmarks.speedtest.cuts`.
+        cut: Makes the hand-cut model of what trains; see :mod:`benchmarks.speedtest.truncated_models`.
         batch_size: Samples in a batch.
         batches: Batches in a training epoch.
         epochs: Epochs of a run.
@@ -38,7 +38,7 @@ class Subject:
     build: Callable[[], nn.Module]
     inputs: Callable[[int], Batch]
     freeze: str
-    cut: Callable[[nn.Module], cuts.Cut]
+    cut: Callable[[nn.Module], truncated_models.Cut]
     batch_size: int
     batches: int
     epochs: int
@@ -107,7 +107,7 @@ def bert(frozen: int, blocks: int = 12, width: int = 768, length: int = 128, wor
         build=_build("BertForSequenceClassification", config),
         inputs=text(length, words, 2),
         freeze=f"embeddings,:{frozen}",
-        cut=lambda model: cuts.bert(model, frozen),
+        cut=lambda model: truncated_models.bert(model, frozen),
         **run,
     )
 
@@ -115,7 +115,7 @@ def bert(frozen: int, blocks: int = 12, width: int = 768, length: int = 128, wor
 def gpt2(
     head: str, frozen: int, blocks: int = 24, width: int = 1024, length: int = 64, words: int = 50257, **run: Any
 ) -> Subject:
-    """GPT-2 with a language model's head, whose weights are the embeddings', or with a classifier."""
+    """GPT-2 with a classifier, or with a language model head that shares the weights of the embeddings."""
     config = transformers.GPT2Config(vocab_size=words, n_layer=blocks, n_embd=width, n_head=width // 64, pad_token_id=0)
     kind = {"language model": "GPT2LMHeadModel", "classifier": "GPT2ForSequenceClassification"}[head]
     size = "GPT-2 Medium" if width == 1024 else "small GPT-2"
@@ -124,7 +124,7 @@ def gpt2(
         build=_build(kind, config),
         inputs=text(length, words, None if head == "language model" else 2),
         freeze=f"embeddings,:{frozen}",
-        cut=lambda model: cuts.gpt2(model, frozen),
+        cut=lambda model: truncated_models.gpt2(model, frozen),
         **run,
     )
 
@@ -138,7 +138,7 @@ def t5(
     words: int = 32128,
     **run: Any,
 ) -> Subject:
-    """T5; the encoder is frozen, and of the decoder the first blocks; the source may be longer than the target."""
+    """T5 with a frozen encoder and frozen first blocks of the decoder; the source may be longer than the target."""
     config = transformers.T5Config(
         vocab_size=words,
         num_layers=blocks,
@@ -154,7 +154,7 @@ def t5(
         build=_build("T5ForConditionalGeneration", config),
         inputs=pair(source or length, length, words),
         freeze=f"embeddings,:{frozen}",
-        cut=lambda model: cuts.t5(model, decoder),
+        cut=lambda model: truncated_models.t5(model, decoder),
         **run,
     )
 
@@ -173,7 +173,7 @@ def vit(frozen: int, blocks: int = 12, width: int = 768, size: int = 224, **run:
         build=_build("ViTForImageClassification", config),
         inputs=images(size, 2),
         freeze=f"embeddings,:{frozen}",
-        cut=lambda model: cuts.vit(model, frozen),
+        cut=lambda model: truncated_models.vit(model, frozen),
         **run,
     )
 
@@ -199,7 +199,7 @@ def minilm(frozen: int, **run: Any) -> Subject:
         build=build,
         inputs=inputs,
         freeze=f"embeddings,:{frozen}",
-        cut=lambda model: cuts.bert(model, frozen),
+        cut=lambda model: truncated_models.bert(model, frozen),
         collate=_padded,
         **run,
     )

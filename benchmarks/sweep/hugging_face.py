@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 import transformers
-from sweep.counts import expected
-from sweep.fixes import CONFIGS, FACTORS, INPUTS, REASONS
+from sweep.block_counts import expected
 from sweep.inputs import Maker, configs
-from sweep.known.counts import FAILED
+from sweep.known.block_counts import FAILED
+from sweep.model_settings import CONFIGS, FACTORS, INPUTS, REASONS
 from sweep.rows import LARGEST, Row, judge, short
 from sweep.shrink import Shrink
 from transformers import CONFIG_MAPPING, PreTrainedConfig

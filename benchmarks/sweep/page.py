@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import transformers
-from sweep.known.counts import COUNTS
+from sweep.known.block_counts import COUNTS
 
 _OUTCOMES = ("pass", "coarser", "said", "not run", "not built", "fail")
 _MEANING = {

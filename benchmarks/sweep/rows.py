@@ -8,10 +8,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from sweep import checks
-from sweep import said as said_of
-from sweep.counts import compare
-from sweep.known.counts import COARSER
+from sweep import checks, stated_orders
+from sweep.block_counts import compare
+from sweep.known.block_counts import COARSER
 from torch import nn
 
 from lightning_freeze.layers import LayerStack
@@ -147,9 +146,9 @@ def _dynamic(row: Row, stack: LayerStack, inputs: Any, ran: list[str], used: lis
     said = ""
     problem = checks.order(stack, ran)
     if problem:
-        names, said = said_of.turned(stack, ran)
+        names, said = stated_orders.turned(stack, ran)
         problem = checks.order(stack, ran, names) if said else problem
-    apart, sentence = said_of.fed_later(stack)
+    apart, sentence = stated_orders.fed_later(stack)
     excused = False
     if not problem:
         problem = checks.placement(stack, used, names)

@@ -1,1 +1,1 @@
-"""What single classes need, by field; `sweep.fixes` joins these tables."""
+"""What single classes need, by field; `sweep.model_settings` joins these tables."""

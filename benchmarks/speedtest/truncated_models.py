@@ -1,7 +1,7 @@
-"""The ideal to measure against: a model cut by hand to the layers that train, fed with activations that lie in RAM.
+"""The ideal to measure against: a model cut by hand to the layers that train, fed with activations in RAM.
 
-Each function takes a model apart and returns what is left of it, and the function that makes its inputs. None of it
-uses the package under test.
+Each function truncates a model and returns it with the function that makes its inputs. None of them uses the package
+under test.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Cut(NamedTuple):
 
 
 class Given(nn.Module):
-    """In the place of embeddings: returns what it is given."""
+    """Replaces the embeddings: returns its input."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         given: Tensor = args[0] if args else kwargs.get("inputs_embeds", kwargs.get("pixel_values"))
@@ -36,7 +36,7 @@ class Given(nn.Module):
 
 
 def hidden_states(model: nn.Module, block: nn.Module, batch: Batch) -> Tensor:
-    """The hidden states that a block is given."""
+    """The hidden states that are the input of a block."""
     found: list[Tensor] = []
 
     def keep(module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -88,7 +88,7 @@ def gpt2(model: nn.Module, frozen: int) -> Cut:
 
 
 class Nothing(nn.Module):
-    """In the place of position embeddings that the hidden states already have."""
+    """Replaces position embeddings, which the hidden states already include."""
 
     def forward(self, positions: Tensor) -> Tensor:
         return torch.zeros(())

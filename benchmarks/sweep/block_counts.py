@@ -1,10 +1,10 @@
-"""How many blocks a model should have, told by its configuration and by transformers' own marks."""
+"""How many blocks a model should have, by its configuration and by what transformers marks for checkpointing."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from sweep.known.counts import COUNTS
+from sweep.known.block_counts import COUNTS
 from torch import nn
 from transformers import PreTrainedConfig
 

@@ -1,4 +1,4 @@
-"""What a stack says itself of an order that does not hold in every pass."""
+"""Orders that do not hold in every forward pass, as the assumptions of a layer stack state them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ _BOTH_WAYS = ": run in both directions, numbered as registered"
 
 
 def turned(stack: LayerStack, ran: list[str]) -> tuple[list[str], str]:
-    """The order of the stack less what it says itself of single lists: that one pass runs them forwards, one backwards.
+    """Reverse the lists that ran backwards, if the stack states that they run in both directions.
 
     Returns:
-        All names, those lists turned round that ran backwards as a whole, and the sentence; nothing if none did.
+        All names in that order, and the statement; empty if no list ran backwards as a whole.
     """
     names = list(stack.names)
     sentence = next((line for line in stack.assumptions if line.endswith(_BOTH_WAYS)), "")
@@ -33,7 +33,7 @@ _FED_LATER = (
 
 
 def fed_later(stack: LayerStack) -> tuple[set[int], str]:
-    """What the stack says itself to be fed by layers behind it: ids of modules and parameters, and the sentences."""
+    """What is fed by later layers, as the stack states: ids of modules and parameters, and the statements."""
     held = [*stack.module.named_modules(), *stack.module.named_parameters()]
     ids, said = set(), []
     for line in stack.assumptions:

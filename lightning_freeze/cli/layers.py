@@ -9,7 +9,7 @@ from rich.console import Console
 
 from lightning_freeze.layers import LayerStack
 from lightning_freeze.layers.table import layers_table
-from lightning_freeze.module.structure import load_structure
+from lightning_freeze.module.pretrained.structure import load_structure
 
 
 def main(args: Sequence[str]) -> None:

@@ -26,12 +26,12 @@ from lightning_freeze.data.labels import (
 )
 from lightning_freeze.data.loaders import LoaderFactory
 from lightning_freeze.data.model_limits import model_limits
-from lightning_freeze.data.readers import Table, read_table, saved_splits
-from lightning_freeze.data.splits import SPLITS, split_of_file, splits_of_dataset
+from lightning_freeze.data.reading.readers import Table, read_table, saved_splits
+from lightning_freeze.data.reading.splits import SPLITS, split_of_file, splits_of_dataset
+from lightning_freeze.data.reading.values import group_name
 from lightning_freeze.data.splitting import check_fractions, split_rows
 from lightning_freeze.data.tokenizer import checked_tokenizer, load_tokenizer
 from lightning_freeze.data.unlabelled import LabelColumns, without_unlabelled
-from lightning_freeze.data.values import group_name
 from lightning_freeze.errors import ConfigurationError, listing
 from lightning_freeze.module.tasks import TaskName, get_task
 

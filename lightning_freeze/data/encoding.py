@@ -14,9 +14,9 @@ from rich.progress import track
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from lightning_freeze.data.table import Table
+from lightning_freeze.data.reading.table import Table
+from lightning_freeze.data.reading.values import is_empty, text_value, word_list
 from lightning_freeze.data.tokenizer import check_length, load_tokenizer
-from lightning_freeze.data.values import is_empty, text_value, word_list
 from lightning_freeze.data.words import encode_words
 from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.module.tasks import Task

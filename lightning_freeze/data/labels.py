@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
-from lightning_freeze.data.table import Table
-from lightning_freeze.data.values import class_name, each, is_missing, number, on_off, shown
+from lightning_freeze.data.reading.table import Table
+from lightning_freeze.data.reading.values import class_name, each, is_missing, number, on_off, shown
 from lightning_freeze.errors import ConfigurationError, listing, suggest
 from lightning_freeze.module.tasks import IGNORE_INDEX
 

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from lightning_freeze.data.table import Table
+from lightning_freeze.data.reading.table import Table
 from lightning_freeze.errors import ConfigurationError
 
 _POSITION_TABLE = re.compile(r"(^|[._])(wpe|pos(ition)?s?_emb\w*|embed_pos\w*)$")

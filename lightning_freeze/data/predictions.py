@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from lightning_freeze.data.encoding import Columns
-from lightning_freeze.data.table import Table
-from lightning_freeze.data.values import each, text_value
+from lightning_freeze.data.reading.table import Table
+from lightning_freeze.data.reading.values import each, text_value
 from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.module.tasks import Task
 

@@ -8,7 +8,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from lightning_freeze.errors import ConfigurationError
-from lightning_freeze.module.hub import NO_REMOTE_CODE, advice, resolve
+from lightning_freeze.module.pretrained.hub import NO_REMOTE_CODE, advice, resolve
 from lightning_freeze.module.tasks import Task
 
 _FILES = ("tokenizer", "vocab", "spiece", "sentencepiece", "merges")
@@ -69,7 +69,7 @@ def checked_tokenizer(tokenizer: PreTrainedTokenizerBase, task: Task, name: str 
                 f"The tokenizer {name!r} has neither a padding nor an end token: expected tokenizer.pad_token to be "
                 "set and saved with tokenizer.save_pretrained."
             )
-        # module/special_tokens.py makes the same choice for the model.
+        # module/pretrained/special_tokens.py makes the same choice for the model.
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from lightning_freeze.data.table import Table
-from lightning_freeze.data.values import class_name, number
+from lightning_freeze.data.reading.table import Table
+from lightning_freeze.data.reading.values import class_name, number
 from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.module.tasks import Target
 

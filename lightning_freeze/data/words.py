@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from lightning_freeze.data.table import Table
-from lightning_freeze.data.values import word_list
+from lightning_freeze.data.reading.table import Table
+from lightning_freeze.data.reading.values import word_list
 from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.module.tasks import IGNORE_INDEX
 

@@ -9,10 +9,10 @@ from torch import nn
 
 from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.module.arguments import check_count, check_unused
-from lightning_freeze.module.heads import Head, adopt_head
-from lightning_freeze.module.loading import LoadedModel, load
 from lightning_freeze.module.pooling import PooledModel, Pooling, unwrapped
-from lightning_freeze.module.special_tokens import ensure_special_tokens
+from lightning_freeze.module.pretrained.heads import Head, adopt_head
+from lightning_freeze.module.pretrained.loading import LoadedModel, load
+from lightning_freeze.module.pretrained.special_tokens import ensure_special_tokens
 from lightning_freeze.module.tasks import Task
 
 DROPOUT = 0.1

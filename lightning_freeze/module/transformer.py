@@ -18,12 +18,12 @@ from lightning_freeze.module import arguments
 from lightning_freeze.module.batch import logits_of, unpack
 from lightning_freeze.module.build import BuildSettings, build_model, count_classes
 from lightning_freeze.module.finite import LossWatch, describe_divergence
-from lightning_freeze.module.heads import Head
-from lightning_freeze.module.limits import InputLimits, find_limits
 from lightning_freeze.module.optim import DefaultAdamW, build_optimizer, linear_warmup_decay, sets_own_rate
 from lightning_freeze.module.pooling import PooledModel, Pooling, accepted, call_with, unwrapped
-from lightning_freeze.module.precision import warn_about_half_precision
-from lightning_freeze.module.special_tokens import align_special_tokens, check_end_tokens, prepare_inputs
+from lightning_freeze.module.pretrained.heads import Head
+from lightning_freeze.module.pretrained.limits import InputLimits, find_limits
+from lightning_freeze.module.pretrained.precision import warn_about_half_precision
+from lightning_freeze.module.pretrained.special_tokens import align_special_tokens, check_end_tokens, prepare_inputs
 from lightning_freeze.module.tasks import IGNORE_INDEX, TaskName, first_tensor, get_task
 
 Interval = Literal["step", "epoch"]

@@ -12,7 +12,7 @@ import pytest
 from tiny_models import make_tokenizer
 
 from lightning_freeze.data import TextDataModule, arrow, read_table
-from lightning_freeze.data.arrow import SMALLEST_LIMIT
+from lightning_freeze.data.reading.arrow import SMALLEST_LIMIT
 from lightning_freeze.errors import ConfigurationError
 
 pyarrow = pytest.importorskip("pyarrow")

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from lightning_freeze.data import TextDataModule
 from lightning_freeze.data.encoding import Columns, encode, load_tokenizer
-from lightning_freeze.data.readers import Table
+from lightning_freeze.data.reading.readers import Table
 from lightning_freeze.module.tasks import get_task
 
 Write = Callable[[str, str], Path]

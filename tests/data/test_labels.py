@@ -8,7 +8,7 @@ import pytest
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lightning_freeze.data.labels import encode_labels, majority_share, near_duplicates, sorted_names, training_labels
-from lightning_freeze.data.readers import Table
+from lightning_freeze.data.reading.readers import Table
 
 
 def table(*labels: Any, column: str = "label") -> Table:

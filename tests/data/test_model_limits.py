@@ -145,7 +145,9 @@ def test_padding_and_end_tokens_in_texts_are_plain_text(write: Write, caplog: py
 
 def test_end_tokens_in_texts_do_not_stop_bart(write: Write) -> None:
     sizes = {"d_model": 8, **BART, "eos_token_id": 3, "bos_token_id": 2}
-    config = transformers.BartConfig(**{**SMALL, **sizes, "max_position_embeddings": 64, "pad_token_id": 0})
+    config = transformers.BartConfig(
+        **{**SMALL, **sizes, "max_position_embeddings": 64, "pad_token_id": 0, "num_labels": 2}
+    )
     bart = transformers.BartForSequenceClassification(config)
     train = write("a.csv", "text,label\ngood [SEP] film,pos\nbad,neg\ngood,pos\n")
     trainer().fit(TransformerModule(bart, num_classes=2), TextDataModule(make_tokenizer(), train=str(train)))

@@ -12,7 +12,7 @@ import torch
 
 from lightning_freeze.data.encoding import Columns
 from lightning_freeze.data.predictions import prediction_rows, write_predictions
-from lightning_freeze.data.table import Table
+from lightning_freeze.data.reading.table import Table
 from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.module.tasks import get_task
 

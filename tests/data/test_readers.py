@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from lightning_freeze.data.readers import read_table, saved_splits
+from lightning_freeze.data.reading.readers import read_table, saved_splits
 
 ROWS = [{"text": "good, really", "label": "pos"}, {"text": 'a "bad" one', "label": "neg"}]
 Write = Callable[[str, str], Path]

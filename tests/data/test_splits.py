@@ -9,7 +9,7 @@ import pytest
 from tiny_models import make_tokenizer
 
 from lightning_freeze.data import TextDataModule
-from lightning_freeze.data.splits import find_split
+from lightning_freeze.data.reading.splits import find_split
 from lightning_freeze.errors import ConfigurationError
 
 

@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 
-from lightning_freeze.data.values import class_name, group_name, is_empty, is_missing, number, on_off, text_value
+from lightning_freeze.data.reading.values import (
+    class_name,
+    group_name,
+    is_empty,
+    is_missing,
+    number,
+    on_off,
+    text_value,
+)
 
 
 @pytest.mark.parametrize("value", ["1", "1.0", "1.00", 1, 1.0, Decimal("1.0"), b"1", " 1\u200b", "\ufeff1", "1\u00ad"])

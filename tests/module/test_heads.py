@@ -25,7 +25,7 @@ from transformers import (
 
 from lightning_freeze.data import TextDataModule
 from lightning_freeze.module import TransformerModule
-from lightning_freeze.module.heads import match_labels
+from lightning_freeze.module.pretrained.heads import match_labels
 
 NLI = ["contradiction", "neutral", "entailment"]
 SIZES = {

@@ -16,7 +16,7 @@ from torch import nn
 
 from lightning_freeze.data import TextDataModule
 from lightning_freeze.module import InputLimits, TransformerModule
-from lightning_freeze.module.limits import find_limits
+from lightning_freeze.module.pretrained.limits import find_limits
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def fit(folder: Path, encoder: Path, tokenizer: Any, text: str, **settings: Any)
 
 
 def test_a_text_that_is_too_long_is_found_before_training(tmp_path: Path, tiny_bert_dir: Path) -> None:
-    message = r"Row 4 of the train rows has 100 tokens.*64 positions: expected data\.max_length of at most 64"
+    message = r"line 6: the text has 100 tokens.*64 positions: expected data\.max_length of at most 64"
     with pytest.raises(MisconfigurationException, match=message):
         fit(tmp_path, tiny_bert_dir, str(tiny_bert_dir), "film " * 200, max_length=100)
     fit(tmp_path, tiny_bert_dir, str(tiny_bert_dir), "film " * 200)
@@ -84,7 +84,7 @@ def test_a_token_without_an_embedding_is_found_before_training(tmp_path: Path, t
     tokenizer = make_tokenizer()
     tokenizer.add_tokens([f"w{i}" for i in range(9)])
     fit(tmp_path, tiny_bert_dir, tokenizer, "the tokens are not used")
-    with pytest.raises(MisconfigurationException, match=r"Row 4 of the train rows has the token id \d+.*0 to 51"):
+    with pytest.raises(MisconfigurationException, match=r"line 6: the token 'w8' has the id \d+.* below 52"):
         fit(tmp_path, tiny_bert_dir, tokenizer, "the w8 film")
 
 

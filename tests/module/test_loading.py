@@ -16,9 +16,9 @@ from transformers import AutoModel
 
 from lightning_freeze.data import TextDataModule
 from lightning_freeze.module import TransformerModule
-from lightning_freeze.module.hub import resolve
-from lightning_freeze.module.loading import load_model
-from lightning_freeze.module.structure import load_structure
+from lightning_freeze.module.pretrained.hub import resolve
+from lightning_freeze.module.pretrained.loading import load_model
+from lightning_freeze.module.pretrained.structure import load_structure
 from lightning_freeze.module.tasks import get_task
 
 
@@ -97,7 +97,7 @@ def test_no_connection_says_so_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.delenv("TRANSFORMERS_OFFLINE", raising=False)
-    monkeypatch.setattr("lightning_freeze.module.hub.getproxies", dict)
+    monkeypatch.setattr("lightning_freeze.module.pretrained.hub.getproxies", dict)
     monkeypatch.setattr(socket, "getaddrinfo", no_network)
     with pytest.raises(MisconfigurationException, match=r"there is no network connection.*hf download some/model"):
         resolve("some/model")
@@ -106,14 +106,16 @@ def test_no_connection_says_so_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_online_names_are_left_to_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.delenv("TRANSFORMERS_OFFLINE", raising=False)
-    monkeypatch.setattr("lightning_freeze.module.hub.getproxies", dict)
+    monkeypatch.setattr("lightning_freeze.module.pretrained.hub.getproxies", dict)
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_: [])
     assert resolve("some/model") == ("some/model", {})
 
 
 def test_a_cached_model_is_used_offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("lightning_freeze.module.hub.try_to_load_from_cache", lambda *_: "/cache/config.json")
+    monkeypatch.setattr(
+        "lightning_freeze.module.pretrained.hub.try_to_load_from_cache", lambda *_: "/cache/config.json"
+    )
     assert resolve("some/model") == ("some/model", {"local_files_only": True})
 
 

@@ -18,8 +18,8 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from lightning_freeze.data import TextDataModule
 from lightning_freeze.module import PooledModel, TransformerModule
-from lightning_freeze.module.precision import dtype_argument, take_dtype
-from lightning_freeze.module.structure import load_structure
+from lightning_freeze.module.pretrained.precision import dtype_argument, take_dtype
+from lightning_freeze.module.pretrained.structure import load_structure
 from lightning_freeze.module.tasks import get_task
 
 

@@ -10,7 +10,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from transformers import BertConfig, BertForSequenceClassification
 
 from lightning_freeze.layers import LayerStack
-from lightning_freeze.module.structure import load_structure
+from lightning_freeze.module.pretrained.structure import load_structure
 
 
 @pytest.fixture(autouse=True)

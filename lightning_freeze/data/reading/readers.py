@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lightning_freeze.data import arrow
-from lightning_freeze.data.table import Table
+from lightning_freeze.data.reading import arrow
+from lightning_freeze.data.reading.table import Table
 from lightning_freeze.errors import ConfigurationError, listing, suggest
 
 __all__ = ["Table", "read_table", "saved_splits"]

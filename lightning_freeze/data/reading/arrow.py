@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning_freeze.data.table import Table
+from lightning_freeze.data.reading.table import Table
 from lightning_freeze.errors import ConfigurationError, listing, suggest
 
 SMALLEST_LIMIT = 2**30

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_freeze.errors import ConfigurationError
-from lightning_freeze.module.limits import vocabulary_size
+from lightning_freeze.module.pretrained.limits import vocabulary_size
 
 
 def padding_token_id(tokenizer: Any) -> int | None:

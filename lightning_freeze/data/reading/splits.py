@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from lightning_freeze.data.readers import saved_splits
+from lightning_freeze.data.reading.readers import saved_splits
 from lightning_freeze.errors import ConfigurationError, listing
 
 SPLITS = {

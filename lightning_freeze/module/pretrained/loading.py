@@ -15,10 +15,10 @@ from safetensors import SafetensorError
 from torch import nn
 
 from lightning_freeze.errors import ConfigurationError, suggest
-from lightning_freeze.module.heads import Head, describe, match_labels, select_outputs, stored_names
-from lightning_freeze.module.hub import NO_REMOTE_CODE, advice, quiet, resolve
-from lightning_freeze.module.precision import dtype_argument, take_dtype
-from lightning_freeze.module.special_tokens import choose_padding_token, ensure_special_tokens, is_usable
+from lightning_freeze.module.pretrained.heads import Head, describe, match_labels, select_outputs, stored_names
+from lightning_freeze.module.pretrained.hub import NO_REMOTE_CODE, advice, quiet, resolve
+from lightning_freeze.module.pretrained.precision import dtype_argument, take_dtype
+from lightning_freeze.module.pretrained.special_tokens import choose_padding_token, ensure_special_tokens, is_usable
 from lightning_freeze.module.tasks import Task
 
 _HUB_ARGUMENTS = {

@@ -13,8 +13,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from lightning_freeze.errors import ConfigurationError
-from lightning_freeze.module.hub import NO_REMOTE_CODE, resolve
-from lightning_freeze.module.precision import DTYPE_ARGUMENT
+from lightning_freeze.module.pretrained.hub import NO_REMOTE_CODE, resolve
+from lightning_freeze.module.pretrained.precision import DTYPE_ARGUMENT
 
 
 def load_structure(name_or_path: str | os.PathLike[str]) -> nn.Module:

@@ -1,6 +1,6 @@
 """The cache of hidden states below the first layer that trains.
 
-Begin with :mod:`~lightning_freeze.cache.frozen_prefix`, which handles one forward pass of one tower, and with
+Begin reading with :mod:`~lightning_freeze.cache.frozen_prefix`, which handles one forward pass of one tower, and with
 :mod:`~lightning_freeze.cache.decision`, which says what can happen in it. ``execution`` carries a decision out,
 ``cached_module`` holds all towers of a module, ``attachment`` connects them to a run, ``storage`` opens the store,
 ``upstream_keys`` lets one tower use the keys of another, and ``messages`` reports.

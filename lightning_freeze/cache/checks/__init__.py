@@ -1,6 +1,6 @@
 """Checks that skipping the frozen prefix changes nothing.
 
-Begin with ``eligibility`` (whether a call may skip at all) and ``dry_run`` (the comparison before the first skip).
+Begin reading with ``eligibility`` (whether a call may skip at all) and ``dry_run`` (the comparison before the first skip).
 ``few_samples`` is a cheaper comparison on two samples, ``self_check`` compares tensors and outputs, ``side_effects``
 runs a module without consequences, ``repeat_limit`` notices what happens again and again.
 

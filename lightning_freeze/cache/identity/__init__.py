@@ -1,6 +1,6 @@
 """What makes two inputs, or two frozen prefixes, the same.
 
-Begin with ``keys`` (the content key of each sample of a call) and ``fingerprint`` (the identity of a prefix).
+Begin reading with ``keys`` (the content key of each sample of a call) and ``fingerprint`` (the identity of a prefix).
 ``module_settings`` reads plain attributes, ``cached_towers`` finds the towers, ``values`` reads attributes and
 outputs.
 

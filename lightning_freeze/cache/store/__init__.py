@@ -1,6 +1,7 @@
 """Where cached tensors are kept: on the accelerator, in RAM and on disk, behind one small interface.
 
-Begin reading with :mod:`~lightning_freeze.cache.store.store`: ``open_store`` returns a ``Store`` with ``get`` and ``put``.
+Begin reading with :mod:`~lightning_freeze.cache.store.store`: ``open_store`` returns a ``Store`` with ``get`` and
+``put``.
 
 - ``accelerator.py``, ``memory.py`` (with ``index.py``) and ``disk.py`` are the tiers, the fastest first.
 - ``disk.py`` uses ``folder.py`` (what lies in a cache folder), ``lmdb_environment.py`` and ``lmdb_header.py`` (one LMDB

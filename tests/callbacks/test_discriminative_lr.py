@@ -1,5 +1,7 @@
+import csv
 import math
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -161,36 +163,34 @@ def test_a_decay_of_one_changes_no_bit():
     assert all(torch.equal(left, right) for left, right in zip(plain, ours, strict=True))
 
 
-def test_users_groups_and_names_survive_and_the_monitor_shows_one_name_per_layer(tmp_path):
+def test_the_groups_are_the_users_own_and_the_monitor_shows_their_rates(tmp_path):
+    def columns(*callbacks):
+        logger = CSVLogger(tmp_path, name=str(len(callbacks)))
+        module = make(make_optimizers=lambda m: torch.optim.SGD(groups_of(m)))
+        the_trainer = fit(
+            module, LearningRateMonitor("step"), *callbacks, max_epochs=6, logger=logger, log_every_n_steps=1
+        )
+        names = {id(p): n for n, p in module.named_parameters()}
+        groups = [
+            {**group, "params": [names[id(p)] for p in group["params"]]}
+            for group in the_trainer.optimizers[0].param_groups
+        ]
+        rows = list(csv.DictReader((Path(logger.log_dir) / "metrics.csv").open()))
+        return groups, [{name: row[name] for name in row if name.startswith("lr-")} for row in rows]
+
+    plain = columns()
+    ours = columns(DiscriminativeLR(0.5, verbose=False), GradualUnfreezing(verbose=False))
+    assert ours == plain
+    assert plain[1][0].keys() == {"lr-SGD/decay", "lr-SGD/no_decay"}
+
+
+def test_a_single_group_is_shown_under_the_name_of_the_optimizer(tmp_path):
     logger = CSVLogger(tmp_path)
-    module = make(make_optimizers=lambda m: torch.optim.SGD(groups_of(m)))
-    the_trainer = fit(
-        module,
-        LearningRateMonitor("step"),
-        DiscriminativeLR(0.5, verbose=False),
-        GradualUnfreezing(verbose=False),
-        max_epochs=6,
-        logger=logger,
-        log_every_n_steps=1,
-    )
-    names = [group["name"] for group in the_trainer.optimizers[0].param_groups]
-    layers = ["embeddings", "0", "1", "2", "3", "head"]
-    # The embeddings have no bias.
-    assert names == [f"{x}/decay" for x in layers] + [f"{x}/no_decay" for x in layers[1:]]
-    assert {g["weight_decay"] for g in the_trainer.optimizers[0].param_groups} == {0.1, 0}
-    rows = (tmp_path / "lightning_logs/version_0/metrics.csv").read_text().splitlines()
-    columns = rows[0].split(",")
-    assert {c for c in columns if c.startswith("lr-")} == {f"lr-SGD/{name}" for name in names}
-    last = dict(
-        zip(columns, [r.split(",") for r in rows if r.split(",")[columns.index("lr-SGD/0/decay")]][-1], strict=True)
-    )
-    assert float(last["lr-SGD/0/decay"]) == pytest.approx(0.1 * 0.5**4)
-
-
-def test_one_group_gives_plain_layer_names():
-    the_trainer = fit(make(), DiscriminativeLR(verbose=False), max_epochs=1)
-    names = [group["name"] for group in the_trainer.optimizers[0].param_groups]
-    assert names == ["embeddings", "0", "1", "2", "3", "head"]
+    callbacks = [LearningRateMonitor("step"), DiscriminativeLR(0.5, verbose=False)]
+    module = make(make_optimizers=lambda m: torch.optim.Adam(m.parameters()))
+    fit(module, *callbacks, logger=logger, log_every_n_steps=1, max_epochs=1)
+    columns = (Path(logger.log_dir) / "metrics.csv").read_text().splitlines()[0].split(",")
+    assert [name for name in columns if name.startswith("lr-")] == ["lr-Adam"]
 
 
 def test_together_with_freezing_and_warm_up():
@@ -206,21 +206,37 @@ def test_together_with_freezing_and_warm_up():
     assert third[4:] == pytest.approx([0.05 / 4, 0.05 / 2, 0.05 * 3 / 4, 0.05])
 
 
-def test_a_rate_that_somebody_else_sets_in_mid_run_is_left_alone():
+def test_a_rate_that_is_set_by_hand_in_mid_run_is_the_users_rate():
     class Setting(Recorder):
         def on_train_epoch_start(self, trainer, pl_module):
             if trainer.current_epoch == 1:
-                for group in trainer.optimizers[0].param_groups:
-                    if group["name"] == "3":
-                        group["lr"] = 0.777
+                trainer.optimizers[0].param_groups[0]["lr"] = 0.777
 
     recorder = Setting()
     fit(make(), DiscriminativeLR(0.5, verbose=False), recorder)
     third = [rates["encoder.layers.3.linear.weight"] for rates in recorder.rates]
-    assert third == pytest.approx([0.05] * 4 + [0.777] * 8)
+    assert third == pytest.approx([0.05] * 4 + [0.777 / 2] * 8)
 
 
-def test_the_learning_rate_finder_finds_before_the_groups_are_split(tmp_path):
+def test_rates_that_hooks_compute_from_values_of_the_groups():
+    class ByHand(type(make())):
+        def configure_optimizers(self):
+            groups = [{**group, "scale": index + 1} for index, group in enumerate(groups_of(self))]
+            return torch.optim.SGD(groups)
+
+        def on_before_optimizer_step(self, optimizer):
+            for group in optimizer.param_groups:
+                group["lr"] = 0.01 * group["scale"] * (self.trainer.global_step + 1)
+
+    recorder = Recorder()
+    fit(ByHand(), DiscriminativeLR(0.5, verbose=False), recorder)
+    assert len(recorder.rates) == 12
+    for step, rates in enumerate(recorder.rates, start=1):
+        users = {name: 0.01 * step * (1 if name.endswith("weight") else 2) for name in rates}
+        assert rates == {name: pytest.approx(users[name] * expected_factor(name)) for name in rates}
+
+
+def test_the_learning_rate_finder_finds_the_users_rate(tmp_path):
     module = make(make_optimizers=lambda m: torch.optim.SGD(m.parameters(), lr=m.lr))
     module.lr = 0.1
     gradual = GradualUnfreezing(verbose=False)
@@ -245,9 +261,10 @@ def test_the_learning_rate_finder_finds_before_the_groups_are_split(tmp_path):
 
 def test_tensor_rates_are_not_shared_between_layers():
     module = make(make_optimizers=lambda m: torch.optim.SGD(m.parameters(), lr=torch.tensor(0.1, dtype=torch.float64)))
-    the_trainer = fit(module, DiscriminativeLR(0.5, verbose=False), max_epochs=1)
-    rates = [float(group["lr"]) for group in the_trainer.optimizers[0].param_groups]
-    assert rates == pytest.approx([0.1 * 0.5**d for d in (5, 4, 3, 2, 1, 0)])
+    recorder = Recorder()
+    the_trainer = fit(module, DiscriminativeLR(0.5, verbose=False), recorder, max_epochs=1)
+    assert float(the_trainer.optimizers[0].param_groups[0]["lr"]) == 0.1
+    assert recorder.rates[-1] == {n: pytest.approx(0.1 * expected_factor(n)) for n in recorder.rates[-1]}
 
 
 @pytest.mark.parametrize(

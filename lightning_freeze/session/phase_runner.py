@@ -11,6 +11,7 @@ from torch.nn import Module, Parameter
 from lightning_freeze.distributed import before_change, resynchronise
 from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.layers import LayerStack
+from lightning_freeze.rates.driven_optimizers import driven_by
 from lightning_freeze.rates.optimizer_steps import OptimizerSteps
 from lightning_freeze.schedule import checks, phases
 from lightning_freeze.schedule.best_weights import BestWeights
@@ -176,7 +177,8 @@ class PhaseRunner(Schedule):
         session.since.update(dict.fromkeys(newly_trained, progress.starts[-1]))
         if self.owner.drop_optimizer_state:
             refrozen = self.resolved.fresh(before, progress.phase)
-            for optimizer, parameter in product(session.trainer.optimizers, refrozen):
+            optimizers = [each for held in session.trainer.optimizers for each in (held, *driven_by(held))]
+            for optimizer, parameter in product(optimizers, refrozen):
                 optimizer.state.pop(parameter, None)
         self.progress = progress
         self.steps.mark(len(progress.starts))

@@ -93,7 +93,9 @@ class Gan(LightningModule):
             if self.clip is not None:
                 self.clip_gradients(optimizer, gradient_clip_val=self.clip, gradient_clip_algorithm="norm")
             # Hooks that are registered now run inside those of the package.
-            self.watch.begin([getattr(optimizer, "optimizer", optimizer)], lambda rates, name=name: self.note(name, rates))
+            self.watch.begin(
+                [getattr(optimizer, "optimizer", optimizer)], lambda rates, name=name: self.note(name, rates)
+            )
             optimizer.step()
             self.watch.end()
             if self.toggles:

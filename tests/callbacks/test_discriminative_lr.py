@@ -347,3 +347,76 @@ def test_schedulers_that_a_module_keeps_to_itself_drive_the_users_groups(keep):
     for step, rates in enumerate(recorder.rates):
         assert rates == {name: pytest.approx(0.1 * 0.9**step * expected_factor(name)) for name in rates}
     assert len(recorder.rates) == 12
+
+
+def logged_rates(folder):
+    rows = list(csv.DictReader((Path(folder) / "metrics.csv").open()))
+    rows = [{n: float(v) for n, v in row.items() if n.startswith("lr-") and "/" in n and v} for row in rows]
+    return [row for row in rows if row]
+
+
+def test_the_true_rate_of_each_layer_is_logged(tmp_path):
+    def optimizers(module):
+        optimizer = torch.optim.AdamW(module.parameters(), lr=0.01)
+        return [optimizer], [{"scheduler": schedulers.ExponentialLR(optimizer, 0.9), "interval": "step"}]
+
+    logger, recorder = CSVLogger(tmp_path), Recorder()
+    callbacks = [
+        PhasedFineTuning([Phase("head", EpochTrigger(1)), Phase("3,head", lr=0.5)], warmup_steps=3, verbose=False),
+        DiscriminativeLR(0.5, verbose=False, log_rates=True),
+        LearningRateMonitor("step"),
+    ]
+    fit(make(make_optimizers=optimizers), *callbacks, recorder, logger=logger, log_every_n_steps=2, max_epochs=2)
+    rows = logged_rates(logger.log_dir)
+    assert [row.keys() for row in rows] == [{f"lr-AdamW/{layer}" for layer in DEPTHS}] * 4
+    for row, rates in zip(rows, recorder.rates[1::2], strict=True):
+        assert row == {f"lr-AdamW/{layer_of(name)}": rate for name, rate in rates.items()}
+
+
+def test_rates_are_logged_once_for_accumulated_batches_and_not_unless_asked_for(tmp_path):
+    for log_rates, expected in ((True, 3), (False, 0)):
+        logger = CSVLogger(tmp_path, name=str(log_rates))
+        callback = DiscriminativeLR(0.5, verbose=False, log_rates=log_rates)
+        fit(make(), callback, logger=logger, log_every_n_steps=2, accumulate_grad_batches=2)
+        assert len(logged_rates(logger.log_dir)) == expected
+    fit(make(), DiscriminativeLR(0.5, verbose=False, log_rates=True))  # without a logger
+
+
+def test_of_several_rates_of_a_layer_the_largest_is_logged_and_the_table_shows_all(tmp_path, capsys):
+    logger = CSVLogger(tmp_path)
+    module = make(make_optimizers=lambda m: torch.optim.SGD(groups_of(m)))
+    fit(module, DiscriminativeLR(0.5, log_rates=True), logger=logger, log_every_n_steps=1, max_epochs=1)
+    rows = logged_rates(logger.log_dir)
+    expected = {f"lr-SGD/{layer}": pytest.approx(0.2 * 0.5**depth) for layer, depth in DEPTHS.items()}
+    assert rows == [{**expected, "lr-SGD/embeddings": pytest.approx(0.1 * 0.5**5)}] * 4
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.split()[:1] == ["3"])
+    assert "0.05" in line and "0.1" in line
+
+
+def test_two_optimizers_of_one_class_are_numbered_as_by_the_monitor(tmp_path):
+    class Two(type(make())):
+        def __init__(self):
+            super().__init__()
+            self.automatic_optimization = False
+
+        def configure_optimizers(self):
+            return [
+                torch.optim.SGD(self.encoder.parameters(), lr=0.1),
+                torch.optim.SGD(self.classifier.parameters(), lr=0.2),
+            ]
+
+        def training_step(self, batch, batch_idx):
+            self.manual_backward(super().training_step(batch, batch_idx))
+            for optimizer in self.optimizers():
+                optimizer.step()
+                optimizer.zero_grad()
+
+    logger, recorder = CSVLogger(tmp_path), Recorder()
+    recorder.on_train_batch_end = lambda *_: None
+    callbacks = [LearningRateMonitor("step"), DiscriminativeLR(0.5, verbose=False, log_rates=True)]
+    fit(Two(), *callbacks, recorder, logger=logger, log_every_n_steps=1, max_epochs=1)
+    rows = logged_rates(logger.log_dir)
+    expected = {f"lr-SGD/{layer}": pytest.approx(0.1 * 0.5**d) for layer, d in DEPTHS.items() if layer != "head"}
+    assert rows == [{**expected, "lr-SGD-1/head": 0.2}] * 4
+    columns = (Path(logger.log_dir) / "metrics.csv").read_text().splitlines()[0].split(",")
+    assert {name for name in columns if "/" not in name and name.startswith("lr-")} == {"lr-SGD", "lr-SGD-1"}

@@ -6,6 +6,7 @@ the layer: it shall last as many of *its* steps as the user asked for, however o
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,8 +21,8 @@ class OptimizerSteps:
     """Counts the steps of each optimizer, and remembers the counts with which each phase began."""
 
     def __init__(self) -> None:
-        self._taken: dict[int, int] = {}  # by the index of the optimizer
-        self._at_start: list[dict[int, int]] = []
+        self._taken: Counter[int] = Counter()  # by the index of the optimizer
+        self._at_start: list[Counter[int]] = []
         self._counted: list[Optimizer] = []
         self._handles: list[RemovableHandle] = []
 
@@ -50,16 +51,16 @@ class OptimizerSteps:
     def mark(self, phases: int) -> None:
         """Note the counts for phases that have begun, of which there are now ``phases``."""
         while len(self._at_start) < phases:
-            self._at_start.append(dict(self._taken))
+            self._at_start.append(Counter(self._taken))
 
     @property
     def total(self) -> int:
         """Steps that all optimizers have taken."""
-        return sum(self._taken.values())
+        return self._taken.total()
 
     def since(self, optimizer: int, phase: int) -> int:
         """Steps that an optimizer, by its index, has taken since a phase began."""
-        return self._taken.get(optimizer, 0) - self._at_start[phase].get(optimizer, 0)
+        return self._taken[optimizer] - self._at_start[phase][optimizer]
 
     def state_dict(self) -> dict[str, Any]:
         """The counts as plain data."""
@@ -67,19 +68,19 @@ class OptimizerSteps:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The inverse of :meth:`state_dict`."""
-        self._taken = dict(enumerate(state["taken"]))
-        self._at_start = [dict(enumerate(counts)) for counts in state["at_start"]]
+        self._taken = Counter(dict(enumerate(state["taken"])))
+        self._at_start = [Counter(dict(enumerate(counts))) for counts in state["at_start"]]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_handles": [], "_counted": []}
 
     def _count(self, optimizer: Optimizer, index: int) -> None:
         if not is_nested(optimizer):  # a class's step that calls its parent's runs the hooks of both
-            self._taken[index] = self._taken.get(index, 0) + 1
+            self._taken[index] += 1
 
 
-def _as_list(counts: Mapping[int, int]) -> list[int]:
-    return [counts.get(index, 0) for index in range(max(counts, default=-1) + 1)]
+def _as_list(counts: Counter[int]) -> list[int]:
+    return [counts[index] for index in range(max(counts, default=-1) + 1)]
 
 
 def index_of_optimizer(optimizers: Sequence[Optimizer], parameter: Parameter) -> int:

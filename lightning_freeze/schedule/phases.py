@@ -36,15 +36,21 @@ class Phase:
     factors: Mapping[str, float] | None = field(default=None, hash=False)
 
     def __str__(self) -> str:
-        # Checkpoints hold these words; rates that are the user's own are left out, as before there were others.
-        rates = ", ".join(f"{name} {value}" for name, value in self._rates().items())
+        # Checkpoints hold these words: those for a phase at the user's own rates must stay as they are.
         until = "" if self.until is None else f" until {self.until}"
-        return f"{self.train} with {rates}{until}" if rates else f"{self.train}{until}"
+        return f"{self.train}{self.rate_words}{until}"
 
     def __repr__(self) -> str:
-        shown = {"train": self.train, "until": self.until, **self._rates()}
+        shown = {"train": self.train, "until": self.until, **self._rates}
         return f"Phase({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
+    @property
+    def rate_words(self) -> str:
+        """The factors as words, such as ``" with lr 0.5"``; empty for the user's own rates."""
+        rates = ", ".join(f"{name} {value}" for name, value in self._rates.items())
+        return f" with {rates}" if rates else ""
+
+    @property
     def _rates(self) -> dict[str, Any]:
         rates = {"lr": self.lr} if self.lr != 1 else {}
         return {**rates, "factors": dict(self.factors)} if self.factors else rates

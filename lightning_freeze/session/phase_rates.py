@@ -8,8 +8,8 @@ from typing import NamedTuple, cast
 
 from torch.nn import Parameter
 
-from lightning_freeze.rates.optimizer_steps import index_of_optimizer
 from lightning_freeze.schedule.phases import unfrozen_in
+from lightning_freeze.session.optimizer_steps import index_of_optimizer
 from lightning_freeze.session.phase_runner import PhaseRunner
 
 
@@ -42,7 +42,9 @@ class PhaseRates:
         is_unfrozen = any(now and not before for before, now in pairwise(trains))
         if all(factor == 1 for factor in factors) and not (self._warmup_steps and is_unfrozen):
             return ()
-        return _Key(index_of_optimizer(self._session.trainer.optimizers, parameter), trains, factors)
+        is_automatic = self._session.module.automatic_optimization  # with one optimizer
+        optimizer = 0 if is_automatic else index_of_optimizer(self._session.trainer.optimizers, parameter)
+        return _Key(optimizer, trains, factors)
 
     def rate_factor(self, key: Hashable) -> float:
         """The factor of the running phase, times the share that the warm-up has reached."""

@@ -12,7 +12,6 @@ from lightning_freeze.distributed import before_change, resynchronise
 from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.layers import LayerStack
 from lightning_freeze.rates.driven_optimizers import driven_by
-from lightning_freeze.rates.optimizer_steps import OptimizerSteps
 from lightning_freeze.schedule import checks, phases
 from lightning_freeze.schedule.best_weights import BestWeights
 from lightning_freeze.schedule.missed_validation import catch_up, validation_is_due
@@ -21,6 +20,7 @@ from lightning_freeze.schedule.phases import Phase, Progress
 from lightning_freeze.schedule.resolved_phases import ResolvedPhases
 from lightning_freeze.schedule.triggers import Clock, counts_steps
 from lightning_freeze.session.observer import PhaseChange, Schedule
+from lightning_freeze.session.optimizer_steps import OptimizerSteps
 from lightning_freeze.session.session import Session
 
 

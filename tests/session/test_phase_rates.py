@@ -109,6 +109,14 @@ def test_a_run_resumed_in_any_phase_equals_the_straight_one(tmp_path: Any) -> No
         assert all(torch.equal(straight[name], resumed[name]) for name in straight), step
 
 
+def test_the_line_for_a_change_of_phase_names_rates_that_are_not_the_users(capsys: Any) -> None:
+    phases = [Phase("head", EpochTrigger(1)), Phase("3,head", EpochTrigger(1), lr=0.5), Phase("all")]
+    fit(make(), PhasedFineTuning(phases))
+    second, third = [line for line in capsys.readouterr().out.splitlines() if " of 3 trains " in line]
+    assert "parameters) with lr 0.5 until" in second
+    assert " with " not in third
+
+
 def test_phases_may_differ_in_their_rates_alone() -> None:
     recorder = Recorder()
     phases = [Phase("3,head", EpochTrigger(1)), Phase("3,head", EpochTrigger(1), lr=0.1), Phase("3,head", lr=0)]

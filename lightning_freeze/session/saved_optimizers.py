@@ -25,7 +25,9 @@ def check_before_restoring(trainer: Trainer) -> Callable[[], object]:
     load = strategy.load_optimizer_state_dict
 
     def load_optimizer_state_dict(checkpoint: Mapping[str, Any]) -> None:
-        _check_groups(checkpoint.get("optimizer_states", ()), trainer.optimizers)
+        states = checkpoint.get("optimizer_states", [])
+        if all("param_groups" in state for state in states):  # some wrappers have a form of their own
+            _check_groups(states, trainer.optimizers)
         load(checkpoint)
 
     strategy.load_optimizer_state_dict = load_optimizer_state_dict  # type: ignore[method-assign]

@@ -202,6 +202,7 @@ class Session:
             is_held = lambda parameter: bool(self.holds.holders(parameter))  # noqa: E731
             self._snapshot.check_parameters(self._rate_owners(), self.module, is_held)
         self.at_close(check_before_restoring(self.trainer))
+        self.at_close(consistency.call_if_a_step_raises(self.trainer, self.rates.restore))
         self.rates.attach(self.trainer.optimizers)
 
     def start_fit(self) -> None:

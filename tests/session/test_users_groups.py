@@ -71,7 +71,7 @@ def test_something_is_installed_where_rates_are_scaled_and_removed_after_the_fit
     assert hooks.count == 0
 
 
-def test_hooks_are_removed_after_an_exception_within_a_step() -> None:
+def test_the_groups_are_the_users_again_as_soon_as_a_step_raises() -> None:
     class Fails(torch.optim.SGD):
         def step(self, closure: Any = None) -> Any:
             super().step(closure)
@@ -87,6 +87,7 @@ def test_hooks_are_removed_after_an_exception_within_a_step() -> None:
     the_trainer = trainer(See(), DiscriminativeLR(0.5, verbose=False))
     with pytest.raises(RuntimeError, match="out of memory"):
         the_trainer.fit(module, loader())
+    assert seen == [[19]]
     assert [len(group["params"]) for group in the_trainer.optimizers[0].param_groups] == [19]
 
 
@@ -143,6 +144,37 @@ def test_a_resumed_run_equals_the_straight_one(optimizer: Any, names: list[str],
 def test_different_rates_under_prodigy_are_refused_with_the_names_of_callback_and_optimizer() -> None:
     with pytest.raises(ConfigurationError, match="DiscriminativeLR: Prodigy does not accept a learning rate for each"):
         fit(make(make_optimizers=prodigy), DiscriminativeLR(0.5, verbose=False))
+
+
+@pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint")
+def test_an_optimizer_with_a_form_of_checkpoints_of_its_own_resumes(tmp_path: Any) -> None:
+    class Wrapping(torch.optim.AdamW):
+        def state_dict(self) -> Any:
+            return {"inner": super().state_dict()}
+
+        def load_state_dict(self, state: Any) -> None:
+            super().load_state_dict(state["inner"])
+
+    def optimizer(module: nn.Module) -> Optimizer:
+        return Wrapping(module.parameters(), lr=0.01)
+
+    straight = saving_run(tmp_path, *OURS["both"](), optimizer=optimizer)
+    resumed = saving_run(tmp_path, *OURS["both"](), optimizer=optimizer, path=tmp_path / "step=7.ckpt")
+    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+
+
+def test_an_optimizer_that_was_saved_with_one_group_for_each_layer_is_refused(tmp_path: Any) -> None:
+    saving_run(tmp_path, *OURS["gradual"]())
+    checkpoint = torch.load(tmp_path / "step=7.ckpt", weights_only=True)
+    (group,) = checkpoint["optimizer_states"][0]["param_groups"]
+    checkpoint["optimizer_states"][0]["param_groups"] = [
+        {**group, "params": group["params"][:1], "name": "embeddings"},
+        {**group, "params": group["params"][1:], "name": "head"},
+    ]
+    torch.save(checkpoint, tmp_path / "old.ckpt")
+    words = r"groups of 1\+18 parameters, those of this run 19: .* one group for each layer\. Resume with"
+    with pytest.raises(ConfigurationError, match=words):
+        saving_run(tmp_path, *OURS["gradual"](), path=tmp_path / "old.ckpt")
 
 
 # ------------------------------------------------------------------------------ callbacks added and removed

@@ -86,6 +86,26 @@ SCHEDULERS: dict[str, Callable[[torch.optim.Optimizer], Any]] = {
 }
 
 
+def call_within_step(optimizer: torch.optim.Optimizer, note: Callable[[torch.optim.Optimizer], None]) -> None:
+    """Call a function once, within the next step of an optimizer, after its closure has run."""
+
+    def before(_: Any, args: Any, kwargs: Any) -> Any:
+        handle.remove()
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+
+        def closure_and_note() -> Any:
+            output = closure()
+            note(optimizer)
+            return output
+
+        if closure is None:
+            note(optimizer)
+            return None
+        return args[:1], {**kwargs, "closure": closure_and_note}
+
+    handle = optimizer.register_step_pre_hook(before)
+
+
 def rates_follow(name: str) -> Callable[[Make, Path], Result]:
     """The rates of all layers under a user's scheduler, against the same scheduler over one plain optimizer."""
 
@@ -96,10 +116,14 @@ def rates_follow(name: str) -> Callable[[Make, Path], Result]:
         def __init__(self) -> None:
             self.seen: list[dict[str, float]] = []
 
-        def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Any) -> None:
-            by_parameter = {id(p): g["lr"] for g in optimizer.param_groups for p in g["params"]}
-            trains = [(n, p) for n, p in pl_module.named_parameters() if p.requires_grad]
-            self.seen.append({n: by_parameter.get(id(p), float("nan")) for n, p in trains})
+        def on_train_batch_start(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
+            def note(optimizer: torch.optim.Optimizer) -> None:
+                by_parameter = {id(p): g["lr"] for g in optimizer.param_groups for p in g["params"]}
+                trains = [(n, p) for n, p in pl_module.named_parameters() if p.requires_grad]
+                self.seen.append({n: by_parameter.get(id(p), float("nan")) for n, p in trains})
+
+            # The rates that the step itself works with: a tool may change the groups for the time of the step.
+            call_within_step(trainer.optimizers[0], note)
 
     def check(make: Make, folder: Path) -> Result:
         rates = Rates()

@@ -10,6 +10,7 @@ from torch.nn import Parameter
 
 from lightning_freeze.callbacks.layer_callback import Groups, LayerCallback
 from lightning_freeze.errors import ConfigurationError
+from lightning_freeze.schedule.phases import is_factor
 from lightning_freeze.session.session import Session
 
 
@@ -29,6 +30,11 @@ class DiscriminativeLR(LayerCallback):
         groups: An explicit, ordered map from layer name to module-name prefixes, instead of the layers that are found
             automatically. Parameters that the map leaves out keep the user's rate.
         verbose: Whether to print the table of layers.
+        log_rates: Whether to log the learning rate of each layer, all factors and warm-ups included, to the trainer's
+            loggers at every ``log_every_n_steps``, as ``lr-<optimizer>/<layer>``: ``lr-AdamW/head``, and
+            ``lr-AdamW-1/head`` for a second ``AdamW``. Of a layer whose parameters have several rates it is the
+            largest; of a frozen layer, the one it would train at. (``LearningRateMonitor`` logs the user's rates, to
+            which the factors apply.)
 
     Raises:
         ConfigurationError: If a factor is negative or not finite, a selector matches nothing, or another
@@ -41,6 +47,7 @@ class DiscriminativeLR(LayerCallback):
         factors: Mapping[str, float] | None = None,
         groups: Groups | None = None,
         verbose: bool = True,
+        log_rates: bool = False,
     ) -> None:
         super().__init__(groups=groups, verbose=verbose)
         if isinstance(decay, bool) or not isinstance(decay, (int, float)) or not 0 < decay < math.inf:
@@ -50,14 +57,14 @@ class DiscriminativeLR(LayerCallback):
         if factors is not None and not isinstance(factors, Mapping):
             raise ConfigurationError(f"DiscriminativeLR(factors={factors!r}): expected a map such as {{'head': 10}}.")
         for selector, factor in (factors or {}).items():
-            if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 0 <= factor < math.inf:
+            if not is_factor(factor):
                 raise ConfigurationError(
                     f"DiscriminativeLR(factors={{{selector!r}: {factor!r}}}): expected a finite number, 0 or more."
                 )
         self.decay = decay
+        self.log_rates = log_rates
         self.factors = dict(factors or {})
         self._factors: dict[Parameter, float] = {}
-        self._rates: list[list[dict[str, Any]]] | None = None
 
     @property
     def state_key(self) -> str:
@@ -73,7 +80,6 @@ class DiscriminativeLR(LayerCallback):
         }
         for selector, factor in self.factors.items():
             self._factors.update(dict.fromkeys(self.stack.select(selector).parameters, float(factor)))
-        self._rates = None
         session.rates.sources.append(self)
 
     def check(self, session: Session) -> None:  # noqa: D102
@@ -99,22 +105,11 @@ class DiscriminativeLR(LayerCallback):
     def rate_factor(self, key: Hashable) -> float:  # noqa: D102
         return key if isinstance(key, float) else 1.0
 
-    def rate_ramp(self, key: Hashable) -> float:  # noqa: D102
-        return 1.0
-
     def state_dict(self) -> dict[str, Any]:  # noqa: D102
-        if self._session is not None:
-            self._rates = self._session.rates.state_dict()
-        return {"rates": self._rates}
+        return {"rates": self.rates_state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # noqa: D102
         self._rates = state_dict["rates"]
-        if self._session is not None:
-            self._session.rates.load_state_dict(self._rates)
-
-    def _leave(self) -> None:
-        self.state_dict()
-        super()._leave()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_factors": {}}

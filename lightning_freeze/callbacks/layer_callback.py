@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from lightning_freeze.callbacks.observers import make_observers
 from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.layers import LayerStack
+from lightning_freeze.rates.optimizer_rates import State
 from lightning_freeze.session.observer import Schedule
 from lightning_freeze.session.session import Session
 
@@ -37,6 +38,7 @@ class LayerCallback(Callback):
         self.verbose = verbose
         self._session: Session | None = None
         self._stack: LayerStack | None = None
+        self._rates: State | None = None
 
     @property
     def stack(self) -> LayerStack:
@@ -63,18 +65,22 @@ class LayerCallback(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: D102
         if stage == TrainerFn.FITTING:
+            self._rates = None
             self._session = Session.join(trainer, pl_module, self, make_observers)
 
     def on_load_checkpoint(  # noqa: D102
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        states = checkpoint.get("optimizer_states")
-        # Lightning's learning rate and batch size finders restore what they saved too, during a run.
-        if self._session is not None and states and not trainer.optimizers:
-            self._session.saved_optimizers = states
-            # All callbacks of the run that saved it knew the same rates, and other callbacks may go on with them.
+        if session := self._led:
+            # All callbacks of the run that saved it have the same state of the rates, and others may go on with it.
             rates = [s["rates"] for s in checkpoint.get("callbacks", {}).values() if _has_rates(s)]
-            self._session.rates.load_state_dict(rates[0] if rates else None)
+            session.rates.load_state_dict(rates[0] if rates else None)
+
+    def rates_state(self) -> State | None:
+        """What optimizers keep in their parameter groups for each layer, now or at the end of the last fit."""
+        if self._session is not None:
+            self._rates = self._session.rates.state_dict()
+        return self._rates
 
     @property
     def _led(self) -> Session | None:
@@ -129,6 +135,7 @@ class LayerCallback(Callback):
         self._leave()
 
     def _leave(self) -> None:
+        self.rates_state()
         session, self._session = self._session, None
         if session is not None:
             session.leave(self)

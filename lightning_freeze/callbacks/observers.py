@@ -6,6 +6,7 @@ from lightning_freeze.compatibility.observer import Compatibility
 from lightning_freeze.diagnostics.missing_gradients import MissingGradients
 from lightning_freeze.diagnostics.wasted_backward import WastedBackward
 from lightning_freeze.report.printed import PrintedReport
+from lightning_freeze.report.rate_log import RateLog
 from lightning_freeze.session.observer import Observer
 from lightning_freeze.session.session import Session
 
@@ -17,10 +18,12 @@ def make_observers(session: Session) -> list[Observer]:
         session: The running fit.
     """
     freezing = [member for member in session.members if member.freezes_layers]
+    logged = [member.stack for member in session.members if getattr(member, "log_rates", False)]
     stacks = {id(member.stack): member.stack for member in freezing}
     return [
         Compatibility(session),
         PrintedReport(session),
+        *([RateLog(session, logged)] if logged else []),
         *(WastedBackward(member, session) for member in freezing),
         *(MissingGradients(stack, session) for stack in stacks.values()),
         # A schedule may hold a validation that was due when its checkpoint was saved, so it comes last.

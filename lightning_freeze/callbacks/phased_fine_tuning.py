@@ -13,9 +13,9 @@ from lightning_freeze.callbacks.layer_callback import FreezingCallback, Groups
 from lightning_freeze.layers import LayerStack
 from lightning_freeze.schedule import checks
 from lightning_freeze.schedule.phases import Phase, check_phases, monitors
+from lightning_freeze.session.phase_rates import PhaseRates
 from lightning_freeze.session.phase_runner import PhaseRunner
 from lightning_freeze.session.session import Session
-from lightning_freeze.session.warm_up import WarmUp
 
 
 class PhasedFineTuning(FreezingCallback):
@@ -85,7 +85,6 @@ class PhasedFineTuning(FreezingCallback):
         self.guard_early_stopping = guard_early_stopping
         self.drop_optimizer_state = drop_optimizer_state
         self.unfreeze_all = unfreeze_all
-        self._rates: list[list[dict[str, Any]]] | None = None
         self._runner = PhaseRunner(self, self.phases)
 
     @property
@@ -115,12 +114,11 @@ class PhasedFineTuning(FreezingCallback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: D102
         if stage == TrainerFn.FITTING:
             self._runner = PhaseRunner(self, self.phases)
-            self._rates = None
         super().setup(trainer, pl_module, stage)
 
     def prepare(self, session: Session) -> None:  # noqa: D102
         self._runner.join(session, self.stack, self.build_phases(self.stack))
-        session.rates.sources.append(WarmUp(self._runner, self.warmup_steps))
+        session.rates.sources.append(PhaseRates(self._runner, self.warmup_steps))
 
     def check(self, session: Session) -> None:  # noqa: D102
         self._runner.check(drop_idle=self.skips_idle_phases)
@@ -131,14 +129,11 @@ class PhasedFineTuning(FreezingCallback):
         return self._generate_state_key(plan=repr(self), groups=self.groups)
 
     def state_dict(self) -> dict[str, Any]:  # noqa: D102
-        self._remember_rates()
-        return {**self._runner.state_dict(), "rates": self._rates}
+        return {**self._runner.state_dict(), "rates": self.rates_state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # noqa: D102
         self._runner.load_state_dict(state_dict)
         self._rates = state_dict["rates"]
-        if self._session is not None and self._session.is_built:
-            self._session.rates.load_state_dict(self._rates)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take over the state of a schedule that differs from this one only in phases that have not begun."""
@@ -152,12 +147,7 @@ class PhasedFineTuning(FreezingCallback):
         if len(own or unclaimed) == 1:
             self.load_state_dict(states[(own or unclaimed)[0]])
 
-    def _remember_rates(self) -> None:
-        if self._session is not None:
-            self._rates = self._session.rates.state_dict()
-
     def _leave(self) -> None:
-        self._remember_rates()
         self._runner.leave()
         super()._leave()
 

@@ -12,7 +12,7 @@ from torch.optim import LBFGS
 from lightning_freeze.compatibility.activation_checkpointing import models_with_input_grads
 from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.layers.analysis.quantised import find_barrier
-from lightning_freeze.schedule.triggers import StepTrigger, Trigger
+from lightning_freeze.schedule.triggers import counts_steps
 from lightning_freeze.session.session import Session
 
 #: Not in every version of Lightning that this package works with.
@@ -128,17 +128,13 @@ def check_steps_are_counted(session: Session) -> None:
     if session.module.automatic_optimization or session.trainer.global_step:
         return
     for schedule in session.schedules:
-        triggers = [phase.until for phase in schedule.plan if _counts_steps(phase.until)]
+        triggers = [phase.until for phase in schedule.plan if counts_steps(phase.until)]
         if schedule.steps_taken and triggers:
             raise ConfigurationError(
                 f"{type(schedule.owner).__name__} waits for {triggers[0]}, but {type(session.module).__name__} steps "
                 f"its optimizers without Lightning, so Trainer.global_step stands still. Step what "
                 f"self.optimizers() returns, without use_pl_optimizer=False, or use EpochTrigger."
             )
-
-
-def _counts_steps(trigger: Trigger | None) -> bool:
-    return any(isinstance(part, StepTrigger) for part in getattr(trigger, "triggers", (trigger,)))
 
 
 def warn_of_input_grads(session: Session) -> None:

@@ -5,7 +5,7 @@ Each combination either works or is refused at the start with one message that s
 
 from __future__ import annotations
 
-from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, StochasticWeightAveraging
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from torch.optim import Optimizer
 
 from lightning_freeze.compatibility import checks
@@ -14,7 +14,6 @@ from lightning_freeze.compatibility.compile import GraphCount, raise_limits
 from lightning_freeze.compatibility.early_stopping import PatienceGuard
 from lightning_freeze.compatibility.nested_tensors import keep_padded_in_training
 from lightning_freeze.compatibility.tuner import find_the_users_rate, measure_the_largest_phase
-from lightning_freeze.compatibility.weight_averaging import keep_layer_rates
 from lightning_freeze.session.observer import Observer, PhaseChange
 from lightning_freeze.session.session import Session
 from lightning_freeze.session.toggle_optimizer import untoggled
@@ -43,8 +42,6 @@ class Compatibility(Observer):
     def _adapt_callbacks(self) -> None:
         session = self._session
         for callback in checks.callbacks_of(session):
-            if isinstance(callback, StochasticWeightAveraging):
-                session.at_close(keep_layer_rates(callback, session.rates))
             if isinstance(callback, BatchSizeFinder):
                 session.at_close(measure_the_largest_phase(callback, session))
             if isinstance(callback, LearningRateFinder):
@@ -80,8 +77,6 @@ class Compatibility(Observer):
         if self._is_first_batch:
             self._is_first_batch = False
             self._reentrant.begin(self._session.trainer.optimizers)
-            if not self._session.module.automatic_optimization:
-                self._write_rates_before_every_step()
 
     def before_step(self, optimizer: Optimizer) -> None:  # noqa: D102
         self._reentrant.check(optimizer, self._session.module)
@@ -115,10 +110,3 @@ class Compatibility(Observer):
                         f"of the run. Skip its turn while its loss does not require grad, or give each phase "
                         f"something of it to train."
                     )
-
-    def _write_rates_before_every_step(self) -> None:
-        # A module that optimizes by hand may step an optimizer without Lightning, and then no callback is called.
-        rates = self._session.rates
-        for optimizer in self._session.trainer.optimizers:
-            if rates.base_of(optimizer) is not None and hasattr(optimizer, "register_step_pre_hook"):
-                self._session.at_close(optimizer.register_step_pre_hook(lambda *_: rates.write()).remove)

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
-from torch import Tensor
-from torch.optim import Optimizer
 
 from lightning_freeze.session.session import Session
 
@@ -40,7 +37,7 @@ def measure_the_largest_phase(finder: BatchSizeFinder, session: Session) -> Call
 def find_the_users_rate(finder: LearningRateFinder, session: Session) -> Callable[[], None]:
     """Let a learning rate finder look for the user's rate, to which each layer's factor applies.
 
-    It tries one rate after another on all groups of the optimizer alike, and leaves the one that it finds there.
+    It may run before any callback of this package is told that the fit begins.
 
     Args:
         finder: The callback.
@@ -54,39 +51,11 @@ def find_the_users_rate(finder: LearningRateFinder, session: Session) -> Callabl
     def lr_find(trainer: Trainer, pl_module: LightningModule) -> None:
         if session.rates.sources:
             session.begin()
-        with _keeping_callbacks(trainer), _in_eval_mode(session), _scaled(session, trainer.optimizers):
+        with _keeping_callbacks(trainer), _in_eval_mode(session):
             find(trainer, pl_module)
-        rate = finder.optimal_lr.suggestion() if finder.optimal_lr is not None else None
-        rates = {float(group["lr"]) for optimizer in trainer.optimizers for group in optimizer.param_groups}
-        base = session.rates.base_of(trainer.optimizers[0])
-        if base is None or rate is None or rates != {rate}:
-            return
-        for group in base.param_groups:
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(rate)
-            else:
-                group["lr"] = rate
-        session.rates.write(force=True)
 
     finder.lr_find = lr_find  # type: ignore[method-assign]
     return lambda: vars(finder).pop("lr_find", None) and None
-
-
-@contextmanager
-def _scaled(session: Session, optimizers: Sequence[Optimizer]) -> Iterator[None]:
-    factors = {optimizer: session.rates.factors_of(optimizer) for optimizer in optimizers}
-
-    def scale(optimizer: Optimizer, *_: Any) -> None:
-        # The finder computes the next rate from the first one, and sets it after this step.
-        for group, factor in zip(optimizer.param_groups, factors[optimizer], strict=True):
-            group["lr"] = group["lr"] * factor
-
-    handles = [optimizer.register_step_pre_hook(scale) for optimizer in factors]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager

@@ -116,9 +116,8 @@ def _check_groups(saved: Sequence[int], now: Sequence[int]) -> None:
     if saved and list(saved) != list(now):
         raise ConfigurationError(
             f"The optimizers in the checkpoint have {_and(saved)} parameter groups, those of this run {_and(now)}: it "
-            f"was saved with other callbacks (DiscriminativeLR, GradualUnfreezing and PhasedFineTuning make one group "
-            f"for each layer) or another optimizer. Resume with those of the run that saved it, or begin a new run "
-            f"from its weights alone."
+            f"was saved with another optimizer, or by a version of this package that made one group for each layer. "
+            f"Resume with what saved it, or begin a new run from its weights alone."
         )
 
 

@@ -1,14 +1,13 @@
-"""Which strategies and optimizers can take part in a schedule; the others are refused, with the way out."""
+"""Which strategies can take part in a schedule; the others are refused, with the way out."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import Optimizer
 
 from lightning_freeze.distributed.sharding import is_sharded
 from lightning_freeze.errors import ConfigurationError
@@ -55,8 +54,7 @@ def check_wrapped(owners: Sequence[str], trainer: Trainer, module: LightningModu
         module: The module that is being fitted.
 
     Raises:
-        ConfigurationError: If the model is wrapped in something unknown, some parameters are not synchronised, or an
-            optimizer deals its parameters out to the ranks.
+        ConfigurationError: If the model is wrapped in something unknown, or some parameters are not synchronised.
     """
     if not owners:
         return
@@ -75,7 +73,6 @@ def check_wrapped(owners: Sequence[str], trainer: Trainer, module: LightningModu
                     f"of {type(module).__name__} calls fully_shard() on parts of the module only. Call "
                     f"fully_shard(self) last."
                 )
-    _check_optimizers(owners, trainer.optimizers)
 
 
 def foreign_wrapper(trainer: Trainer, module: LightningModule) -> object | None:
@@ -88,19 +85,6 @@ def foreign_wrapper(trainer: Trainer, module: LightningModule) -> object | None:
     wrapper = trainer.strategy.model
     replicated = isinstance(trainer.strategy, DDPStrategy) and isinstance(wrapper, DistributedDataParallel)
     return wrapper if wrapper is not module and not replicated else _flattened(module)
-
-
-def _check_optimizers(owners: Sequence[str], optimizers: Iterable[Optimizer]) -> None:
-    for optimizer in optimizers:
-        # What an optimizer has whose state lies in parts on the ranks; Lightning goes by the same name.
-        if hasattr(optimizer, "consolidate_state_dict"):
-            name = type(optimizer).__name__
-            raise ConfigurationError(
-                f"{_and(owners)} cannot run with {name}, which deals its parameter groups out to the ranks when it is "
-                f"made, while each layer needs a group of its own. To shard the optimizer's state, use "
-                f"ModelParallelStrategy with fully_shard() on each block in configure_model; else use the optimizer "
-                f"inside {name} directly. LayerFreezing alone works with it."
-            )
 
 
 def _check_communication(owners: Sequence[str], strategy: object) -> None:

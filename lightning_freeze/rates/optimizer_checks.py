@@ -13,6 +13,8 @@ from lightning_freeze.rates.driven_optimizers import driven_by, held_by
 from lightning_freeze.rates.step_hooks import runs_hooks
 from lightning_freeze.rates.trial_step import refusal_of_rates
 
+_LEAVE_OUT = "leave out DiscriminativeLR, warmup_steps, and the lr and factors of phases"
+
 
 def check_optimizer(
     optimizer: Any,
@@ -34,15 +36,15 @@ def check_optimizer(
         _check_rates(member, key_of)
         if isinstance(member, LBFGS):
             raise ConfigurationError(
-                "LBFGS accepts only one parameter group, so no callback can scale the learning rate of single layers; "
-                "leave out DiscriminativeLR and warmup_steps, or use a first-order optimizer such as AdamW."
+                f"LBFGS accepts only one parameter group, so no callback can scale the learning rate of single layers; "
+                f"{_LEAVE_OUT}, or use a first-order optimizer such as AdamW."
             )
     reached = {id(p) for member in members if runs_hooks(member) for p in held_by(member)}
     if any(id(parameter) not in reached and key_of(parameter) != () for parameter in held_by(optimizer)):
         name = type(optimizer).__name__
         raise ConfigurationError(
             f"{name}.step() does not run the hooks of torch.optim.Optimizer, so no callback can scale its learning "
-            f"rates: leave out DiscriminativeLR and warmup_steps, or derive {name} from torch.optim.Optimizer, call "
+            f"rates: {_LEAVE_OUT}, or derive {name} from torch.optim.Optimizer, call "
             f"super().__init__(params, defaults), and override step() in the class rather than on the object."
         )
     if len(members) == 1:  # a copy of one that drives others would drive the real ones
@@ -56,13 +58,13 @@ def _check_rates(optimizer: Optimizer, key_of: Callable[[Parameter], Hashable]) 
         name = type(optimizer).__name__
         if "lr" not in group and not driven_by(optimizer):
             raise ConfigurationError(
-                f"{name} has no learning rate in its parameter groups that a callback could scale; leave out "
-                f"DiscriminativeLR and warmup_steps, or use an optimizer that has one, such as AdamW."
+                f"{name} has no learning rate in its parameter groups that a callback could scale; "
+                f"{_LEAVE_OUT}, or use an optimizer that has one, such as AdamW."
             )
         if group.get("lr", 0) is None or group.get("relative_step"):  # as transformers' Adafactor
             raise ConfigurationError(
-                f"{name} sets its own learning rate (relative_step=True), so no callback can scale it; leave out "
-                f"DiscriminativeLR and warmup_steps, or give it a rate: {name}(..., lr=1e-3, relative_step=False, "
+                f"{name} sets its own learning rate (relative_step=True), so no callback can scale it; "
+                f"{_LEAVE_OUT}, or give it a rate: {name}(..., lr=1e-3, relative_step=False, "
                 f"warmup_init=False)."
             )
 
@@ -78,6 +80,6 @@ def _check_different_rates(
     if refusal is not None:
         raise ConfigurationError(
             f"{type(optimizer).__name__} does not accept a learning rate for each layer "
-            f"({type(refusal).__name__}: {refusal}); leave out "
-            f"DiscriminativeLR and warmup_steps, or use an optimizer that does, such as AdamW."
+            f"({type(refusal).__name__}: {refusal}); "
+            f"{_LEAVE_OUT}, or use an optimizer that does, such as AdamW."
         ) from refusal

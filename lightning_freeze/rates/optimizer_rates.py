@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
+from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.rates.driven_optimizers import driven_by, held_by
 from lightning_freeze.rates.optimizer_checks import check_optimizer
 from lightning_freeze.rates.step_groups import StepGroups
@@ -19,7 +20,11 @@ State = list[list[dict[str, Any]]]
 
 
 class RateSource(Protocol):
-    """A callback that scales learning rates."""
+    """Something that scales learning rates."""
+
+    @property
+    def owner(self) -> object:
+        """The callback that it belongs to."""
 
     def rate_key(self, parameter: Parameter) -> Hashable:
         """What decides about a parameter's factor, the same for the whole run; ``()`` if it is always 1."""
@@ -136,7 +141,7 @@ class OptimizerRates:
         members = [optimizer, *driven_by(optimizer)]
         scales = any(self._key(parameter) != () for member in members for parameter in held_by(member))
         if scales:
-            check_optimizer(optimizer, self._key, self._factor)
+            self._check(optimizer)
         # A wrapper leaves it to the optimizers that it drives to move the parameters.
         leaves_out = [
             m for m in members if self.freezes and not driven_by(m) and runs_hooks(m) and moves_without_gradient(m)
@@ -144,6 +149,14 @@ class OptimizerRates:
         if not scales and not leaves_out:
             return None
         return StepGroups(optimizer, self._key, self._factor, leaves_out, state)
+
+    def _check(self, optimizer: Optimizer) -> None:
+        try:
+            check_optimizer(optimizer, self._key, self._factor)
+        except ConfigurationError as error:
+            scaling = [s for s in self.sources if any(s.rate_key(parameter) != () for parameter in held_by(optimizer))]
+            names = dict.fromkeys(type(source.owner).__name__ for source in scaling)
+            raise ConfigurationError(f"{' and '.join(names)}: {error}") from error.__cause__
 
     def _key(self, parameter: Parameter) -> Hashable:
         keys = tuple(source.rate_key(parameter) for source in self.sources)

@@ -17,12 +17,27 @@ PER_PARAMETER = ("params", "param_names")
 class _Part:
     """The parameters of a group that share a key, in a group of their own that lasts from step to step."""
 
-    def __init__(self, key: Hashable, positions: list[int]) -> None:
+    def __init__(self, key: Hashable) -> None:
         self.key = key
-        self.positions = positions
+        self.positions: list[int] = []
         self.factor = 1.0
-        self.group: dict[str, Any] = {}
-        self.before: dict[str, Any] = {}  # marks of the group's values as the step began
+        self.group: dict[str, Any] = {}  # one object for all steps: optimizers may hold it across their closure
+        self._marks: dict[str, Any] = {}
+
+    def put(self, name: str, value: Any) -> None:
+        self.group[name] = value
+        self._marks[name] = mark(value)
+
+    def drop(self, name: str) -> None:
+        self.group.pop(name, None)
+        self._marks.pop(name, None)
+
+    def written(self) -> set[str]:
+        """The names of values that the optimizer has written since the last call; each of them is told once."""
+        values = {name: value for name, value in self.group.items() if name not in PER_PARAMETER}
+        found = {n for n, v in values.items() if n not in self._marks or not is_unchanged(v, self._marks[n])}
+        self._marks.update({name: mark(values[name]) for name in found})
+        return found
 
 
 class SplitGroup:
@@ -46,12 +61,13 @@ class SplitGroup:
     ) -> None:
         self.user = group
         self._parameters = list(group["params"])
-        positions: dict[Hashable, list[int]] = {}
+        parts: dict[Hashable, _Part] = {}
         for position, parameter in enumerate(self._parameters):
-            positions.setdefault(key_of(parameter), []).append(position)
-        self.parts = [_Part(*item) for item in positions.items()]
-        self._own: dict[str, Any] = {}  # of each value that the parts have their own of: a mark of what the user sees
-        self._seen: dict[str, Any] | None = None  # marks of the user's values that the parts have now
+            key = key_of(parameter)
+            parts.setdefault(key, _Part(key)).positions.append(position)
+        self.parts = list(parts.values())
+        self._seen: dict[str, Any] = {}  # marks of the user's values that the parts are up to date with
+        self._own: set[str] = set()  # names of the values that the optimizer has written
         if state is not None:
             self._load(state)
 
@@ -62,10 +78,7 @@ class SplitGroup:
 
     def holds(self, group: dict[str, Any]) -> bool:
         """Whether another group has exactly these parameters."""
-        parameters = group["params"]
-        return len(parameters) == len(self._parameters) and all(
-            left is right for left, right in zip(parameters, self._parameters, strict=True)
-        )
+        return [*map(id, group["params"])] == [*map(id, self._parameters)]
 
     def enter(
         self, factor_of: Callable[[Hashable], float], sees: Callable[[Parameter], bool] | None
@@ -76,33 +89,42 @@ class SplitGroup:
             factor_of: The factor of a key.
             sees: Whether the optimizer shall see a parameter; by default all. Parts without any are left out.
         """
-        factors = [factor_of(part.key) for part in self.parts]
-        if sees is not None or not self._is_current(factors):
-            self._update(factors, sees)
+        changed = [name for name in self.user if name not in PER_PARAMETER and not self._is_as_seen(name)]
+        removed = self._seen.keys() - self.user.keys()
+        for part in self.parts:
+            factor = factor_of(part.key)
+            if sees is not None or "params" not in part.group:
+                part.group.update(self._select(part, sees))
+            for name in changed:
+                if name != "lr":
+                    part.put(name, copy_value(self.user[name]))
+            if "lr" in changed or ("lr" in self.user and factor != part.factor):
+                part.put("lr", scaled(self.user["lr"], factor, into=part.group.get("lr")))
+            for name in removed:
+                part.drop(name)
+            part.factor = factor
+        self._own -= {*changed, *removed}
+        self._seen = {name: seen for name, seen in self._seen.items() if name not in removed}
+        self._seen.update({name: mark(self.user[name]) for name in changed})
         return [part.group for part in self.parts if part.group["params"]]
 
     def leave(self) -> None:
         """Take over into the user's group what the optimizer has written into the parts."""
-        written = {
-            name: None
-            for part in self.parts
-            for name, value in part.group.items()
-            if name not in PER_PARAMETER and not (name in part.before and is_unchanged(value, part.before[name]))
-        }
+        written = {name for part in self.parts for name in part.written()}
         if not written:
             return
-        self._seen = None
         ranked = sorted(self.parts, key=lambda part: (not self._has_gradients(part), abs(part.factor - 1)))
         for name in written:
             shown = next(part for part in ranked if name in part.group)
             value = shown.group[name]
             is_scaled = name == "lr" and shown.factor
             self.user[name] = scaled(value, 1 / shown.factor) if is_scaled else copy_value(value)
-            self._own[name] = mark(self.user[name])
+            self._seen[name] = mark(self.user[name])
+        self._own |= written
 
     def rates(self, factor_of: Callable[[Hashable], float]) -> dict[Parameter, float]:
         """The learning rate of each parameter now."""
-        own = "lr" in self._own and self._is_as_shown("lr")
+        own = "lr" in self._own and self._is_as_seen("lr")
         rates: dict[Parameter, float] = {}
         for part in self.parts:
             factor = factor_of(part.key)
@@ -112,10 +134,10 @@ class SplitGroup:
         return rates
 
     def state_dict(self) -> dict[str, Any] | None:
-        """The values that the parts have their own of, as plain data; ``None`` if there are none."""
+        """The values that the optimizer has written, of each part, as plain data; ``None`` if there are none."""
         values: dict[str, dict[int, Any]] = {}
         for name in self._own:
-            if self._is_as_shown(name):
+            if self._is_as_seen(name):
                 with suppress(ValueError):  # what is no plain data resumes from what the user's group shows
                     values[name] = {i: plain(p.group[name]) for i, p in enumerate(self.parts) if name in p.group}
         if not values:
@@ -136,37 +158,13 @@ class SplitGroup:
                 # A parameter that the state does not know begins with what the user's group shows.
                 for value in [state["shown"][name]] if index is None else [each[index]] if index in each else []:
                     here = self.user.get(name)
-                    part.group[name] = copy_value(value.to(here.device) if isinstance(here, Tensor) else value)
+                    part.put(name, copy_value(value.to(here.device) if isinstance(here, Tensor) else value))
             part.factor = 1.0 if index is None else state["factors"][index]
-        self._own = {name: mark(value) for name, value in state["shown"].items()}
+        self._seen = {name: mark(value) for name, value in state["shown"].items()}
+        self._own = set(self._seen)
 
-    def _is_current(self, factors: list[float]) -> bool:
-        if (
-            self._seen is None
-            or factors != [part.factor for part in self.parts]
-            or self._seen.keys() != self.user.keys()
-        ):
-            return False
-        return all(name in PER_PARAMETER or is_unchanged(self.user[name], seen) for name, seen in self._seen.items())
-
-    def _update(self, factors: list[float], sees: Callable[[Parameter], bool] | None) -> None:
-        self._own = {name: shown for name, shown in self._own.items() if self._is_as_shown(name)}
-        shared = [name for name in self.user if name not in (*PER_PARAMETER, "lr") and name not in self._own]
-        for part, factor in zip(self.parts, factors, strict=True):
-            rate = part.group.get("lr")
-            own = {name: part.group[name] for name in self._own if name in part.group}
-            if "lr" in self.user and not ("lr" in own and factor == part.factor):
-                own["lr"] = scaled(self.user["lr"], factor, into=rate)
-            part.group.clear()  # the same object from step to step: optimizers may hold it across their closure
-            part.group.update(self._select(part, sees))
-            part.group.update({name: copy_value(self.user[name]) for name in shared})
-            part.group.update(own)
-            part.factor = factor
-            part.before = {name: mark(value) for name, value in part.group.items() if name not in PER_PARAMETER}
-        self._seen = {name: None if name in PER_PARAMETER else mark(value) for name, value in self.user.items()}
-
-    def _is_as_shown(self, name: str) -> bool:
-        return name in self.user and is_unchanged(self.user[name], self._own[name])
+    def _is_as_seen(self, name: str) -> bool:
+        return name in self._seen and name in self.user and is_unchanged(self.user[name], self._seen[name])
 
     def _select(self, part: _Part, sees: Callable[[Parameter], bool] | None) -> dict[str, list[Any]]:
         positions = [i for i in part.positions if sees is None or sees(self._parameters[i])]

@@ -77,11 +77,8 @@ class StepGroups:
         rates: dict[Parameter, float] = {}
         for optimizer in self._members:
             for group in self._users_groups(optimizer):
-                split = self._splits.get(self._place(group))
-                if split is None or not split.holds(group):
-                    split = SplitGroup(group, self._key_of)
                 if group.get("lr") is not None:
-                    rates.update(split.rates(self._factor_of))
+                    rates.update(self._split(group).rates(self._factor_of))
         return rates
 
     def state_dict(self) -> list[dict[str, Any]]:

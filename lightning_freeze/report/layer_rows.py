@@ -42,7 +42,9 @@ def layer_rows(session: Session) -> list[LayerRow]:
     Args:
         session: The running fit.
     """
-    rates = _rates(session)
+    rates: dict[Parameter, float] = {}
+    for optimizer in session.trainer.optimizers:
+        rates.update(session.rates.rates_of(optimizer))
     unused = unused_copies(session.module)
     return [_row(layer, session.since, rates, unused) for layer in session.stack]
 
@@ -62,13 +64,3 @@ def _row(
         since=max(starts, default=None),
         is_bystander=layer.is_bystander,
     )
-
-
-def _rates(session: Session) -> dict[Parameter, float]:
-    return {
-        parameter: float(group["lr"])
-        for optimizer in session.trainer.optimizers
-        for group in optimizer.param_groups
-        if group.get("lr") is not None
-        for parameter in group["params"]
-    }

@@ -28,5 +28,6 @@ def phase_line(change: PhaseChange, module: Module, clock: Clock) -> str:
     back = "" if change.restored is None else f" Back to the weights with {change.monitor}={change.restored:.4g}."
     return (
         f"Epoch {clock.epoch}, step {clock.step}: phase {change.phase + 1} of {len(change.plan)} "
-        f"trains {spans(change.layers, change.names)} ({count(trainable)} of {count(total)} parameters){until}.{back}"
+        f"trains {spans(change.layers, change.names)} ({count(trainable)} of {count(total)} parameters)"
+        f"{change.plan[change.phase].rate_words}{until}.{back}"
     )

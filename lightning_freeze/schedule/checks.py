@@ -42,11 +42,16 @@ def only_metric(owner: str, watched: Mapping[str, object]) -> str:
 
 
 def check_phases_differ(
-    owner: str, phases: Sequence[Phase], trains: Sequence[Iterable[Parameter]], stack: LayerStack
+    owner: str,
+    phases: Sequence[Phase],
+    trains: Sequence[Iterable[Parameter]],
+    factors: Sequence[Mapping[Parameter, float]],
+    stack: LayerStack,
 ) -> None:
-    """Refuse a phase that trains exactly what the one before it trains."""
+    """Refuse a phase that trains exactly what the one before it trains, at the same rates."""
     for number in range(1, len(phases)):
-        if set(trains[number]) == set(trains[number - 1]):
+        before = number - 1
+        if set(trains[number]) == set(trains[before]) and factors[number] == factors[before]:
             raise ConfigurationError(
                 f"Phases {number} and {number + 1} of {owner} train the same layers ({phases[number].train}); merge "
                 f"them.{_tied(stack, phases[number - 1], phases[number])}"
@@ -164,19 +169,29 @@ def warn_of_layers_left_out(
     stack: LayerStack,
     trains: Sequence[Mapping[Parameter, None]],
     trainer: Trainer,
+    module: LightningModule,
     would: Callable[..., bool],
 ) -> None:
-    """Warn of layers that a phase unfreezes and that no optimizer holds."""
+    """Warn of layers, or single parameters of them, that a phase unfreezes and that no optimizer holds."""
     optimized = {p for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]}
     if not optimized & {p for layer in stack for p in layer.parameters()}:
         return
     unfrozen = {p for parameters in trains for p in parameters if would(p)}
-    names = [x.name for x in stack if unfrozen.intersection(x.parameters()) and not optimized & set(x.parameters())]
-    if names:
-        rank_zero_warn(
-            f"{owner} unfreezes {', '.join(names)}, of which no optimizer holds a parameter: these layers will not "
-            f"train. Give configure_optimizers all of self.parameters(), or leave them out of the phases."
-        )
+    left_out = unfrozen - optimized
+    if not left_out:
+        return
+    whole = [x for x in stack if left_out & set(x.parameters()) and not optimized & set(x.parameters())]
+    rest = left_out - {parameter for layer in whole for parameter in layer.parameters()}
+    single = [name for name, parameter in module.named_parameters() if parameter in rest]
+    found = []
+    if whole:
+        found.append(f"{', '.join(layer.name for layer in whole)}, of which no optimizer holds a parameter")
+    if single:
+        found.append(f"{', '.join(single[:8])}{' ...' if len(single) > 8 else ''}, which no optimizer holds")
+    rank_zero_warn(
+        f"{owner} unfreezes {' and '.join(found)}: they will not train. Give configure_optimizers all of "
+        f"self.parameters(), or leave them out of the phases."
+    )
 
 
 def check_metrics_are_validated(owner: str, watched: Sequence[str], trainer: Trainer) -> None:

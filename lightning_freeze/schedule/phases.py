@@ -6,6 +6,7 @@ that train in a state follows from its phase number alone. Resuming a run theref
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -23,13 +24,36 @@ class Phase:
         train: Selector of what trains in this phase, such as ``"-2:,head"``; all else is frozen.
         until: The trigger that ends the phase and begins the next one. The last phase needs none: it lasts until the
             run ends.
+        lr: Factor on the user's learning rate, under the user's scheduler, of everything that trains in this phase;
+            0 or more.
+        factors: Further factors of single layers in this phase, by selector, times ``lr``: with ``lr=0.5`` and
+            ``{"head": 10}`` the head trains at 5 times the user's rate. Later entries win over earlier ones.
     """
 
     train: str
     until: Trigger | None = None
+    lr: float = 1.0
+    factors: Mapping[str, float] | None = field(default=None, hash=False)
 
     def __str__(self) -> str:
-        return self.train if self.until is None else f"{self.train} until {self.until}"
+        # Checkpoints hold these words: those for a phase at the user's own rates must stay as they are.
+        until = "" if self.until is None else f" until {self.until}"
+        return f"{self.train}{self.rate_words}{until}"
+
+    def __repr__(self) -> str:
+        shown = {"train": self.train, "until": self.until, **self._rates}
+        return f"Phase({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+
+    @property
+    def rate_words(self) -> str:
+        """The factors as words, such as ``" with lr 0.5"``; empty for the user's own rates."""
+        rates = ", ".join(f"{name} {value}" for name, value in self._rates.items())
+        return f" with {rates}" if rates else ""
+
+    @property
+    def _rates(self) -> dict[str, Any]:
+        rates = {"lr": self.lr} if self.lr != 1 else {}
+        return {**rates, "factors": dict(self.factors)} if self.factors else rates
 
 
 @dataclass
@@ -58,7 +82,7 @@ class Progress:
 
 
 def check_phases(phases: Sequence[Phase]) -> None:
-    """Refuse schedules that are empty or can never reach their last phase.
+    """Refuse schedules that are empty, can never reach their last phase, or have rates that cannot be.
 
     Raises:
         ConfigurationError: Naming the offending phase.
@@ -78,11 +102,35 @@ def check_phases(phases: Sequence[Phase]) -> None:
             raise ConfigurationError(
                 f"Phase {number} ends with {phase.until!r}; expected a trigger such as EpochTrigger(1)."
             )
+        _check_rates(number, phase)
         if phase.until is None and number < len(phases):
             raise ConfigurationError(
                 f"Phase {number} of {len(phases)} ({phase.train}) has no trigger, so phase {number + 1} would never "
                 f"begin; give it one, such as until=EpochTrigger(1)."
             )
+
+
+def _check_rates(number: int, phase: Phase) -> None:
+    if not is_factor(phase.lr):
+        raise ConfigurationError(
+            f"Phase {number} ({phase.train}) has lr={phase.lr!r}; expected a factor on the user's learning rate: a "
+            f"finite number, 0 or more, such as 0.5."
+        )
+    if phase.factors is not None and not isinstance(phase.factors, Mapping):
+        raise ConfigurationError(
+            f"Phase {number} ({phase.train}) has factors={phase.factors!r}; expected a map such as {{'head': 10}}."
+        )
+    for selector, factor in (phase.factors or {}).items():
+        if not isinstance(selector, str) or not is_factor(factor):
+            raise ConfigurationError(
+                f"Phase {number} ({phase.train}) has factors={{{selector!r}: {factor!r}}}; expected a selector and a "
+                f"finite number, 0 or more."
+            )
+
+
+def is_factor(value: object) -> bool:
+    """Whether a value can be a factor of a learning rate: a finite number, 0 or more."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf
 
 
 def advance(phases: Sequence[Phase], progress: Progress, clock: Clock) -> Progress:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
 from torch.nn import Module, Parameter
 
@@ -18,11 +18,13 @@ class ResolvedPhases:
     Attributes:
         plan: The phases.
         trains: For each phase the parameters that train, in the order of the layers.
+        factors: For each phase the factors on the learning rates of those, without factors of 1.
         freezes: For each phase the parameters that are held frozen, and the modules that are put in eval mode.
     """
 
     plan: list[Phase]
     trains: list[dict[Parameter, None]] = field(default_factory=list)
+    factors: list[dict[Parameter, float]] = field(default_factory=list)
     freezes: list[tuple[Sequence[Parameter], Sequence[Module]]] = field(default_factory=list)
 
     @classmethod
@@ -43,6 +45,7 @@ class ResolvedPhases:
             trains = dict.fromkeys(stack.select(phase.train).parameters)
             frozen = [p for p in everything if p not in trains]
             found.trains.append(trains)
+            found.factors.append(_factors(stack, phase, trains))
             found.freezes.append((frozen, stack.modules_within(frozen) if frozen_eval else ()))
         return found
 
@@ -60,11 +63,22 @@ class ResolvedPhases:
         return self.trains[phase].keys() - (self.trains[before].keys() if before >= 0 else set())
 
     def without_idle(self, can_train: Callable[[Parameter], bool]) -> list[Phase]:
-        """The plan without phases in which the same parameters train as in the one before.
+        """The plan without phases in which the same parameters train as in the one before, at the same rates.
 
         Args:
             can_train: Whether a parameter trains if the schedule allows it; another callback may hold it frozen.
         """
-        able = [{p for p in trains if can_train(p)} for trains in self.trains]
+        able = [
+            {p: factors.get(p, 1.0) for p in trains if can_train(p)}
+            for trains, factors in zip(self.trains, self.factors, strict=True)
+        ]
         keep = [phase for i, phase in enumerate(self.plan) if i == 0 or able[i] != able[i - 1]]
-        return self.plan if len(keep) == len(self.plan) else [*keep[:-1], Phase(keep[-1].train)]
+        return self.plan if len(keep) == len(self.plan) else [*keep[:-1], replace(keep[-1], until=None)]
+
+
+def _factors(stack: LayerStack, phase: Phase, trains: Iterable[Parameter]) -> dict[Parameter, float]:
+    factors = dict.fromkeys(trains, float(phase.lr))
+    for selector, factor in (phase.factors or {}).items():
+        chosen = stack.select(selector).parameters
+        factors.update({parameter: float(phase.lr * factor) for parameter in chosen if parameter in factors})
+    return {parameter: factor for parameter, factor in factors.items() if factor != 1}

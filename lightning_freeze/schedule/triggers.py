@@ -250,3 +250,8 @@ def improves(value: float, best: float | None, mode: str, min_delta: float = 0.0
     if best is None:
         return True
     return value < best - min_delta if mode == "min" else value > best + min_delta
+
+
+def counts_steps(trigger: Trigger | None) -> bool:
+    """Whether a trigger, or one that it combines, waits for a number of optimizer steps."""
+    return any(isinstance(part, StepTrigger) for part in getattr(trigger, "triggers", (trigger,)))

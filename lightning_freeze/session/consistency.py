@@ -73,3 +73,27 @@ def hold_before_training_step(trainer: Trainer, assert_frozen: Callable[[], None
 
     strategy.on_train_batch_start = on_train_batch_start  # type: ignore[method-assign]
     return lambda: vars(strategy).pop("on_train_batch_start", None)
+
+
+def call_if_a_step_raises(trainer: Trainer, restore: Callable[[], None]) -> Callable[[], object]:
+    """Call a function as soon as an optimizer step raises, before anything else learns of the exception.
+
+    Args:
+        trainer: The running trainer.
+        restore: What to call.
+
+    Returns:
+        Undoes it.
+    """
+    strategy = trainer.strategy
+    step = strategy.optimizer_step
+
+    def optimizer_step(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return step(*args, **kwargs)
+        except BaseException:
+            restore()
+            raise
+
+    strategy.optimizer_step = optimizer_step  # type: ignore[method-assign]
+    return lambda: vars(strategy).pop("optimizer_step", None)

@@ -12,15 +12,16 @@ from lightning_freeze.distributed import before_change, resynchronise
 from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.layers import LayerStack
 from lightning_freeze.layers.analysis.unused_copies import unused_copies
-from lightning_freeze.rates.optimizer_steps import OptimizerSteps
+from lightning_freeze.rates.driven_optimizers import driven_by
 from lightning_freeze.schedule import checks, phases
 from lightning_freeze.schedule.best_weights import BestWeights
 from lightning_freeze.schedule.missed_validation import catch_up, validation_is_due
 from lightning_freeze.schedule.monitored_metrics import read_metric
 from lightning_freeze.schedule.phases import Phase, Progress
 from lightning_freeze.schedule.resolved_phases import ResolvedPhases
-from lightning_freeze.schedule.triggers import Clock
+from lightning_freeze.schedule.triggers import Clock, counts_steps
 from lightning_freeze.session.observer import PhaseChange, Schedule
+from lightning_freeze.session.optimizer_steps import OptimizerSteps
 from lightning_freeze.session.session import Session
 
 
@@ -30,6 +31,7 @@ class ScheduleOwner(Hashable, Protocol):
     restore_best: bool
     monitor: str | None
     mode: Literal["min", "max"]
+    warmup_steps: int
     drop_optimizer_state: bool
     unfreeze_all: bool
     frozen_eval: bool
@@ -99,7 +101,7 @@ class PhaseRunner(Schedule):
         self._session, self.stack = session, stack
         self._signature = stack.signature()
         self.resolved = ResolvedPhases.on(stack, plan, self.owner.frozen_eval)
-        checks.check_phases_differ(self._name, self.resolved.plan, self.resolved.trains, stack)
+        checks.check_phases_differ(self._name, self.resolved.plan, self.resolved.trains, self.resolved.factors, stack)
         if self.owner.unfreeze_all:
             unused = unused_copies(session.module)
             session.at_close(session.holds.unfreeze(p for p in self.resolved.ever_trains() if p not in unused))
@@ -141,8 +143,8 @@ class PhaseRunner(Schedule):
         session, trains = self.session, self.resolved.trains
         given, trainer = session.holds.given, session.trainer
         checks.check_phases_are_optimized(self._name, self.resolved.plan, trains, trainer, session.module, given)
-        checks.warn_of_layers_left_out(self._name, self.stack, trains, trainer, given)
-        self.steps.attach(trainer.optimizers)
+        checks.warn_of_layers_left_out(self._name, self.stack, trains, trainer, session.module, given)
+        self._count_steps()
 
     def start_training(self) -> None:  # noqa: D102
         trainer, watched = self.session.trainer, self._watched()
@@ -154,6 +156,7 @@ class PhaseRunner(Schedule):
     def advance(self) -> None:
         """A training batch begins: put the next phase into effect if its trigger has fired."""
         session = self.session
+        self._count_steps()
         clock = Clock(session.trainer.current_epoch, session.trainer.global_step)
         progress = phases.advance(self.resolved.plan, self.progress, clock)
         if progress.phase != self.phase:
@@ -162,6 +165,13 @@ class PhaseRunner(Schedule):
             session.since.update(dict.fromkeys(self.resolved.trains[0], clock))
         self.progress = progress
         self.steps.mark(len(progress.starts))
+
+    def _count_steps(self) -> None:
+        session = self.session
+        is_counted = self.owner.warmup_steps or any(counts_steps(phase.until) for phase in self.resolved.plan)
+        # Under automatic optimization there is one optimizer, and the trainer counts its steps.
+        if is_counted and not session.module.automatic_optimization:
+            self.steps.attach(session.trainer.optimizers)
 
     def _change(self, progress: Progress) -> None:
         session, before = self.session, self.phase
@@ -173,7 +183,8 @@ class PhaseRunner(Schedule):
         session.since.update(dict.fromkeys(newly_trained, progress.starts[-1]))
         if self.owner.drop_optimizer_state:
             refrozen = self.resolved.fresh(before, progress.phase)
-            for optimizer, parameter in product(session.trainer.optimizers, refrozen):
+            optimizers = [each for held in session.trainer.optimizers for each in (held, *driven_by(held))]
+            for optimizer, parameter in product(optimizers, refrozen):
                 optimizer.state.pop(parameter, None)
         self.progress = progress
         self.steps.mark(len(progress.starts))

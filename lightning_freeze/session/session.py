@@ -19,14 +19,13 @@ from torch.optim import Optimizer
 from lightning_freeze.distributed import Snapshot, check_strategy, check_wrapped, reshard, restore_where_saved
 from lightning_freeze.layers import LayerStack
 from lightning_freeze.layers.discovery.groups import Groups
-from lightning_freeze.rates.base_rates import attached
-from lightning_freeze.rates.layer_rates import LayerRates
-from lightning_freeze.rates.optimizer_layout import check_layout
+from lightning_freeze.rates.optimizer_rates import OptimizerRates
 from lightning_freeze.schedule.triggers import Clock
 from lightning_freeze.session import consistency
 from lightning_freeze.session.holds import Holds
 from lightning_freeze.session.module_hooks import call_when_built, configure_optimizers_within
 from lightning_freeze.session.observer import Observer, PhaseChange, Schedule
+from lightning_freeze.session.saved_optimizers import check_before_restoring
 from lightning_freeze.session.toggle_optimizer import untoggle, untoggled
 
 _SESSIONS: WeakKeyDictionary[LightningModule, Session] = WeakKeyDictionary()
@@ -68,7 +67,6 @@ class Session:
         rates: The learning rates of the layers.
         members: The callbacks that have joined, in the trainer's order.
         since: When the parameters that train began to do so, where a schedule decides about them.
-        saved_optimizers: The optimizers' states in the checkpoint to resume from.
         is_built: Whether the module has all its parameters.
         is_running: Whether the fit proper has begun; false while Lightning's learning rate and batch size finders try
             things out, which must not move a schedule.
@@ -78,10 +76,9 @@ class Session:
         self.trainer = trainer
         self.module = module
         self.holds = Holds(self.requires_grad_as_given)
-        self.rates = LayerRates()
+        self.rates = OptimizerRates()
         self.members: list[Member] = []
         self.since: dict[Parameter, Clock] = {}
-        self.saved_optimizers: list[dict[str, Any]] = []
         self.is_built = False
         self.is_running = False
         self._make_observers: Callable[[Session], Sequence[Observer]] = lambda session: ()
@@ -139,6 +136,7 @@ class Session:
             self.holds.release(member)
         self.members.clear()
         untoggle(self.module)
+        self.rates.detach()
         self._undo.close()
         if _SESSIONS.get(self.module) is self:
             del _SESSIONS[self.module]
@@ -182,6 +180,7 @@ class Session:
         for member in list(self.members):
             member.join(self)
         self._snapshot = Snapshot(self.module)
+        self.rates.freezes = any(member.freezes_layers for member in self.members)
         self._observers = self._make_observers(self)
         for member in list(self.members):
             member.check(self)
@@ -189,7 +188,7 @@ class Session:
         consistency.check_something_trains(self.module, self.members)
 
     def begin(self) -> None:
-        """The fit proper begins: split the optimizers' groups per layer if any member scales learning rates."""
+        """The fit proper begins: scale the learning rates within each optimizer step from now on."""
         if self.is_running:
             return
         self.is_running = True
@@ -202,10 +201,9 @@ class Session:
             self.holds.follow(self._snapshot.replaced_modules(self.module))
             is_held = lambda parameter: bool(self.holds.holders(parameter))  # noqa: E731
             self._snapshot.check_parameters(self._rate_owners(), self.module, is_held)
-        if self.rates.sources:
-            self._split_rates()
-        self.rates.adopt(self.trainer.optimizers, self.saved_optimizers)
-        check_layout(self.saved_optimizers, self.trainer.optimizers)
+        self.at_close(check_before_restoring(self.trainer))
+        self.at_close(consistency.call_if_a_step_raises(self.trainer, self.rates.restore))
+        self.rates.attach(self.trainer.optimizers)
 
     def start_fit(self) -> None:
         """Tell that the optimizers exist."""
@@ -216,7 +214,6 @@ class Session:
         """Tell that everything is restored and training begins."""
         if self.is_running:
             self.assert_frozen()
-            self.rates.write(force=True)
             self._tell("start_training")
 
     def start_batch(self) -> None:
@@ -224,8 +221,9 @@ class Session:
         if self.is_running:
             for schedule in self.schedules:
                 schedule.advance()
+            self.rates.restore()
+            self.rates.attach(self.trainer.optimizers)
         self.assert_frozen()
-        self.rates.write()
         self._tell("start_batch")
 
     def before_backward(self) -> None:
@@ -235,13 +233,10 @@ class Session:
     def before_step(self, optimizer: Optimizer) -> None:
         """Check that what is frozen is, and tell that an optimizer is about to step."""
         consistency.refuse_unfrozen(self.module, self.holds)
-        self.rates.write()
         self._tell("before_step", optimizer)
 
     def end_batch(self, batch_idx: int) -> None:
         """Tell that a training batch has ended."""
-        # The schedulers have stepped: whatever reads rates before the next batch finds them as they are.
-        self.rates.write()
         self._tell("end_batch", batch_idx)
 
     def end_validation(self) -> None:
@@ -261,6 +256,7 @@ class Session:
     def fail(self, exception: BaseException) -> None:
         """Tell, once, that training ends with an exception."""
         if self.is_first("exception"):
+            self.rates.restore()
             self._tell("fail", exception)
 
     def assert_frozen(self) -> None:
@@ -275,17 +271,6 @@ class Session:
     def _tell(self, moment: str, *args: Any) -> None:
         for observer in self._observers:
             getattr(observer, moment)(*args)
-
-    def _split_rates(self) -> None:
-        names: dict[Parameter, str] = {}
-        for member in self.members:
-            for layer in member.stack:
-                for parameter in layer.parameters():
-                    names.setdefault(parameter, layer.name)
-        schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
-        # Modules that optimize by hand may keep schedulers to themselves.
-        schedulers += attached(self.module, self.trainer.optimizers)
-        self.rates.split(self.trainer.optimizers, schedulers, names)
 
     def _rate_owners(self) -> list[str]:
         return [type(source.owner).__name__ for source in self.rates.sources]

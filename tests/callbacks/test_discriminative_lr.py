@@ -1,5 +1,7 @@
+import csv
 import math
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -161,36 +163,34 @@ def test_a_decay_of_one_changes_no_bit():
     assert all(torch.equal(left, right) for left, right in zip(plain, ours, strict=True))
 
 
-def test_users_groups_and_names_survive_and_the_monitor_shows_one_name_per_layer(tmp_path):
+def test_the_groups_are_the_users_own_and_the_monitor_shows_their_rates(tmp_path):
+    def columns(*callbacks):
+        logger = CSVLogger(tmp_path, name=str(len(callbacks)))
+        module = make(make_optimizers=lambda m: torch.optim.SGD(groups_of(m)))
+        the_trainer = fit(
+            module, LearningRateMonitor("step"), *callbacks, max_epochs=6, logger=logger, log_every_n_steps=1
+        )
+        names = {id(p): n for n, p in module.named_parameters()}
+        groups = [
+            {**group, "params": [names[id(p)] for p in group["params"]]}
+            for group in the_trainer.optimizers[0].param_groups
+        ]
+        rows = list(csv.DictReader((Path(logger.log_dir) / "metrics.csv").open()))
+        return groups, [{name: row[name] for name in row if name.startswith("lr-")} for row in rows]
+
+    plain = columns()
+    ours = columns(DiscriminativeLR(0.5, verbose=False), GradualUnfreezing(verbose=False))
+    assert ours == plain
+    assert plain[1][0].keys() == {"lr-SGD/decay", "lr-SGD/no_decay"}
+
+
+def test_a_single_group_is_shown_under_the_name_of_the_optimizer(tmp_path):
     logger = CSVLogger(tmp_path)
-    module = make(make_optimizers=lambda m: torch.optim.SGD(groups_of(m)))
-    the_trainer = fit(
-        module,
-        LearningRateMonitor("step"),
-        DiscriminativeLR(0.5, verbose=False),
-        GradualUnfreezing(verbose=False),
-        max_epochs=6,
-        logger=logger,
-        log_every_n_steps=1,
-    )
-    names = [group["name"] for group in the_trainer.optimizers[0].param_groups]
-    layers = ["embeddings", "0", "1", "2", "3", "head"]
-    # The embeddings have no bias.
-    assert names == [f"{x}/decay" for x in layers] + [f"{x}/no_decay" for x in layers[1:]]
-    assert {g["weight_decay"] for g in the_trainer.optimizers[0].param_groups} == {0.1, 0}
-    rows = (tmp_path / "lightning_logs/version_0/metrics.csv").read_text().splitlines()
-    columns = rows[0].split(",")
-    assert {c for c in columns if c.startswith("lr-")} == {f"lr-SGD/{name}" for name in names}
-    last = dict(
-        zip(columns, [r.split(",") for r in rows if r.split(",")[columns.index("lr-SGD/0/decay")]][-1], strict=True)
-    )
-    assert float(last["lr-SGD/0/decay"]) == pytest.approx(0.1 * 0.5**4)
-
-
-def test_one_group_gives_plain_layer_names():
-    the_trainer = fit(make(), DiscriminativeLR(verbose=False), max_epochs=1)
-    names = [group["name"] for group in the_trainer.optimizers[0].param_groups]
-    assert names == ["embeddings", "0", "1", "2", "3", "head"]
+    callbacks = [LearningRateMonitor("step"), DiscriminativeLR(0.5, verbose=False)]
+    module = make(make_optimizers=lambda m: torch.optim.Adam(m.parameters()))
+    fit(module, *callbacks, logger=logger, log_every_n_steps=1, max_epochs=1)
+    columns = (Path(logger.log_dir) / "metrics.csv").read_text().splitlines()[0].split(",")
+    assert [name for name in columns if name.startswith("lr-")] == ["lr-Adam"]
 
 
 def test_together_with_freezing_and_warm_up():
@@ -206,21 +206,37 @@ def test_together_with_freezing_and_warm_up():
     assert third[4:] == pytest.approx([0.05 / 4, 0.05 / 2, 0.05 * 3 / 4, 0.05])
 
 
-def test_a_rate_that_somebody_else_sets_in_mid_run_is_left_alone():
+def test_a_rate_that_is_set_by_hand_in_mid_run_is_the_users_rate():
     class Setting(Recorder):
         def on_train_epoch_start(self, trainer, pl_module):
             if trainer.current_epoch == 1:
-                for group in trainer.optimizers[0].param_groups:
-                    if group["name"] == "3":
-                        group["lr"] = 0.777
+                trainer.optimizers[0].param_groups[0]["lr"] = 0.777
 
     recorder = Setting()
     fit(make(), DiscriminativeLR(0.5, verbose=False), recorder)
     third = [rates["encoder.layers.3.linear.weight"] for rates in recorder.rates]
-    assert third == pytest.approx([0.05] * 4 + [0.777] * 8)
+    assert third == pytest.approx([0.05] * 4 + [0.777 / 2] * 8)
 
 
-def test_the_learning_rate_finder_finds_before_the_groups_are_split(tmp_path):
+def test_rates_that_hooks_compute_from_values_of_the_groups():
+    class ByHand(type(make())):
+        def configure_optimizers(self):
+            groups = [{**group, "scale": index + 1} for index, group in enumerate(groups_of(self))]
+            return torch.optim.SGD(groups)
+
+        def on_before_optimizer_step(self, optimizer):
+            for group in optimizer.param_groups:
+                group["lr"] = 0.01 * group["scale"] * (self.trainer.global_step + 1)
+
+    recorder = Recorder()
+    fit(ByHand(), DiscriminativeLR(0.5, verbose=False), recorder)
+    assert len(recorder.rates) == 12
+    for step, rates in enumerate(recorder.rates, start=1):
+        users = {name: 0.01 * step * (1 if name.endswith("weight") else 2) for name in rates}
+        assert rates == {name: pytest.approx(users[name] * expected_factor(name)) for name in rates}
+
+
+def test_the_learning_rate_finder_finds_the_users_rate(tmp_path):
     module = make(make_optimizers=lambda m: torch.optim.SGD(m.parameters(), lr=m.lr))
     module.lr = 0.1
     gradual = GradualUnfreezing(verbose=False)
@@ -245,9 +261,10 @@ def test_the_learning_rate_finder_finds_before_the_groups_are_split(tmp_path):
 
 def test_tensor_rates_are_not_shared_between_layers():
     module = make(make_optimizers=lambda m: torch.optim.SGD(m.parameters(), lr=torch.tensor(0.1, dtype=torch.float64)))
-    the_trainer = fit(module, DiscriminativeLR(0.5, verbose=False), max_epochs=1)
-    rates = [float(group["lr"]) for group in the_trainer.optimizers[0].param_groups]
-    assert rates == pytest.approx([0.1 * 0.5**d for d in (5, 4, 3, 2, 1, 0)])
+    recorder = Recorder()
+    the_trainer = fit(module, DiscriminativeLR(0.5, verbose=False), recorder, max_epochs=1)
+    assert float(the_trainer.optimizers[0].param_groups[0]["lr"]) == 0.1
+    assert recorder.rates[-1] == {n: pytest.approx(0.1 * expected_factor(n)) for n in recorder.rates[-1]}
 
 
 @pytest.mark.parametrize(
@@ -330,3 +347,76 @@ def test_schedulers_that_a_module_keeps_to_itself_drive_the_users_groups(keep):
     for step, rates in enumerate(recorder.rates):
         assert rates == {name: pytest.approx(0.1 * 0.9**step * expected_factor(name)) for name in rates}
     assert len(recorder.rates) == 12
+
+
+def logged_rates(folder):
+    rows = list(csv.DictReader((Path(folder) / "metrics.csv").open()))
+    rows = [{n: float(v) for n, v in row.items() if n.startswith("lr-") and "/" in n and v} for row in rows]
+    return [row for row in rows if row]
+
+
+def test_the_true_rate_of_each_layer_is_logged(tmp_path):
+    def optimizers(module):
+        optimizer = torch.optim.AdamW(module.parameters(), lr=0.01)
+        return [optimizer], [{"scheduler": schedulers.ExponentialLR(optimizer, 0.9), "interval": "step"}]
+
+    logger, recorder = CSVLogger(tmp_path), Recorder()
+    callbacks = [
+        PhasedFineTuning([Phase("head", EpochTrigger(1)), Phase("3,head", lr=0.5)], warmup_steps=3, verbose=False),
+        DiscriminativeLR(0.5, verbose=False, log_rates=True),
+        LearningRateMonitor("step"),
+    ]
+    fit(make(make_optimizers=optimizers), *callbacks, recorder, logger=logger, log_every_n_steps=2, max_epochs=2)
+    rows = logged_rates(logger.log_dir)
+    assert [row.keys() for row in rows] == [{f"lr-AdamW/{layer}" for layer in DEPTHS}] * 4
+    for row, rates in zip(rows, recorder.rates[1::2], strict=True):
+        assert row == {f"lr-AdamW/{layer_of(name)}": rate for name, rate in rates.items()}
+
+
+def test_rates_are_logged_once_for_accumulated_batches_and_not_unless_asked_for(tmp_path):
+    for log_rates, expected in ((True, 3), (False, 0)):
+        logger = CSVLogger(tmp_path, name=str(log_rates))
+        callback = DiscriminativeLR(0.5, verbose=False, log_rates=log_rates)
+        fit(make(), callback, logger=logger, log_every_n_steps=2, accumulate_grad_batches=2)
+        assert len(logged_rates(logger.log_dir)) == expected
+    fit(make(), DiscriminativeLR(0.5, verbose=False, log_rates=True))  # without a logger
+
+
+def test_of_several_rates_of_a_layer_the_largest_is_logged_and_the_table_shows_all(tmp_path, capsys):
+    logger = CSVLogger(tmp_path)
+    module = make(make_optimizers=lambda m: torch.optim.SGD(groups_of(m)))
+    fit(module, DiscriminativeLR(0.5, log_rates=True), logger=logger, log_every_n_steps=1, max_epochs=1)
+    rows = logged_rates(logger.log_dir)
+    expected = {f"lr-SGD/{layer}": pytest.approx(0.2 * 0.5**depth) for layer, depth in DEPTHS.items()}
+    assert rows == [{**expected, "lr-SGD/embeddings": pytest.approx(0.1 * 0.5**5)}] * 4
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.split()[:1] == ["3"])
+    assert "0.05" in line and "0.1" in line
+
+
+def test_two_optimizers_of_one_class_are_numbered_as_by_the_monitor(tmp_path):
+    class Two(type(make())):
+        def __init__(self):
+            super().__init__()
+            self.automatic_optimization = False
+
+        def configure_optimizers(self):
+            return [
+                torch.optim.SGD(self.encoder.parameters(), lr=0.1),
+                torch.optim.SGD(self.classifier.parameters(), lr=0.2),
+            ]
+
+        def training_step(self, batch, batch_idx):
+            self.manual_backward(super().training_step(batch, batch_idx))
+            for optimizer in self.optimizers():
+                optimizer.step()
+                optimizer.zero_grad()
+
+    logger, recorder = CSVLogger(tmp_path), Recorder()
+    recorder.on_train_batch_end = lambda *_: None
+    callbacks = [LearningRateMonitor("step"), DiscriminativeLR(0.5, verbose=False, log_rates=True)]
+    fit(Two(), *callbacks, recorder, logger=logger, log_every_n_steps=1, max_epochs=1)
+    rows = logged_rates(logger.log_dir)
+    expected = {f"lr-SGD/{layer}": pytest.approx(0.1 * 0.5**d) for layer, d in DEPTHS.items() if layer != "head"}
+    assert rows == [{**expected, "lr-SGD-1/head": 0.2}] * 4
+    columns = (Path(logger.log_dir) / "metrics.csv").read_text().splitlines()[0].split(",")
+    assert {name for name in columns if "/" not in name and name.startswith("lr-")} == {"lr-SGD", "lr-SGD-1"}

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from step_rates import StepRates
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -141,6 +142,7 @@ class Recorder(Callback):
         self.rates: list[dict[str, float]] = []
         self.clocks: list[tuple[int, int]] = []
         self.losses: list[Tensor] = []
+        self._watch = StepRates()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self.clocks.append((trainer.current_epoch, trainer.global_step))
@@ -148,11 +150,13 @@ class Recorder(Callback):
         layers = pl_module.encoder.layers
         self.eval_blocks.append({str(i) for i, block in enumerate(layers) if not block.dropout.training})
 
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-        rate = {p: float(g["lr"]) for g in optimizer.param_groups for p in g["params"]}
-        self.rates.append({name: rate[p] for name, p in pl_module.named_parameters()})
+        def note(rates: dict[nn.Parameter, float]) -> None:
+            self.rates.append({name: rates[p] for name, p in pl_module.named_parameters() if p in rates})
+
+        self._watch.begin(trainer.optimizers, note)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
+        self._watch.end()
         self.losses.append(outputs["loss"].detach().clone())
 
     def phases(self) -> list[tuple[tuple[int, int], set[str]]]:

@@ -165,6 +165,27 @@ def test_callbacks_and_triggers_by_short_name(
 
 
 @pytest.mark.filterwarnings("ignore:.*")
+def test_the_rates_of_phases_from_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainers = seen(monkeypatch)
+    phases = [
+        {"train": "head", "until": {"class_path": "StepTrigger", "init_args": {"n": 1}}},
+        {"train": "-2:,head", "lr": 0.5, "factors": {"head": 10}},
+    ]
+    callback = {"class_path": "PhasedFineTuning", "init_args": {"phases": phases}}
+    Path("callbacks.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": [callback], "max_epochs": 2}}))
+    command_line.main(["fit", *FIT, "--config=callbacks.yaml", *QUIET])
+    (schedule,) = [c for c in trainers[0].callbacks if type(c).__name__ == "PhasedFineTuning"]
+    first, second = schedule.phases
+    assert (first.lr, first.factors) == (1.0, None)
+    assert (second.lr, second.factors) == (0.5, {"head": 10.0})
+    # The saved configuration makes the same run.
+    (saved,) = Path().rglob("config.yaml")
+    command_line.main(["fit", f"--config={saved}"])
+    (again,) = [c for c in trainers[1].callbacks if type(c).__name__ == "PhasedFineTuning"]
+    assert again.phases == schedule.phases
+
+
+@pytest.mark.filterwarnings("ignore:.*")
 def test_callbacks_and_triggers_from_flags(monkeypatch: pytest.MonkeyPatch) -> None:
     trainers = seen(monkeypatch)
     flags = ["+=GradualUnfreezing", ".trigger=EpochTrigger", ".trigger.n=2", "+=DiscriminativeLR", ".decay=0.5"]

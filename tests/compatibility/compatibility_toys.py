@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from step_rates import StepRates
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from toys import Block, Encoder
@@ -51,6 +52,7 @@ class Gan(LightningModule):
         self.generator, self.discriminator = Generator(), Discriminator()
         self.toggles, self.every, self.clip, self.schedules = toggles, every, clip, schedules
         self.seen: list[dict[str, Any]] = []
+        self.watch = StepRates()
         self.double()
 
     def configure_optimizers(self) -> Any:
@@ -90,15 +92,18 @@ class Gan(LightningModule):
                 self.manual_backward(loss)
             if self.clip is not None:
                 self.clip_gradients(optimizer, gradient_clip_val=self.clip, gradient_clip_algorithm="norm")
-            self.note(name, optimizer)
+            # Hooks that are registered now run inside those of the package.
+            self.watch.begin(
+                [getattr(optimizer, "optimizer", optimizer)], lambda rates, name=name: self.note(name, rates)
+            )
             optimizer.step()
+            self.watch.end()
             if self.toggles:
                 self.untoggle_optimizer(optimizer)
             if schedulers[name] is not None:
                 schedulers[name].step()
 
-    def note(self, name: str, optimizer: Any) -> None:
-        rates = {p: float(g["lr"]) for g in optimizer.param_groups for p in g["params"]}
+    def note(self, name: str, rates: dict[nn.Parameter, float]) -> None:
         self.seen.append(
             {
                 "optimizer": name,

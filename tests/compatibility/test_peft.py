@@ -8,6 +8,7 @@ import pytest
 import torch
 from compatibility_toys import Classifier, batches
 from lightning.pytorch import Callback, LightningModule
+from step_rates import StepRates
 from torch import nn
 from toys import trainer, weights
 from transformers import BertConfig, BertForSequenceClassification
@@ -139,11 +140,14 @@ def test_unused_copies_are_neither_counted_nor_trained(capsys: pytest.CaptureFix
 
 def test_layer_rates_of_adapters() -> None:
     rates: dict[str, float] = {}
+    watch = StepRates()
 
     class Rates(Callback):
-        def on_before_optimizer_step(self, trainer: Any, pl_module: LightningModule, optimizer: Any) -> None:
-            held = {p: group["lr"] for group in optimizer.param_groups for p in group["params"]}
-            rates.update({n: held[p] for n, p in pl_module.named_parameters() if p.requires_grad})
+        def on_train_batch_start(self, trainer: Any, pl_module: LightningModule, *_: Any) -> None:
+            def note(held: dict[nn.Parameter, float]) -> None:
+                rates.update({n: held[p] for n, p in pl_module.named_parameters() if p.requires_grad})
+
+            watch.begin(trainer.optimizers, note)
 
     trainer(DiscriminativeLR(0.5, verbose=False), Rates(), max_epochs=1).fit(adapted(), batches())
     depth = {"head": 0, "2": 1, "1": 2, "0": 3}

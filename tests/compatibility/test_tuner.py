@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from lightning.pytorch.tuner import Tuner
+from step_rates import StepRates
 from torch import nn
 from torch.utils.data import DataLoader
 from toys import Recorder, Toy, layer_of, loader, moved, trainer, weights
@@ -220,11 +221,14 @@ def test_a_rate_found_in_mid_run_is_the_users_rate(name: str) -> None:
 @pytest.mark.parametrize("finder", [LearningRateFinder, InMidRun])
 def test_rates_are_tried_with_the_factor_of_each_layer(finder: type[LearningRateFinder]) -> None:
     class Rated(Tunable):
-        def on_before_optimizer_step(self, optimizer: Any) -> None:
-            held = {p: float(group["lr"]) for group in optimizer.param_groups for p in group["params"]}
-            rates.append({layer_of(n): held[p] for n, p in self.named_parameters()})
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+            def note(held: dict[nn.Parameter, float]) -> None:
+                rates.append({layer_of(n): held[p] for n, p in self.named_parameters()})
+
+            watch.begin(self.trainer.optimizers, note)
 
     rates: list[dict[str, float]] = []
+    watch = StepRates()
     torch.manual_seed(0)
     looking = InMidRun() if finder is InMidRun else finder(1e-4, 0.1, num_training_steps=20, early_stop_threshold=None)
     trainer(looking, DiscriminativeLR(0.5, verbose=False), max_epochs=1).fit(Rated())

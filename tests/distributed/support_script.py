@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 import torch.distributed.fsdp
 from ddp_script import fit
-from distributed_cases import EVERYWHERE, Case, Module, gradual, phased
+from distributed_cases import EPOCHS, EVERYWHERE, Case, Module, gradual, phased
 from distributed_processes import run_ranks
 from fsdp2_script import Sharded, strategy
 from lightning.pytorch import Callback
@@ -29,6 +29,12 @@ class Zero(Module):
         optimizer = ZeroRedundancyOptimizer(self.parameters(), torch.optim.AdamW, lr=0.01, weight_decay=0.1)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + 0.1 * step))
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+
+
+class TwoGroups(Sharded):
+    def configure_optimizers(self):
+        heads = list(self.classifier.parameters())
+        return torch.optim.AdamW([{"params": self.encoder.parameters()}, {"params": heads}], lr=0.01)
 
 
 class PartlySharded(Module):
@@ -88,12 +94,14 @@ def rates():
     return DiscriminativeLR(0.9, verbose=False)
 
 
+def scaled():
+    return [gradual(layers_per_phase=2, warmup_steps=3), DiscriminativeLR(0.8, verbose=False)]
+
+
 REFUSED = {
     "nothing trains": (lambda: [LayerFreezing("all", verbose=False)], Module, ddp),
     "idle phase": (lambda: [LayerFreezing("head", verbose=False), idle()], Module, ddp),
     "missing metric": (lambda: [missing()], Module, ddp),
-    "zero, phases": (lambda: [gradual()], Zero, ddp),
-    "zero, rates": (lambda: [rates()], Zero, ddp),
     "power sgd": (
         lambda: [gradual()],
         Module,
@@ -129,11 +137,18 @@ def main(out):
         for name, shards in CHECKPOINTS.items():
             path = f"{out}/{name}.ckpt"
             fit(f"{out}/{name}", Case(lambda p=path: [static(), SaveAtTheEnd(p)], 1, module=Sharded), strategy(shards))
-            told(rank, f"{name}, other callbacks", Case(lambda: [gradual()], 0, module=Sharded), strategy(shards), path)
+            other = Case(lambda: [gradual(), rates()], 0, {"max_epochs": EPOCHS + 1}, module=Sharded)
+            told(rank, f"{name}, other callbacks", other, strategy(shards), path)
+            told(rank, f"{name}, other groups", Case(lambda: [gradual()], 0, module=TwoGroups), strategy(shards), path)
         fit(f"{out}/zero", Case(lambda: [static()], 1, module=Zero), ddp())
+        fit(f"{out}/zero scaled", Case(scaled, 4, module=Zero), ddp())
         fit(f"{out}/fsdp", Case(lambda: [static(), SaveGathered(f"{out}/fsdp gathered")], 1), fsdp())
 
-    run_ranks(together, lambda: fit(f"{out}/static", EVERYWHERE["static"], None))
+    def alone():
+        fit(f"{out}/static", EVERYWHERE["static"], None)
+        fit(f"{out}/zero scaled", Case(scaled, 4), None)
+
+    run_ranks(together, alone)
 
 
 if __name__ == "__main__":

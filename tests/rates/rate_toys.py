@@ -32,6 +32,10 @@ class Factors:
     def __init__(self, parameters: Sequence[Parameter], factors: Sequence[float | Callable[[], float]]) -> None:
         self.factors = dict(zip(parameters, factors, strict=True))
 
+    @property
+    def owner(self) -> object:
+        return self
+
     def rate_key(self, parameter: Parameter) -> Hashable:
         factor = self.factors.get(parameter, 1.0)
         return () if factor == 1 else factor

@@ -12,7 +12,7 @@ from torch.optim import LBFGS, SGD, AdamW, Optimizer
 
 from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.rates.optimizer_rates import OptimizerRates
-from lightning_freeze.rates.optimizer_steps import OptimizerSteps
+from lightning_freeze.session.optimizer_steps import OptimizerSteps
 
 
 def times(lr: float, factors: Any = FACTORS) -> Any:

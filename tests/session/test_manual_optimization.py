@@ -289,8 +289,9 @@ class BehindLightning(Gan):
                 loss = self.losses()[name](batch[0])
                 optimizer.zero_grad()
                 self.manual_backward(loss)
+                self.watch.begin([optimizer], lambda rates, name=name: self.note(name, rates))
                 optimizer.step()
-                self.note(name, optimizer)
+                self.watch.end()
                 scheduler.step()
 
 

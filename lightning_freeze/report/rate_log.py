@@ -1,0 +1,54 @@
+"""Logs the learning rate of each layer, since ``LearningRateMonitor`` shows the user's own parameter groups."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lightning.pytorch import Trainer
+from torch.optim import Optimizer
+
+from lightning_freeze.layers import LayerStack
+from lightning_freeze.session.observer import Observer
+from lightning_freeze.session.session import Session
+
+
+class RateLog(Observer):
+    """Logs to every logger of the trainer, under ``lr-<optimizer>/<layer>``.
+
+    Args:
+        session: The running fit.
+        stacks: The layers to log.
+    """
+
+    def __init__(self, session: Session, stacks: Sequence[LayerStack]) -> None:
+        self._session = session
+        self._stacks = stacks
+
+    def start_batch(self) -> None:  # noqa: D102
+        # A module that optimizes by hand may step without Lightning, and then nobody is told of the step.
+        if not self._session.module.automatic_optimization:
+            self._log()
+
+    def before_step(self, optimizer: Optimizer) -> None:  # noqa: D102
+        # The user's hooks may have set other rates since the batch began.
+        if self._session.module.automatic_optimization:
+            self._log()
+
+    def _log(self) -> None:
+        trainer = self._session.trainer
+        if not trainer.loggers or not _should_log(trainer):
+            return
+        layers = {layer.name: layer.parameters() for stack in self._stacks for layer in stack}
+        rates = self._session.rates.layer_rates(trainer.optimizers, layers)
+        for logger in trainer.loggers:
+            logger.log_metrics({name: values[-1] for name, values in rates.items()}, step=_step(trainer))
+
+
+def _should_log(trainer: Trainer) -> bool:
+    # As LearningRateMonitor has it: there is no public name, and `log` would round the rates to single precision.
+    return trainer._logger_connector.should_update_logs
+
+
+def _step(trainer: Trainer) -> int:
+    # The step under which Lightning logs the metrics of this batch, also with several optimizers.
+    return trainer.fit_loop.epoch_loop._batches_that_stepped

@@ -15,6 +15,7 @@ from lightning_freeze.callbacks.observers import make_observers
 from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.layers import LayerStack
 from lightning_freeze.rates.optimizer_rates import State
+from lightning_freeze.session.moments import Moments
 from lightning_freeze.session.observer import Schedule
 from lightning_freeze.session.session import Session
 
@@ -37,6 +38,7 @@ class LayerCallback(Callback):
         self.groups = groups
         self.verbose = verbose
         self._session: Session | None = None
+        self._moments: Moments | None = None
         self._stack: LayerStack | None = None
         self._rates: State | None = None
 
@@ -66,15 +68,16 @@ class LayerCallback(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: D102
         if stage == TrainerFn.FITTING:
             self._rates = None
-            self._session = Session.join(trainer, pl_module, self, make_observers)
+            self._moments = Moments.join(trainer, pl_module, self, make_observers)
+            self._session = self._moments.session
 
     def on_load_checkpoint(  # noqa: D102
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        if session := self._led:
+        if moments := self._led:
             # All callbacks of the run that saved it have the same state of the rates, and others may go on with it.
             rates = [s["rates"] for s in checkpoint.get("callbacks", {}).values() if _has_rates(s)]
-            session.rates.load_state_dict(rates[0] if rates else None)
+            moments.session.rates.load_state_dict(rates[0] if rates else None)
 
     def rates_state(self) -> State | None:
         """What optimizers keep in their parameter groups for each layer, now or at the end of the last fit."""
@@ -83,60 +86,60 @@ class LayerCallback(Callback):
         return self._rates
 
     @property
-    def _led(self) -> Session | None:
-        """The session, if this callback is the one that tells it of the moments of the run."""
+    def _led(self) -> Moments | None:
+        """What passes the moments of the run on, if this callback is the one that tells it of them."""
         session = self._session
-        return session if session is not None and session.members[0] is self else None
+        return self._moments if session is not None and session.members[0] is self else None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
-        if session := self._led:
-            session.start_fit()
+        if moments := self._led:
+            moments.start_fit()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
-        if session := self._led:
-            session.start_training()
+        if moments := self._led:
+            moments.start_training()
 
     def on_train_batch_start(  # noqa: D102
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if session := self._led:
-            session.start_batch()
+        if moments := self._led:
+            moments.start_batch()
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:  # noqa: D102
-        if session := self._led:
-            session.before_backward()
+        if moments := self._led:
+            moments.before_backward()
 
     def on_before_optimizer_step(  # noqa: D102
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        if session := self._led:
-            session.before_step(optimizer)
+        if moments := self._led:
+            moments.before_step(optimizer)
 
     def on_train_batch_end(  # noqa: D102
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if session := self._led:
-            session.end_batch(batch_idx)
+        if moments := self._led:
+            moments.end_batch(batch_idx)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
-        if session := self._led:
-            session.end_validation()
+        if moments := self._led:
+            moments.end_validation()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
-        if session := self._led:
-            session.end_training()
+        if moments := self._led:
+            moments.end_training()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: D102
         self._leave()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: D102
-        if session := self._led:
-            session.fail(exception)
+        if moments := self._led:
+            moments.fail(exception)
         self._leave()
 
     def _leave(self) -> None:
         self.rates_state()
-        session, self._session = self._session, None
+        session, self._session, self._moments = self._session, None, None
         if session is not None:
             session.leave(self)
 
@@ -153,7 +156,7 @@ class LayerCallback(Callback):
         # A copy or a pickle of a callback is its configuration and progress, never the run that it takes part in.
         # `log` and `log_dict` are methods of the module, which Lightning attaches to its callbacks.
         own = {name: value for name, value in vars(self).items() if name not in ("log", "log_dict")}
-        return own | {"_session": None, "_stack": None}
+        return own | {"_session": None, "_moments": None, "_stack": None}
 
 
 class FreezingCallback(LayerCallback):

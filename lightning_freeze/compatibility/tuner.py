@@ -50,7 +50,7 @@ def find_the_users_rate(finder: LearningRateFinder, session: Session) -> Callabl
 
     def lr_find(trainer: Trainer, pl_module: LightningModule) -> None:
         if session.rates.sources:
-            session.begin()
+            session.announcer.begin()
         with _keeping_callbacks(trainer), _in_eval_mode(session):
             find(trainer, pl_module)
 

@@ -191,7 +191,9 @@ class PhaseRunner(Schedule):
         self._hold()
         layers = [layer.name for layer in self.stack if any(p.requires_grad for p in layer.parameters())]
         monitor, verbose = self.owner.monitor, self.owner.verbose
-        session.change_phase(PhaseChange(self.plan, self.phase, layers, self.stack.names, monitor, restored, verbose))
+        session.announcer.change_phase(
+            PhaseChange(self.plan, self.phase, layers, self.stack.names, monitor, restored, verbose)
+        )
 
     def _hold(self) -> None:
         session = self.session

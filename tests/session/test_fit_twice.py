@@ -21,7 +21,7 @@ from lightning_freeze import (
     Phase,
     PhasedFineTuning,
 )
-from lightning_freeze.session.session import Session
+from lightning_freeze.session.moments import Moments
 
 PHASES = [Phase("head", EpochTrigger(1)), Phase("1:,head", EpochTrigger(1)), Phase("embeddings,0,head")]
 SETS: dict[str, Callable[[], list[Callback]]] = {
@@ -106,7 +106,7 @@ def test_whatever_the_end_the_module_is_given_back(name: str, error: BaseExcepti
             assert {n: set(found[what][n]) - set(a) for n, a in value.items()} == {n: set() for n in value}
         else:
             assert found[what] == value, what
-    assert Session.of(module) is None
+    assert Moments.of(module) is None
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=repr)
@@ -189,4 +189,4 @@ def test_a_run_stopped_by_a_finders_failure_leaves_nothing() -> None:
     assert all(p.requires_grad for p in module.parameters())
     assert all(m.training for m in module.modules())
     assert "lr_find" not in vars(finder)
-    assert Session.of(module) is None
+    assert Moments.of(module) is None

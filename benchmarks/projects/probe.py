@@ -1,0 +1,168 @@
+"""Watches one fit from outside: losses, what trains, the rates that optimizers really step with, the final state."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback
+from torch import Tensor
+from torch.optim import Optimizer
+
+#: Told of each optimizer in the midst of its step, once its closure has run.
+_LISTENERS: list[Callable[[Optimizer], None]] = []
+_STEPPING: set[int] = set()
+
+
+class Probe(Callback):
+    """Records a fit. It has to be the last of the callbacks, so that it sees what the others have done.
+
+    It seeds all generators before each epoch and batch, so that a resumed run can equal a straight one where a project
+    shuffles or uses dropout: Lightning's checkpoints hold no random state.
+
+    Args:
+        first_epoch: The epoch in which the fit begins.
+
+    Attributes:
+        losses: The loss of each batch.
+        trains: For each batch the names of the parameters that require grad.
+        epochs: The epoch of each batch.
+        noisy: For each batch the names of the modules in train mode.
+        rates: For each optimizer step the rate of each parameter, read inside the step.
+        states: The module's parameters and buffers at the start of each epoch, and at the end.
+        optimizers: The optimizers' states at the end.
+    """
+
+    def __init__(self, first_epoch: int = 0) -> None:
+        self.first_epoch = first_epoch
+        self.losses: list[float] = []
+        self.trains: list[frozenset[str]] = []
+        self.epochs: list[int] = []
+        self.noisy: list[frozenset[str]] = []
+        self.rates: list[dict[str, float]] = []
+        self.states: list[dict[str, Tensor]] = []
+        self.optimizers: list[Any] = []
+        self.module: Any = None
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        spy_on_steps()
+        self.module = pl_module
+        # Lightning asks for the first batch right after one of three hooks: this one where a project wants to know
+        # the number of steps, else the next, or the one after where there is a sanity check.
+        seed(self.first_epoch)
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        seed(self.first_epoch)
+
+    def on_sanity_check_end(self, trainer: Any, pl_module: Any) -> None:
+        seed(self.first_epoch)
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        _LISTENERS[:] = [self._note_rates]
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        seed(trainer.current_epoch)
+        self.states.append(state_of(pl_module))
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        seed(1000 * trainer.current_epoch + batch_idx)
+        self.epochs.append(trainer.current_epoch)
+        self.trains.append(frozenset(n for n, p in pl_module.named_parameters() if p.requires_grad))
+        self.noisy.append(frozenset(n for n, m in pl_module.named_modules() if m.training))
+
+    def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
+        self.losses.append(loss.item())
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        _LISTENERS.clear()
+        self.states.append(state_of(pl_module))
+        self.optimizers = [tensors_in(optimizer.state_dict()) for optimizer in trainer.optimizers]
+
+    def _note_rates(self, optimizer: Optimizer) -> None:
+        names = {parameter: name for name, parameter in self.module.named_parameters()}
+        groups = optimizer.param_groups
+        self.rates.append({names[p]: float(g["lr"]) for g in groups for p in g["params"] if p in names})
+
+
+def seed(number: int) -> None:
+    """Seed all generators that a project may draw from."""
+    torch.manual_seed(number)
+    np.random.seed(number)
+    random.seed(number)
+
+
+def state_of(module: Any) -> dict[str, Tensor]:
+    """A copy of all parameters and buffers, those that are not saved included."""
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    return {name: tensor.detach().clone() for name, tensor in tensors}
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """Copies of all tensors in nested containers, in order."""
+    if isinstance(value, Tensor):
+        return [value.detach().clone()]
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return [tensor for part in parts for tensor in tensors_in(part)]
+
+
+def spy_on_steps() -> None:
+    """Have every optimizer class report from inside its ``step``, behind the hooks that run around it."""
+    classes = list(_subclasses(Optimizer))
+    for cls in classes:
+        step = vars(cls).get("step")
+        if step is None or hasattr(step, "spied"):
+            continue
+        is_hooked = hasattr(step, "hooked")
+        reporting = _reporting(step.__wrapped__ if is_hooked else step)
+        # Torch runs the hooks in a wrapper, which it puts around a class's own step when the first object is made.
+        cls.step = Optimizer.profile_hook_step(reporting) if is_hooked else reporting  # type: ignore[attr-defined]
+        cls.step.spied = True  # type: ignore[attr-defined]
+        if is_hooked:
+            cls.step.hooked = True  # type: ignore[attr-defined]
+
+
+def _reporting(step: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(step)
+    def reporting(self: Optimizer, closure: Callable[[], Any] | None = None, **options: Any) -> Any:
+        with _outermost(self) as is_outermost:
+            if not is_outermost:
+                return step(self, closure, **options)
+            if closure is None:
+                _report(self)
+                return step(self, None, **options)
+
+            def observed() -> Any:
+                loss = closure()
+                _report(self)
+                return loss
+
+            return step(self, observed, **options)
+
+    return reporting
+
+
+@contextmanager
+def _outermost(optimizer: Optimizer) -> Iterator[bool]:
+    is_outermost = id(optimizer) not in _STEPPING
+    _STEPPING.add(id(optimizer))
+    try:
+        yield is_outermost
+    finally:
+        if is_outermost:
+            _STEPPING.discard(id(optimizer))
+
+
+def _report(optimizer: Optimizer) -> None:
+    for listener in _LISTENERS:
+        listener(optimizer)
+
+
+def _subclasses(cls: type) -> Iterator[type]:
+    for child in cls.__subclasses__():
+        yield child
+        yield from _subclasses(child)

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
@@ -84,24 +85,29 @@ class Checks:
         self.folder = folder
         self._runs = 0
         self.plain = self.fit()
-        self.names = LayerStack(self.plain.module).names
 
-    def fit(self, *callbacks: Any, checkpoint: Path | None = None) -> Probe:
+    @cached_property
+    def names(self) -> list[str]:
+        """The layers that are found in the project's module."""
+        return LayerStack(self.plain.module).names
+
+    def fit(self, *callbacks: Any, checkpoint: Path | None = None, replay: dict[int, Any] | None = None) -> Probe:
         """Run the quick start and watch it."""
         self._runs += 1
         folder = self.folder / str(self._runs)
         folder.mkdir()
-        saving = self.project.lightning.callbacks.ModelCheckpoint(
-            folder / "epochs", filename="{epoch}", save_top_k=-1, save_on_train_epoch_end=True
-        )
-        probe = Probe(first_epoch=0 if checkpoint is None else 1)
+        probe = Probe(folder, replay)
         seed(0)
         with resuming(self.project.lightning.Trainer, checkpoint):
-            self.model = self.project.fit(Run([*callbacks, saving, probe], folder))
-        self.epochs = folder / "epochs"
+            self.model = self.project.fit(Run([*callbacks, probe], folder))
+        self.checkpoint = folder / "epoch=0.ckpt"
         if not probe.losses:
             raise AssertionError("the probe has seen no batch")
         return probe
+
+    def layers(self) -> Outcome:
+        """Layers are found."""
+        return Outcome(len(self.names) > 1, ", ".join(self.names))
 
     def no_op(self) -> Outcome:
         """Callbacks that freeze nothing and scale nothing leave every loss as it was."""
@@ -111,8 +117,9 @@ class Checks:
 
     def frozen(self) -> Outcome:
         """The lower half of the layers stays as it is, in eval mode; something else trains."""
-        freezing = LayerFreezing(",".join(self.names[: max(1, len(self.names) // 2)]), verbose=False)
-        run = self.fit(freezing)
+        lower = ",".join(self.names[: max(1, len(self.names) // 2)])
+        run = self.fit(LayerFreezing(lower, verbose=False))
+        freezing = run.callback(LayerFreezing)
         selected = freezing.stack.select(freezing.layers)
         frozen = {id(parameter) for parameter in selected.parameters}
         names = [name for name, parameter in run.module.named_parameters() if id(parameter) in frozen]
@@ -129,8 +136,8 @@ class Checks:
 
     def unfreezing(self) -> Outcome:
         """In each epoch that trains which the schedule says, and nothing else moves; in the end, all that can does."""
-        schedule = GradualUnfreezing(verbose=False)
-        run = self.fit(schedule)
+        run = self.fit(GradualUnfreezing(verbose=False))
+        schedule = run.callback(GradualUnfreezing)
         given = self.plain.trains[0]
         for epoch, trains in zip(run.epochs, run.trains, strict=True):
             phase = schedule.plan[min(epoch, len(schedule.plan) - 1)]
@@ -148,9 +155,8 @@ class Checks:
 
     def rates(self) -> Outcome:
         """Inside each optimizer step, a layer's rate is the project's own times its factor."""
-        pacing = DiscriminativeLR(decay=DECAY, verbose=False)
-        run = self.fit(pacing)
-        factors = self._factors(pacing.stack)
+        run = self.fit(DiscriminativeLR(decay=DECAY, verbose=False))
+        factors = self._factors(run.callback(DiscriminativeLR).stack)
         if len(run.rates) != len(self.plain.rates) or not run.rates:
             return Outcome(False, f"{len(run.rates)} steps, {len(self.plain.rates)} without")
         worst = 0.0
@@ -163,20 +169,19 @@ class Checks:
 
     def resume(self) -> Outcome:
         """A run that goes on from the end of its first epoch ends as the straight one does."""
-        found = []
-        for callbacks in ((), (GradualUnfreezing, lambda **kw: DiscriminativeLR(decay=DECAY, **kw))):
-            straight = self.fit(*(make(verbose=False) for make in callbacks))
-            checkpoint = self.epochs / "epoch=0.ckpt"
-            resumed = self.fit(*(make(verbose=False) for make in callbacks), checkpoint=checkpoint)
-            equal = same(straight.states[-1], resumed.states[-1]) and all(
-                len(left) == len(right) and all(map(torch.equal, left, right))
-                for left, right in zip(straight.optimizers, resumed.optimizers, strict=True)
-            )
-            found.append((equal, resumed.epochs[:1] == [1], apart(straight, resumed)))
-        (control, begins, _), (equal, goes_on, difference) = found
-        if not control or not begins:
-            return Outcome(equal and goes_on, f"without callbacks it differs too; off by {difference:.0e}")
-        return Outcome(equal and goes_on, "weights, optimizer" if equal else f"off by {difference:.0e}")
+        if found := self._resume(lambda: []):
+            return Outcome(False, f"off by {found:.0e} without callbacks too")
+        found = self._resume(
+            lambda: [GradualUnfreezing(verbose=False), DiscriminativeLR(decay=DECAY, verbose=False)]
+        )
+        return Outcome(not found, f"off by {found:.0e}" if found else "weights, optimizer state")
+
+    def _resume(self, callbacks: Callable[[], list[Any]]) -> float:
+        straight = self.fit(*callbacks(), replay=self.plain.batches)
+        resumed = self.fit(*callbacks(), replay=self.plain.batches, checkpoint=self.checkpoint)
+        if resumed.epochs[0] != 1:
+            raise AssertionError(f"the resumed run begins in epoch {resumed.epochs[0]}")
+        return max(apart(straight, resumed), *map(difference, straight.optimizers, resumed.optimizers))
 
     def own_saving(self) -> Outcome:
         """What was trained with the callbacks is saved and loaded in the project's own way."""
@@ -196,6 +201,7 @@ class Checks:
 
 
 CHECKS: dict[str, Callable[[Checks], Outcome]] = {
+    "layers": Checks.layers,
     "no-op identical": Checks.no_op,
     "frozen exact": Checks.frozen,
     "unfreezes as said": Checks.unfreezing,
@@ -215,7 +221,6 @@ def main(project: Project) -> None:
     with tempfile.TemporaryDirectory() as name, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         checks = Checks(project, Path(name))
-        print(f"layers: {', '.join(checks.names)}", flush=True)
         for title, check in CHECKS.items():
             try:
                 outcomes[title] = check(checks)
@@ -233,7 +238,6 @@ def main(project: Project) -> None:
             "version": version(project.package),
             "what": project.what,
             "lightning": project.lightning.__name__,
-            "layers": checks.names,
             "checks": found,
             "warnings": sorted(own_warnings),
         }
@@ -265,8 +269,15 @@ def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
 
 def apart(left: Probe, right: Probe) -> float:
     """The largest difference between any two final values."""
-    pairs = [(left.states[-1][name].double(), tensor.double()) for name, tensor in right.states[-1].items()]
-    return max(float((a - b).abs().max()) for a, b in pairs if a.numel())
+    return difference(list(left.states[-1].values()), list(right.states[-1].values()))
+
+
+def difference(left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) -> float:
+    """The largest difference between the values of two rows of tensors; infinite where they differ in shape."""
+    if [tensor.shape for tensor in left] != [tensor.shape for tensor in right]:
+        return float("inf")
+    pairs = [(a.double(), b.double()) for a, b in zip(left, right, strict=True) if a.numel()]
+    return max((float((a - b).abs().max()) for a, b in pairs), default=0.0)
 
 
 def array(parts: Sequence[Any]) -> np.ndarray:

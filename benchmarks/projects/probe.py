@@ -5,7 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,11 +24,12 @@ _STEPPING: set[int] = set()
 class Probe(Callback):
     """Records a fit. It has to be the last of the callbacks, so that it sees what the others have done.
 
-    It seeds all generators before each epoch and batch, so that a resumed run can equal a straight one where a project
-    shuffles or uses dropout: Lightning's checkpoints hold no random state.
+    A checkpoint of Lightning holds neither random state nor the position of a stream of data. For a resumed run to equal
+    a straight one, the probe seeds all generators before each batch, and can have each epoch train on given batches.
 
     Args:
-        first_epoch: The epoch in which the fit begins.
+        folder: Where to save a checkpoint at the end of each epoch.
+        replay: Batches for ``training_step``, by number, in the place of the project's own.
 
     Attributes:
         losses: The loss of each batch.
@@ -34,12 +37,16 @@ class Probe(Callback):
         epochs: The epoch of each batch.
         noisy: For each batch the names of the modules in train mode.
         rates: For each optimizer step the rate of each parameter, read inside the step.
+        batches: The batches of the first epoch, by number.
         states: The module's parameters and buffers at the start of each epoch, and at the end.
         optimizers: The optimizers' states at the end.
+        callbacks: All callbacks of the trainer; some projects train with copies of those they are given.
     """
 
-    def __init__(self, first_epoch: int = 0) -> None:
-        self.first_epoch = first_epoch
+    def __init__(self, folder: Path, replay: dict[int, Any] | None = None) -> None:
+        self.folder = folder
+        self.replay = replay
+        self.batches: dict[int, Any] = {}
         self.losses: list[float] = []
         self.trains: list[frozenset[str]] = []
         self.epochs: list[int] = []
@@ -47,30 +54,34 @@ class Probe(Callback):
         self.rates: list[dict[str, float]] = []
         self.states: list[dict[str, Tensor]] = []
         self.optimizers: list[Any] = []
+        self.callbacks: list[Any] = []
         self.module: Any = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Probe:
+        return self
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         spy_on_steps()
         self.module = pl_module
-        # Lightning asks for the first batch right after one of three hooks: this one where a project wants to know
-        # the number of steps, else the next, or the one after where there is a sanity check.
-        seed(self.first_epoch)
-
-    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        seed(self.first_epoch)
-
-    def on_sanity_check_end(self, trainer: Any, pl_module: Any) -> None:
-        seed(self.first_epoch)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         _LISTENERS[:] = [self._note_rates]
+        if self.replay is not None:
+            step, batches = pl_module.training_step, self.replay
+
+            @wraps(step)
+            def training_step(batch: Any, batch_idx: int, *args: Any) -> Any:
+                return step(deepcopy(batches[batch_idx]), batch_idx, *args)
+
+            pl_module.training_step = training_step
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        seed(trainer.current_epoch)
         self.states.append(state_of(pl_module))
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         seed(1000 * trainer.current_epoch + batch_idx)
+        if batch_idx not in self.batches:
+            self.batches[batch_idx] = deepcopy(batch)
         self.epochs.append(trainer.current_epoch)
         self.trains.append(frozenset(n for n, p in pl_module.named_parameters() if p.requires_grad))
         self.noisy.append(frozenset(n for n, m in pl_module.named_modules() if m.training))
@@ -78,10 +89,19 @@ class Probe(Callback):
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
         self.losses.append(loss.item())
 
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        trainer.save_checkpoint(self.folder / f"epoch={trainer.current_epoch}.ckpt")
+
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         _LISTENERS.clear()
+        self.callbacks = list(trainer.callbacks)
+        vars(pl_module).pop("training_step", None)
         self.states.append(state_of(pl_module))
         self.optimizers = [tensors_in(optimizer.state_dict()) for optimizer in trainer.optimizers]
+
+    def callback(self, cls: type) -> Any:
+        """The trainer's callback of a class."""
+        return next(callback for callback in self.callbacks if isinstance(callback, cls))
 
     def _note_rates(self, optimizer: Optimizer) -> None:
         names = {parameter: name for name, parameter in self.module.named_parameters()}

@@ -35,7 +35,7 @@ def fit(run: Run) -> Any:
             early_stopping=None,
             load_best=False,
             progress_bar="none",
-            trainer_kwargs={"default_root_dir": str(run.folder), "logger": False, "enable_model_summary": False},
+            trainer_kwargs={"default_root_dir": str(run.folder), "enable_model_summary": False},
         ),
         verbose=False,
     )

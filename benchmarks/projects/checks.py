@@ -171,9 +171,7 @@ class Checks:
         """A run that goes on from the end of its first epoch ends as the straight one does."""
         if found := self._resume(lambda: []):
             return Outcome(False, f"off by {found:.0e} without callbacks too")
-        found = self._resume(
-            lambda: [GradualUnfreezing(verbose=False), DiscriminativeLR(decay=DECAY, verbose=False)]
-        )
+        found = self._resume(lambda: [GradualUnfreezing(verbose=False), DiscriminativeLR(decay=DECAY, verbose=False)])
         return Outcome(not found, f"off by {found:.0e}" if found else "weights, optimizer state")
 
     def _resume(self, callbacks: Callable[[], list[Any]]) -> float:

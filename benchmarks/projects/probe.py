@@ -24,8 +24,8 @@ _STEPPING: set[int] = set()
 class Probe(Callback):
     """Records a fit. It has to be the last of the callbacks, so that it sees what the others have done.
 
-    A checkpoint of Lightning holds neither random state nor the position of a stream of data. For a resumed run to equal
-    a straight one, the probe seeds all generators before each batch, and can have each epoch train on given batches.
+    A checkpoint of Lightning holds neither random state nor the position of a stream of data. For a resumed run to
+    equal a straight one, the probe seeds all generators before each batch, and can replay the batches of another run.
 
     Args:
         folder: Where to save a checkpoint at the end of each epoch.
@@ -59,6 +59,10 @@ class Probe(Callback):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Probe:
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Some projects save the callbacks that they were given.
+        return {}
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         spy_on_steps()

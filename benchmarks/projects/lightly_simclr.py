@@ -23,6 +23,8 @@ class SimCLR(pytorch_lightning.LightningModule):
         self.backbone = torch.nn.Sequential(*list(resnet.children())[:-1])
         self.projection_head = SimCLRProjectionHead(input_dim=512, hidden_dim=32, output_dim=8)
         self.criterion = NTXentLoss()
+        # Uninitialised memory, and unused without a memory bank; two runs would never be the same in it.
+        self.criterion.memory_bank.bank_ptr.zero_()
 
     def training_step(self, batch: Any, batch_index: int) -> Any:
         x0, x1 = batch[0]

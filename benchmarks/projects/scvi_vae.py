@@ -20,6 +20,7 @@ def counts() -> anndata.AnnData:
 
 
 def fit(run: Run) -> Any:
+    scvi.settings.seed = 0  # decides which cells are for validation
     data = counts()
     scvi.model.SCVI.setup_anndata(data, batch_key="batch")
     model = scvi.model.SCVI(data, n_hidden=16, n_latent=4, n_layers=2)

@@ -26,14 +26,14 @@ class Tower:
         label: Short unique name used in layer names, ``""`` if the model has one stack only.
         alias: The attribute that the label was made from; selectors accept it too.
         root: The module that is this tower's alone.
-        fresh: Whether it starts from inputs of its own, parallel to the others, not from what an earlier one computed.
+        has_own_inputs: Whether it starts from inputs of its own, not from what an earlier tower computed.
         language: Whether it is the language model behind another tower; its token embeddings run before that tower.
     """
 
     label: str
     alias: str
     root: Node
-    fresh: bool = False
+    has_own_inputs: bool = False
     language: bool = False
 
 
@@ -103,9 +103,9 @@ def _tower_root(stack: Stack, index: int, stacks: Sequence[Stack]) -> Node:
 def _connect(tower: Tower, stack: Stack) -> Tower:
     words = words_of(tower.alias)
     continues = bool(words & _CONTINUES) or tower.alias == "backbone" or _crosses(stack)
-    fresh = not continues and _own_inputs(tower.root, stack)
+    has_own_inputs = not continues and _own_inputs(tower.root, stack)
     language = bool(words & _LANGUAGE) and "decoder" not in words
-    return Tower(tower.label, tower.alias, tower.root, fresh, language)
+    return Tower(tower.label, tower.alias, tower.root, has_own_inputs, language)
 
 
 def _crosses(stack: Stack) -> bool:

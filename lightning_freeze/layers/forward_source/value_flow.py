@@ -241,8 +241,6 @@ class _Interpreter:
         if isinstance(node, ast.IfExp):
             self._value(node.test)
             return self._value(node.body) | self._value(node.orelse)
-        if isinstance(node, ast.Compare):  # a mask of a value carries nothing of it to what is scaled by it
-            return _joined([self._value(part) for part in [node.left, *node.comparators]])
         if isinstance(node, ast.Lambda):
             return self._value(node.body)
         if isinstance(node, ast.ListComp | ast.SetComp | ast.GeneratorExp | ast.DictComp):

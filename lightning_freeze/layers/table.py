@@ -7,7 +7,10 @@ from rich.table import Table
 from lightning_freeze.layers.analysis.backward_extent import backward_leaks
 from lightning_freeze.layers.analysis.randomness import noise_lines, unrest
 from lightning_freeze.layers.layer import Layer, Layers
-from lightning_freeze.layers.wording import LONGEST_NAME, abbreviate, runs
+from lightning_freeze.layers.wording import abbreviate, runs
+
+#: Up to this length, a name stays on one line.
+_LONGEST_NAME = 28
 
 
 def layers_table(stack: Layers) -> Table:
@@ -27,7 +30,7 @@ def layers_table(stack: Layers) -> Table:
     names = [f"{layer.name} (x{layer.repeats})" if layer.repeats > 1 else layer.name for layer in stack]
     rest = ["(in no layer)"] if stack.unassigned else []
     # A long name is broken, never cut; shorter ones stay on one line.
-    table.add_column("layer", overflow="fold", width=min(max(map(len, ["layer", *names, *rest])), LONGEST_NAME))
+    table.add_column("layer", overflow="fold", width=min(max(map(len, ["layer", *names, *rest])), _LONGEST_NAME))
     table.add_column("modules", overflow="fold", ratio=1)
     table.add_column("parameters", justify="right", no_wrap=True)
     table.add_column("share", justify="right", no_wrap=True)

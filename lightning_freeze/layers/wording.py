@@ -11,8 +11,6 @@ from rich.table import Table
 from lightning_freeze.layers.layer import Layer, Layers
 
 WIDTH = 88
-#: Up to this length, a layer's name stays on one line of a table.
-LONGEST_NAME = 28
 
 
 def abbreviate(stack: Layers) -> str:

@@ -8,7 +8,7 @@ from itertools import groupby
 from rich import box
 from rich.table import Table
 
-from lightning_freeze.layers.wording import LONGEST_NAME, count, render, span
+from lightning_freeze.layers.wording import count, render, span
 from lightning_freeze.report.layer_rows import LayerRow
 
 
@@ -29,12 +29,11 @@ def layer_table(rows: Sequence[LayerRow], ended: bool = False) -> str:
     )
     groups = [(cell, [row for _, row in run]) for cell, run in groupby(zip(cells, rows, strict=True), lambda p: p[0])]
     names = [span([row.name for row in layers]) for _, layers in groups]
-    # A long name is broken, never cut; shorter ones stay on one line.
-    table.add_column("layers", overflow="fold", min_width=min(max(map(len, ["layers", *names])), LONGEST_NAME))
+    table.add_column("layers", overflow="fold")  # a long name is broken, never cut
     table.add_column("parameters", justify="right", no_wrap=True)
-    table.add_column("status", overflow="fold")
+    table.add_column("status")
     if shows_since:
-        table.add_column("trained since", overflow="fold")
+        table.add_column("trained since")
     table.add_column("learning rate", justify="right", no_wrap=True)
     for name, ((status, since, rate), layers) in zip(names, groups, strict=True):
         size = count(sum(row.size for row in layers))

@@ -105,5 +105,7 @@ def test_long_names_are_whole_in_the_table_of_a_run(ended: bool) -> None:
     assert max(map(len, text.splitlines())) <= 88
     assert "…" not in text
     assert "1e-05 to 0.001" in text
-    column = "".join(line[2:30].strip() for line in text.splitlines()[3:])
+    lines = text.splitlines()
+    ends = next(line.index("parameters") for line in lines if "parameters" in line)
+    column = "".join(line[:ends].split("  ")[1].strip() for line in lines[4:] if line[:ends].strip())
     assert all(name in column for name in names)

@@ -298,7 +298,7 @@ def _children_as_blocks(root: Node) -> Stack:
     while len(members) == 1 and members[0].children and not node.own:
         node = members[0]
         members = [child for child in node.children if child.parameters]
-    middle = [c for c in members if not names_head(c.key) and not _only_embeds(c)]
+    middle = [c for c in members if not (names_head(c.key) or _only_embeds(c) or _gives_outputs(c))]
     repeated = {} if node.is_list else use_order(node.module).repeated
     middle = [child for child in middle if child.key in repeated] or middle
     return Stack(node, _with_norms(middle or members or [node]), guessed=len(middle) > 1)
@@ -354,6 +354,14 @@ def _is_chain_of_children(element: Node, stack: Stack) -> bool:
     flow = value_flow(stack.home.module)
     keys = [block.parts[0].key for block in stack.blocks]
     return flow is not None and all(flow.feeds_directly(a, b) for a, b in pairwise(keys))
+
+
+def _gives_outputs(node: Node) -> bool:
+    """Whether a list makes several outputs of one input: its elements run side by side and feed nothing else."""
+    around = node.parent
+    flow = value_flow(around.module) if around is not None and _is_beside(node) else None
+    others = [other.key for other in around.children if other is not node] if around is not None else []
+    return flow is not None and flow.runs(node.key) and not any(flow.feeds(node.key, other) for other in others)
 
 
 def _is_beside(node: Node) -> bool:

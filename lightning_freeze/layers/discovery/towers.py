@@ -63,8 +63,11 @@ def _path(stack: Stack) -> list[str]:
     return [*parts, stack.label] if stack.label else parts
 
 
-def _diverging(paths: list[list[str]], members: list[int], depth: int) -> dict[int, str]:
-    """Label the members of one group by the next component in which they differ, joined where they differ twice."""
+def _diverging(paths: list[list[str]], members: list[int], depth: int, named: int = -1) -> dict[int, str]:
+    """Label the members of one group by the next component in which they differ, joined where they differ twice.
+
+    ``named`` is the position of the last component that is part of the label already.
+    """
     while len({tuple(paths[i][depth : depth + 1]) for i in members}) == 1 and depth < max(
         len(paths[i]) for i in members
     ):
@@ -73,12 +76,12 @@ def _diverging(paths: list[list[str]], members: list[int], depth: int) -> dict[i
     for key in dict.fromkeys(tuple(paths[i][depth : depth + 1]) for i in members):
         same = [i for i in members if tuple(paths[i][depth : depth + 1]) == key]
         label = key[0] if key else "main"
-        if label.isdigit():
+        if label.isdigit() and not (depth and named == depth - 1):
             label = f"{paths[same[0]][depth - 1]}.{label}" if depth else f"tower.{label}"
         if len(same) == 1 or not key:
             labels.update({i: label for i in same})
         else:
-            labels.update({i: f"{label}.{rest}" for i, rest in _diverging(paths, same, depth + 1).items()})
+            labels.update({i: f"{label}.{rest}" for i, rest in _diverging(paths, same, depth + 1, depth).items()})
     return labels
 
 

@@ -15,6 +15,8 @@ a layer's name         that layer: ``3``, ``encoder.3``, ``vision.embeddings``, 
 ``75%``                the embeddings and the first 75% of the blocks, to the nearest whole block, halves down; of
                        networks that feed nothing into one another, of each
 ``all``                all layers
+a module's name        everything below the module of that full name (``message_passing`` as ``message_passing.*``);
+                       a layer or a tower of the same name comes first
 ``*.LayerNorm.*``      parameters whose full name is or matches this, case-sensitive (``*``, ``?``, ``[...]``)
 =====================  ====================================================================================
 """
@@ -22,6 +24,7 @@ a layer's name         that layer: ``3``, ``encoder.3``, ``vision.embeddings``, 
 from __future__ import annotations
 
 import fnmatch
+import glob
 import math
 import re
 from collections.abc import Sequence
@@ -79,9 +82,29 @@ def select(stack: Layers, selector: str) -> Selection:
             raise _error(stack, selector, "is empty" if not selector.strip() else "has an empty term")
         if any(letter in term for letter in "*?[") or term in stack.parameter_names:
             parameters |= _glob(stack, term)
+        elif _names_module(stack, term):
+            parameters |= _below(stack, term)
         else:
             layers |= {layer.index for layer in _layers(stack, term)}
     return _selection(stack, layers, parameters)
+
+
+def _names_module(stack: Layers, term: str) -> bool:
+    """Whether a term is the full name of a module, and of nothing that comes first."""
+    if term in stack or term in ("all", "embeddings", "head") or _split(stack, term)[0]:
+        return False
+    return term in _module_names(stack) and not (_INTEGER.fullmatch(term) or _SLICE.fullmatch(term))
+
+
+def _module_names(stack: Layers) -> set[str]:
+    return {clean_name(name) for name, _ in stack.module.named_modules(remove_duplicate=False) if name}
+
+
+def _below(stack: Layers, term: str) -> set[int]:
+    """Identities of the parameters below a module."""
+    if not any(clean_name(name).startswith(f"{term}.") for name, _ in stack.module.named_parameters()):
+        raise _error(stack, term, "selects nothing: that module has no parameters", near=False)
+    return _glob(stack, f"{glob.escape(term)}.*")
 
 
 def _layers(stack: Layers, term: str) -> Sequence[Layer]:
@@ -105,7 +128,7 @@ def _layers(stack: Layers, term: str) -> Sequence[Layer]:
         return [_single(stack, term, int(rest), blocks, tower)]
     match = _SLICE.fullmatch(rest)
     if match is None:
-        raise _error(stack, term, "names no layer")
+        raise _error(stack, term, "names no layer, tower or module")
     start, stop, step = (int(group) if group else None for group in match.groups())
     if step == 0:
         raise _error(stack, term, "is malformed: the step of a slice must not be 0", near=False)
@@ -191,6 +214,7 @@ def _of(tower: str) -> str:
 
 def _error(stack: Layers, term: str, why: str, near: bool = True, parameters: bool = False) -> ValueError:
     names = [*stack.names, *stack.towers, "all", "embeddings", "head"]
+    names += sorted(_module_names(stack))
     if parameters or "." in term:
         names += [name for layer in stack for name, _ in layer.named_parameters()]
     hint = suggest(term, names) if near and term.strip() else ""

@@ -8,8 +8,9 @@ from typing import Any
 from torch import nn
 
 from lightning_freeze.errors import suggest
+from lightning_freeze.layers.discovery.connections import networks_of
 from lightning_freeze.layers.discovery.groups import Groups, layers_from_groups
-from lightning_freeze.layers.discovery.heights import components, find_heights, tower_of
+from lightning_freeze.layers.discovery.heights import find_heights, tower_of
 from lightning_freeze.layers.discovery.module_hook import ask_module
 from lightning_freeze.layers.discovery.module_tree import clean_name
 from lightning_freeze.layers.discovery.ownership import Ownership, Tie
@@ -68,8 +69,8 @@ class LayerStack:
         self._aliases = structure.towers
         self.assumptions: tuple[str, ...] = tuple(structure.assumptions)
         """What the structure of the module left open, and how it was decided; part of :meth:`describe`."""
-        self._fresh, bystanders = structure.fresh, structure.bystanders
-        heights = find_heights(structure.layers, structure.fresh, bystanders)
+        self._fed_by, bystanders = structure.fed_by, structure.bystanders
+        heights = find_heights(structure.layers, structure.fed_by, bystanders)
         self._layers = tuple(
             Layer(spec, i, ownership.parameters[i], ownership.modules[i], heights[i], tower_of(spec.name) in bystanders)
             for i, spec in enumerate(structure.layers)
@@ -103,9 +104,14 @@ class LayerStack:
 
     @property
     def networks(self) -> list[list[Layer]]:
-        """The blocks by network; networks feed nothing into one another, and a percentage counts each by itself."""
+        """The blocks by network, the lowest first; a percentage counts each network by itself.
+
+        Different networks feed nothing into one another.
+        """
         towers = list(dict.fromkeys(layer.tower for layer in self.blocks))
-        return [[b for b in self.blocks if b.tower in network] for network in components(towers, self._fresh)]
+        networks = networks_of(towers, self._fed_by)
+        from_below = sorted(self.blocks, key=lambda block: -block.height)
+        return [[block for block in from_below if block.tower in network] for network in networks]
 
     @property
     def towers(self) -> dict[str, tuple[Layer, ...]]:
@@ -211,4 +217,4 @@ def _adopt(module: nn.Module, stack: LayerStack) -> Structure:
     dotted = f"{prefix}." if prefix else ""
     specs = [LayerSpec(x.name, x.kind, [dotted + p if p else prefix for p in x.prefixes], x.repeats) for x in stack]
     bystanders = frozenset(layer.tower for layer in stack.bystanders)
-    return Structure(specs, dict(stack._aliases), [], list(stack.assumptions), stack._fresh, bystanders)
+    return Structure(specs, dict(stack._aliases), [], list(stack.assumptions), stack._fed_by, bystanders)

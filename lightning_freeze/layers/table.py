@@ -9,6 +9,9 @@ from lightning_freeze.layers.analysis.randomness import noise_lines, unrest
 from lightning_freeze.layers.layer import Layer, Layers
 from lightning_freeze.layers.wording import abbreviate, runs
 
+#: Up to this length, a name stays on one line.
+_LONGEST_NAME = 28
+
 
 def layers_table(stack: Layers) -> Table:
     """The stack as a table for a terminal: layer, modules, parameters, share of all parameters.
@@ -24,16 +27,18 @@ def layers_table(stack: Layers) -> Table:
     table = Table(
         title=notes[0], title_justify="left", expand=True, caption="\n".join(notes[1:]), caption_justify="left"
     )
-    table.add_column("layer", no_wrap=True)
+    names = [f"{layer.name} (x{layer.repeats})" if layer.repeats > 1 else layer.name for layer in stack]
+    rest = ["(in no layer)"] if stack.unassigned else []
+    # A long name is broken, never cut; shorter ones stay on one line.
+    table.add_column("layer", overflow="fold", width=min(max(map(len, ["layer", *names, *rest])), _LONGEST_NAME))
     table.add_column("modules", overflow="fold", ratio=1)
     table.add_column("parameters", justify="right", no_wrap=True)
     table.add_column("share", justify="right", no_wrap=True)
-    for layer in stack:
-        name = f"{layer.name} (x{layer.repeats})" if layer.repeats > 1 else layer.name
+    for name, layer in zip(names, stack, strict=True):
         table.add_row(name, _modules(layer), f"{layer.numel:,}", _share(layer.numel, total))
     if stack.unassigned:
-        rest = sum(p.numel() for _, p in stack.unassigned)
-        table.add_row("(in no layer)", _list([n for n, _ in stack.unassigned]), f"{rest:,}", _share(rest, total))
+        size = sum(p.numel() for _, p in stack.unassigned)
+        table.add_row(*rest, _list([n for n, _ in stack.unassigned]), f"{size:,}", _share(size, total))
     return table
 
 

@@ -27,16 +27,17 @@ def layer_table(rows: Sequence[LayerRow], ended: bool = False) -> str:
         title_justify="left",
         title_style="bold",
     )
-    table.add_column("layers")
-    table.add_column("parameters", justify="right")
+    groups = [(cell, [row for _, row in run]) for cell, run in groupby(zip(cells, rows, strict=True), lambda p: p[0])]
+    names = [span([row.name for row in layers]) for _, layers in groups]
+    table.add_column("layers", overflow="fold")  # a long name is broken, never cut
+    table.add_column("parameters", justify="right", no_wrap=True)
     table.add_column("status")
     if shows_since:
         table.add_column("trained since")
-    table.add_column("learning rate", justify="right")
-    for (status, since, rate), run in groupby(zip(cells, rows, strict=True), key=lambda pair: pair[0]):
-        layers = [row for _, row in run]
+    table.add_column("learning rate", justify="right", no_wrap=True)
+    for name, ((status, since, rate), layers) in zip(names, groups, strict=True):
         size = count(sum(row.size for row in layers))
-        line = [span([row.name for row in layers]), size, status, *([since] if shows_since else []), rate]
+        line = [name, size, status, *([since] if shows_since else []), rate]
         table.add_row(*line, style="dim" if status in ("frozen", "takes no part") else None)
     return render(table)
 

@@ -213,3 +213,51 @@ def test_percentage_of_a_model_without_embeddings() -> None:
         stack.select("embeddings")
     assert stack.select("0").parameters == tuple(stack.module[0].parameters())
     assert torch.is_tensor(stack.select("all").parameters[0])
+
+
+class Graphs(nn.Module):
+    """A module whose parts have names of their own and are no blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.message_passing = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+        self.agg = nn.Identity()
+        self.predictor = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.predictor(self.agg(self.message_passing(x)))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_name_of_a_module_selects_everything_below_it(compiled: bool) -> None:
+    module = Graphs()
+    if compiled:
+        module.message_passing = torch.compile(module.message_passing)  # type: ignore[assignment]
+    stack = LayerStack(module)
+    wanted = {id(p) for p in module.message_passing.parameters()}
+    for selector in ("message_passing", "message_passing.*"):
+        assert {id(p) for p in stack.select(selector).parameters} == wanted
+    assert len(stack.select("message_passing,predictor.1").parameters) == len(wanted) + 2
+
+
+def test_the_name_of_a_nested_module_selects_what_is_below_it(stack: LayerStack) -> None:
+    chosen = stack.select("encoder.layer.3.attention").parameters
+    assert chosen == stack.select("encoder.layer.3.attention.*").parameters
+    assert stack.select("encoder.layer.3").parameters == stack.select("3").parameters
+
+
+def test_a_layer_or_a_tower_of_the_same_name_comes_first(bart: LayerStack) -> None:
+    assert names(bart, "encoder") == ["encoder.0", "encoder.1", "encoder.2"]
+    stack = LayerStack(Graphs(), groups={"predictor": ["message_passing"], "rest": ["predictor"]})
+    assert names(stack, "predictor") == ["predictor"]
+    assert stack.select("predictor").parameters == tuple(stack["predictor"].parameters())
+
+
+def test_a_module_that_cannot_be_selected_is_an_error_that_says_why() -> None:
+    stack = LayerStack(Graphs(), groups={"body": ["predictor"]})
+    with pytest.raises(ValueError, match="in no group"):
+        stack.select("message_passing")
+    with pytest.raises(ValueError, match="that module has no parameters"):
+        stack.select("agg")
+    with pytest.raises(ValueError, match="Did you mean 'message_passing'"):
+        LayerStack(Graphs()).select("mesage_passing")

@@ -7,9 +7,13 @@ from typing import Any
 import pytest
 from layer_models import CASES, ResNet
 from rich.console import Console
+from torch import nn
 
 from lightning_freeze.layers import LayerStack
 from lightning_freeze.layers.table import layers_table
+from lightning_freeze.report.layer_rows import LayerRow
+from lightning_freeze.report.layer_table import layer_table
+from lightning_freeze.schedule.triggers import Clock
 
 
 def printed(stack: LayerStack, width: int = 80) -> str:
@@ -67,3 +71,41 @@ def test_what_keeps_backward_running_and_what_is_not_still_is_said_below_the_tab
     for parameter in stack.module.parameters():
         parameter.requires_grad_(True)
     assert "frozen" not in printed(stack)
+
+
+class LongNames(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        for part in ("encoder", "decoder"):
+            blocks = nn.ModuleList([nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 4)) for _ in range(2)])
+            setattr(self, f"temporal_fusion_of_static_and_known_future_covariates_before_the_{part}", blocks)
+
+
+@pytest.mark.parametrize("width", [80, 88])
+@pytest.mark.parametrize("from_groups", [False, True])
+def test_long_names_are_whole(width: int, from_groups: bool) -> None:
+    module = LongNames()
+    groups = {f"{name}_{i}": [f"{name}.{i}"] for name, _ in module.named_children() for i in range(2)}
+    stack = LayerStack(module, groups=groups if from_groups else None)
+    text = printed(stack, width)
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+    cells = [line.split("│") for line in text.splitlines() if line.startswith("│")]
+    column = "".join(row[1].strip() for row in cells)
+    assert all(name in column for name in stack.names)
+    modules = "".join(row[2].strip() for row in cells)
+    assert all(prefix in modules for layer in stack for prefix in layer.prefixes)
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_long_names_are_whole_in_the_table_of_a_run(ended: bool) -> None:
+    names = [f"temporal_fusion_of_static_and_known_future_covariates_before_the_{part}.head" for part in ("a", "b")]
+    rows = [LayerRow(name, 10**6, 3, i, (1e-5, 1e-3), Clock(2, 1000)) for i, name in enumerate(names)]
+    text = layer_table(rows, ended)
+    assert max(map(len, text.splitlines())) <= 88
+    assert "…" not in text
+    assert "1e-05 to 0.001" in text
+    lines = text.splitlines()
+    ends = next(line.index("parameters") for line in lines if "parameters" in line)
+    column = "".join(line[:ends].split("  ")[1].strip() for line in lines[4:] if line[:ends].strip())
+    assert all(name in column for name in names)

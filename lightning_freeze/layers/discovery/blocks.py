@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 from torch import nn
 
@@ -17,6 +18,7 @@ from lightning_freeze.layers.discovery.block_lists import Block, Stack
 from lightning_freeze.layers.discovery.module_tree import Node, names_head, words_of
 from lightning_freeze.layers.forward_source.reader import use_order
 from lightning_freeze.layers.forward_source.side_by_side import side_by_side
+from lightning_freeze.layers.forward_source.value_flow import value_flow
 
 _BLOCK_WORDS = frozenset({"layer", "layers", "block", "blocks", "stage", "stages", "group"})
 _LIST_NAMES = frozenset({"layers", "blocks", "h", "stages"})
@@ -24,6 +26,8 @@ _WHOLE_MODELS = frozenset({"encoder", "decoder", "tower", "model", "backbone", "
 
 #: Below this share of a model's weights, what was found is not taken for its blocks.
 _ENOUGH = 0.15
+#: From this share of a stage's weights on, its named children are its blocks.
+_NEARLY_ALL = 0.9
 
 
 def find_stacks(root: Node) -> list[Stack]:
@@ -65,7 +69,7 @@ class _Finder:
         numbered = self._numbered(node)
         if numbered is not None:
             return [self._expand(numbered)]
-        found = [s for child in node.children if node.is_list or not names_head(child.key) for s in self.find(child)]
+        found = [s for child in node.children if node.is_list or not _is_head(child) for s in self.find(child)]
         if not found and not node.is_list:
             found = _zipped(node)
         return _drop_side_lists(found)
@@ -129,10 +133,12 @@ class _Finder:
         largest = max(stacks, key=lambda stack: stack.weights, default=None)
         if largest is None or 2 * largest.weights < element.weights or _routes(element, largest):
             return None
+        if largest.home is not element and _is_in_branch(largest.home, element):
+            return None
         # Parallel lists and numbered attributes inside of a block (branches of a convolution) are no blocks.
         named = words_of(largest.label or largest.home.key) & _BLOCK_WORDS
         branches = largest.zipped or (not named and (largest.label or _checkpoints(element)))
-        return None if branches else largest
+        return None if branches and not _is_chain_of_children(element, largest) else largest
 
 
 def _once(found: Stack) -> tuple[Block, ...]:
@@ -177,6 +183,7 @@ def _alike(blocks: Sequence[Node]) -> bool:
 def _zipped(node: Node) -> list[Stack]:
     """Blocks kept in parallel lists of equal length (``attentions``, ``ffns``): the n-th of each make one block."""
     lists = [child for child in node.children if isinstance(child.module, nn.ModuleList) and child.parameters]
+    lists = [child for child in lists if not _is_beside(child)]
     lengths = Counter(len(child.children) for child in lists)
     length, count = lengths.most_common(1)[0] if lengths else (0, 0)
     same = [child for child in lists if len(child.children) == length]
@@ -184,7 +191,7 @@ def _zipped(node: Node) -> list[Stack]:
         return []
     columns = zip(*(child.children for child in same), strict=True)
     if _one_by_one(node, [child.key for child in same]):
-        return [Stack(child, tuple(Block((part,)) for part in child.children)) for child in same]
+        return [Stack(child, tuple(Block((part,)) for part in child.children)) for child in lists]
     return [Stack(node, tuple(Block(tuple(column)) for column in columns), zipped=True)]
 
 
@@ -210,6 +217,8 @@ def _drop_side_lists(stacks: list[Stack]) -> list[Stack]:
         total[1] += len(stack.blocks)
 
     def side(stack: Stack) -> bool:
+        if _runs_behind(stack, stacks):
+            return False
         parent, own = stack.home.parent, size[_family(stack)]
         others = [total for family, total in size.items() if family[0] == id(parent) and total is not own]
         if any(other[0] * 0.34 > own[0] and other[1] > own[1] for other in others):
@@ -228,6 +237,25 @@ def _kind(stack: Stack) -> str:
     return stack.blocks[0].parts[0].class_name if stack.blocks else ""
 
 
+def _runs_behind(stack: Stack, stacks: Sequence[Stack]) -> bool:
+    """Whether a list is a chain that goes on from what the largest list under the same parent computed."""
+    parent = stack.home.parent
+    main = max((s for s in stacks if s.home.parent is parent), key=lambda s: s.weights)
+    if parent is None or main is stack or main.home is stack.home or len(stack.blocks) < 2:
+        return False
+    flow = value_flow(parent.module)
+    first, last = main.home.key, stack.home.key
+    if flow is None or not (flow.runs(first) and flow.runs(last)):
+        return False
+    is_chain = isinstance(stack.home.module, nn.Sequential) or flow.feeds_directly(last, last)
+    return is_chain and flow.feeds(first, last) and not flow.feeds(last, first)
+
+
+def _is_head(node: Node) -> bool:
+    """Whether a module stands behind the blocks by its name, and is no list of blocks itself (``cls_blocks``)."""
+    return names_head(node.key) and not (node.is_list and words_of(node.key) & _BLOCK_WORDS)
+
+
 def _drop_small(stacks: list[Stack]) -> list[Stack]:
     largest = max(stacks, key=lambda stack: stack.weights, default=None)
     if largest is None:
@@ -235,7 +263,8 @@ def _drop_small(stacks: list[Stack]) -> list[Stack]:
 
     def keeps(stack: Stack) -> bool:
         marked = any(_checkpoints(part) for block in stack.blocks for part in block.parts)
-        return marked or 10 * stack.weights >= largest.weights or 2 * len(stack.blocks) >= len(largest.blocks)
+        large = 10 * stack.weights >= largest.weights or 2 * len(stack.blocks) >= len(largest.blocks)
+        return marked or large or _runs_behind(stack, stacks)
 
     # A short stack of the same blocks as a long one (the stem of a convolutional encoder) is one too.
     kinds = {_kind(stack) for stack in stacks if keeps(stack)} - {*vars(nn)}
@@ -269,7 +298,7 @@ def _children_as_blocks(root: Node) -> Stack:
     while len(members) == 1 and members[0].children and not node.own:
         node = members[0]
         members = [child for child in node.children if child.parameters]
-    middle = [c for c in members if not names_head(c.key) and not _only_embeds(c)]
+    middle = [c for c in members if not (names_head(c.key) or _only_embeds(c) or _gives_outputs(c))]
     repeated = {} if node.is_list else use_order(node.module).repeated
     middle = [child for child in middle if child.key in repeated] or middle
     return Stack(node, _with_norms(middle or members or [node]), guessed=len(middle) > 1)
@@ -300,6 +329,39 @@ def _only_embeds(node: Node) -> bool:
     """Whether all that a module holds are embedding tables: one, or one for each categorical column."""
     tables = [n for n in node.walk() if isinstance(n.module, nn.Embedding | nn.EmbeddingBag)]
     return bool(tables) and sum(table.parameters for table in tables) == node.parameters
+
+
+def _is_in_branch(node: Node, element: Node) -> bool:
+    """Whether a module stands in one of several branches of ``element`` that run side by side."""
+    above: Node | None = node
+    while above is not None and above is not element:
+        if _is_beside(above):
+            return True
+        above = above.parent
+    return False
+
+
+def _is_chain_of_children(element: Node, stack: Stack) -> bool:
+    """Whether a stage is a chain of named children of one class (``b1``, ``b2``) and hardly anything else.
+
+    Branches of a convolution look alike but feed nothing into one another; the two feed-forward parts of a Conformer
+    block have attention between them.
+    """
+    if stack.home.is_list or stack.zipped or _checkpoints(element) or len(stack.blocks) < 2:
+        return False
+    if len({block.parts[0].class_name for block in stack.blocks}) > 1 or stack.weights < _NEARLY_ALL * element.weights:
+        return False
+    flow = value_flow(stack.home.module)
+    keys = [block.parts[0].key for block in stack.blocks]
+    return flow is not None and all(flow.feeds_directly(a, b) for a, b in pairwise(keys))
+
+
+def _gives_outputs(node: Node) -> bool:
+    """Whether a list makes several outputs of one input: its elements run side by side and feed nothing else."""
+    around = node.parent
+    flow = value_flow(around.module) if around is not None and _is_beside(node) else None
+    others = [other.key for other in around.children if other is not node] if around is not None else []
+    return flow is not None and flow.runs(node.key) and not any(flow.feeds(node.key, other) for other in others)
 
 
 def _is_beside(node: Node) -> bool:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+from lightning_freeze.layers.discovery.connections import FedBy
 from lightning_freeze.layers.discovery.module_tree import Node, words_of
 from lightning_freeze.layers.discovery.towers import Tower
 
@@ -21,13 +22,14 @@ _COMPARED = frozenset(
 )
 
 
-def find_bystanders(towers: Sequence[Tower], parallel: bool, shared_head: Sequence[Node]) -> set[str]:
+def find_bystanders(towers: Sequence[Tower], parallel: bool, shared_head: Sequence[Node], fed_by: FedBy) -> set[str]:
     """The labels of the towers that take no part in training.
 
     Args:
         towers: All towers of a module.
         parallel: Whether any of them starts from inputs of its own beside another one.
         shared_head: What runs behind all towers.
+        fed_by: The sources of each tower.
 
     Returns:
         Labels; empty unless a network that trains remains.
@@ -38,11 +40,10 @@ def find_bystanders(towers: Sequence[Tower], parallel: bool, shared_head: Sequen
     trains = {tower.label for tower in towers if _trains(tower.root)} - always
     # Where something trainable runs behind all of them, a frozen network may well feed it.
     feeds = any(_trains(node) for node in shared_head)
-    frozen = {
-        tower.label
-        for tower in towers
-        if not _trains(tower.root) and (not feeds or words_of(tower.alias) & _COMPARED or _own_name(tower) & _COMPARED)
-    }
+    needed = {source for label in trains for source in fed_by.get(label, ())}
+    frozen = {tower.label for tower in towers if not _trains(tower.root)} - needed
+    if feeds:
+        frozen &= {tower.label for tower in towers if (words_of(tower.alias) | _own_name(tower)) & _COMPARED}
     return always | frozen if trains else set()
 
 

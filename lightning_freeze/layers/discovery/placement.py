@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal
 
 from torch import nn
@@ -13,6 +14,7 @@ from torchmetrics import Metric, MetricCollection
 from lightning_freeze.layers.discovery.block_lists import Stack
 from lightning_freeze.layers.discovery.blocks import find_stacks
 from lightning_freeze.layers.discovery.bystanders import find_bystanders
+from lightning_freeze.layers.discovery.connections import FedBy, find_sources
 from lightning_freeze.layers.discovery.data_flow import Item, flow_and_doubts, interleave
 from lightning_freeze.layers.discovery.module_tree import Node, build_tree, words_of
 from lightning_freeze.layers.discovery.towers import Tower, name_towers
@@ -47,7 +49,7 @@ class Structure:
         towers: Tower label to the attribute it was made from; empty for a single stack.
         ignored: Names of modules that belong to no layer (losses and metrics without parameters).
         assumptions: What the structure left open and how it was decided, one sentence each.
-        fresh: Labels of the towers that start from inputs of their own, beside others.
+        fed_by: Label of each tower to the labels of the towers that it depends on.
         bystanders: Labels of the towers that take no part in training.
     """
 
@@ -55,7 +57,7 @@ class Structure:
     towers: dict[str, str]
     ignored: list[str]
     assumptions: list[str] = field(default_factory=list)
-    fresh: frozenset[str] = frozenset()
+    fed_by: FedBy = field(default_factory=dict)
     bystanders: frozenset[str] = frozenset()
 
 
@@ -92,7 +94,7 @@ def discover(module: nn.Module) -> Structure:
 def _placed(root: Node, found: Sequence[Stack], reads_code: bool) -> Structure:
     laid_out, doubts = flow_and_doubts(root, found, reads_code)
     stacks, items = interleave(found, laid_out)
-    placement = _Placement(stacks, items)
+    placement = _Placement(stacks, items, reads_code)
     structure = placement.structure()
     structure.assumptions += _assumptions(found, stacks, [*doubts, *placement.fed_later()], placement.side_by_side())
     return structure
@@ -113,16 +115,20 @@ def _assumptions(found: Sequence[Stack], stacks: Sequence[Stack], doubts: Sequen
 class _Placement:
     """Decides for every unit outside the blocks which layer it joins."""
 
-    def __init__(self, stacks: Sequence[Stack], items: list[Item]) -> None:
+    def __init__(self, stacks: Sequence[Stack], items: list[Item], reads_code: bool) -> None:
         order = [s for s in dict.fromkeys(item.stack for item in items) if s >= 0]
         self._items = items
         self._stacks = stacks
         self._towers = name_towers(stacks)
         self._order = order
-        self._parallel = any(self._towers[s].fresh for s in order[1:])
+        self._fed_by = find_sources([self._towers[s] for s in order], reads_code)
+        self._parallel = any(not self._feeds(a, b) for a, b in pairwise(order))
         self._layers: dict[str, LayerSpec] = {}
         self._common: dict[str, list[str]] = {}
         self._prepared: set[tuple[int, int]] = set()
+
+    def _feeds(self, first: int, second: int) -> bool:
+        return self._towers[first].label in self._fed_by[self._towers[second].label]
 
     def structure(self) -> Structure:
         self._declare()
@@ -148,13 +154,13 @@ class _Placement:
             layers,
             {t.label: t.alias for t in self._towers if t.label},
             ignored,
-            fresh=frozenset(t.label for t in self._towers if t.fresh and t.label),
+            fed_by=self._fed_by,
             bystanders=frozenset(self._bystanders() - {""}),
         )
 
     def _bystanders(self) -> set[str]:
         behind = [item.node for item in self._items if item.node and item.name in self._layers["head"].prefixes]
-        return find_bystanders(self._towers, self._parallel, behind)
+        return find_bystanders(self._towers, self._parallel, behind, self._fed_by)
 
     def side_by_side(self) -> str:
         """A sentence on towers that do not feed each other, ``""`` if there are none."""
@@ -225,7 +231,7 @@ class _Placement:
     def _between(self, item: Item, a: int, b: int) -> str:
         if _inside(item, self._towers[b]):
             return self._before(item, b)
-        if self._towers[b].fresh and item.again and not _inside(item, self._towers[a]):
+        if self._towers[b].has_own_inputs and item.again and not _inside(item, self._towers[a]):
             # Where nothing takes up what both towers give, what they share is the last to run.
             layer = self._after(item, a) if self._taken_up(item, b) else "head"
             self._common.setdefault(layer, []).append(item.name)
@@ -233,7 +239,7 @@ class _Placement:
         finishes = item.node is not None and "norm" in item.node.class_name.lower()
         if (a, b) in self._prepared:
             return self._before(item, b)
-        if _inside(item, self._towers[a]) or self._towers[b].fresh or finishes:
+        if _inside(item, self._towers[a]) or not self._feeds(a, b) or finishes:
             return self._after(item, a)
         if item.node is None or item.node.parameters:
             self._prepared.add((a, b))  # what runs behind it prepares the second stack too, a norm included
@@ -243,13 +249,13 @@ class _Placement:
         """Whether a tower behind this one works on what others computed, after the last use of the unit."""
         behind = self._order[self._order.index(stack) + 1 :]
         begun = {s for s in behind if any(self._stacks[s].home.below(node) for node in item.again)}
-        return any(not self._towers[s].fresh for s in behind if s not in begun)
+        return any(not self._towers[s].has_own_inputs for s in behind if s not in begun)
 
     def _before(self, item: Item, stack: int) -> str:
         """The layer for a unit that runs before a stack."""
         tower = self._towers[stack]
         first = stack == self._order[0]
-        if self._parallel and (first or tower.fresh):
+        if self._parallel and (first or tower.has_own_inputs):
             return f"{tower.label}.embeddings" if _inside(item, tower) else "embeddings"
         positions = bool(words_of(item.name.rpartition(".")[2]) & {"pos", "position", "positions", "positional"})
         embeds = item.node is not None and item.node.has_embedding and not positions

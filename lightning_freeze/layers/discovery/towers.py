@@ -26,14 +26,14 @@ class Tower:
         label: Short unique name used in layer names, ``""`` if the model has one stack only.
         alias: The attribute that the label was made from; selectors accept it too.
         root: The module that is this tower's alone.
-        fresh: Whether it starts from inputs of its own, parallel to the others, not from what an earlier one computed.
+        has_own_inputs: Whether it starts from inputs of its own, not from what an earlier tower computed.
         language: Whether it is the language model behind another tower; its token embeddings run before that tower.
     """
 
     label: str
     alias: str
     root: Node
-    fresh: bool = False
+    has_own_inputs: bool = False
     language: bool = False
 
 
@@ -63,8 +63,11 @@ def _path(stack: Stack) -> list[str]:
     return [*parts, stack.label] if stack.label else parts
 
 
-def _diverging(paths: list[list[str]], members: list[int], depth: int) -> dict[int, str]:
-    """Label the members of one group by the next component in which they differ, joined where they differ twice."""
+def _diverging(paths: list[list[str]], members: list[int], depth: int, named: int = -1) -> dict[int, str]:
+    """Label the members of one group by the next component in which they differ, joined where they differ twice.
+
+    ``named`` is the position of the last component that is part of the label already.
+    """
     while len({tuple(paths[i][depth : depth + 1]) for i in members}) == 1 and depth < max(
         len(paths[i]) for i in members
     ):
@@ -73,12 +76,12 @@ def _diverging(paths: list[list[str]], members: list[int], depth: int) -> dict[i
     for key in dict.fromkeys(tuple(paths[i][depth : depth + 1]) for i in members):
         same = [i for i in members if tuple(paths[i][depth : depth + 1]) == key]
         label = key[0] if key else "main"
-        if label.isdigit():
+        if label.isdigit() and not (depth and named == depth - 1):
             label = f"{paths[same[0]][depth - 1]}.{label}" if depth else f"tower.{label}"
         if len(same) == 1 or not key:
             labels.update({i: label for i in same})
         else:
-            labels.update({i: f"{label}.{rest}" for i, rest in _diverging(paths, same, depth + 1).items()})
+            labels.update({i: f"{label}.{rest}" for i, rest in _diverging(paths, same, depth + 1, depth).items()})
     return labels
 
 
@@ -103,9 +106,9 @@ def _tower_root(stack: Stack, index: int, stacks: Sequence[Stack]) -> Node:
 def _connect(tower: Tower, stack: Stack) -> Tower:
     words = words_of(tower.alias)
     continues = bool(words & _CONTINUES) or tower.alias == "backbone" or _crosses(stack)
-    fresh = not continues and _own_inputs(tower.root, stack)
+    has_own_inputs = not continues and _own_inputs(tower.root, stack)
     language = bool(words & _LANGUAGE) and "decoder" not in words
-    return Tower(tower.label, tower.alias, tower.root, fresh, language)
+    return Tower(tower.label, tower.alias, tower.root, has_own_inputs, language)
 
 
 def _crosses(stack: Stack) -> bool:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_freeze.cache.checks import self_check
-from lightning_freeze.cache.checks.dry_run import DryRun, check_randomness, compare, hidden_states_of
+from lightning_freeze.cache.checks.dry_run import DryRun, check_randomness, check_size, compare, hidden_states_of
 from lightning_freeze.cache.checks.few_samples import FewSamples
 from lightning_freeze.cache.identity.cached_towers import CachedTower
 from lightning_freeze.cache.identity.keys import KeysOf
@@ -111,11 +111,13 @@ class PrefixExecutor:
         known.record_layout(hidden, state.call)
         self._tally.samples += state.call.size
         known.has_own_nan = known.has_own_nan or self_check.contains_nan(output)
+        mixing_before = known.mixing
         self._check(state, hidden, output)
         known.record_conditions(state.training_modules)
-        if state.trims_padding and not known.trims_padding and state.call.has_padding:
-            state.trims_padding = False
-            state.keys = state.call.keys(False, self._keys_of)
+        loses_trim = state.trims_padding and not known.trims_padding and state.call.has_padding
+        state.trims_padding = state.trims_padding and not loses_trim
+        if loses_trim or known.mixing != mixing_before:
+            state.keys = state.find_keys(self._keys_of)
             state.rows = [None] * state.call.size
         if state.skipped is None:
             self._entries.end_real_pass(state)
@@ -132,6 +134,7 @@ class PrefixExecutor:
             compare(state, hidden, self._entries.dtype or hidden.dtype)
             if state.needs_dry_run:
                 DryRun(self._tower, self._signatures, state, hidden).run(output)
+            check_size(self._tower, self._signatures, state, range(state.call.size), hidden)
 
     def check_few(self, state: PassState) -> bool:
         """Check on two samples that the prefix can be skipped, if all samples of the batch were found.
@@ -181,6 +184,7 @@ class PrefixExecutor:
         boundaries = self._entries.boundaries(state.known.boundary)
         with preserved_random_state(state.device) if state.known.rng_is_harmless else nullcontext():
             computed = run_prefix(self._tower, self._signatures, boundaries, some)
+        check_size(self._tower, self._signatures, state, missing, computed[state.known.boundary])
         self._entries.put(state, computed, missing, is_whole_batch=False)
         spans = [state.spans[i] for i in missing] if state.spans else None
         fresh = layout.pack(computed[state.known.boundary], spans)
@@ -201,6 +205,8 @@ class PrefixExecutor:
         for lower in sorted((b for b in self._entries.filled if b < boundary), reverse=True):
             namespace, known = self._entries.identify(lower, state.mode, state.call)
             if not known.is_checked or (state.trims_padding and not known.trims_padding):
+                continue
+            if (known.mixing is None) != (state.known.mixing is None):  # stored by other keys
                 continue
             rows = self._entries.read(state, namespace, known)
             found = [row for row in rows if row is not None]

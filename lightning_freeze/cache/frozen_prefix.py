@@ -214,9 +214,9 @@ class FrozenPrefix:
         known.padded_passes += checks_padding
         state.checks_padding = checks_padding
         state.trims_padding = known.trims_padding and (not is_padded or checks_padding)
-        state.keys = call.keys(state.trims_padding, self._keys_of)
+        state.keys = state.find_keys(self._keys_of)
         state.rows = self.entries.read(state, state.namespace, known)
-        found = call.size - len(state.missing)
+        found, has_grad = call.size - len(state.missing), torch.is_grad_enabled()
         facts = facts._replace(
             found=found,
             checks_padding=checks_padding,
@@ -224,6 +224,11 @@ class FrozenPrefix:
             padding_unread=known.padding_unread,
             is_verified=known.verified >= self._verify,
             few_suffice=needs_check and few_samples_suffice(state),
+            mixing=known.mixing,
+            is_divisible=known.mixing is None,
+            recurs=known.mixing is None
+            or not has_grad
+            or known.recurs(found, call.size, self.entries.expected_samples),
             has_lower=not found and self.entries.has_lower(self.boundary),
         )
         state.needs_dry_run = facts.needs_dry_run

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from lightning.pytorch import LightningModule, Trainer
 
 from lightning_freeze.cache.frozen_prefix import FrozenPrefix
+from lightning_freeze.cache.prefix.pass_state import KnownPrefix
 from lightning_freeze.cache.prefix.predicted_gain import HeadFlops, Work
 from lightning_freeze.cache.store.sizes import show_size
 
@@ -148,6 +149,15 @@ def gain_line(prefixes: Sequence[FrozenPrefix], head_flops: int) -> str:
         f"Frozen prefix cache: {names} are computed once, {work.share:.0%} of the forward pass. Steps that read "
         f"them back should be {work.speedup(reading, rate):.1f} times as fast: {1e3 * reading:.2g} ms to read a batch "
         f"({show_size(stored / max(reading, 1e-9))}/s), {1e3 * computing:.2g} ms to compute it."
+        f"{_only_same_batch(used)}"
+    )
+
+
+def _only_same_batch(used: Sequence[tuple[FrozenPrefix, KnownPrefix]]) -> str:
+    found = [(p.tower.label, known.mixing) for p, known in used if known.mixing is not None]
+    return "".join(
+        f" In {label}, {mixing} computes across the samples of a batch, so they are read back only in the same batch."
+        for label, mixing in found
     )
 
 

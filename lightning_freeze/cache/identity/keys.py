@@ -263,6 +263,22 @@ def _padding(mask: Tensor | None, tensors: Mapping[str, Tensor], size: int) -> t
     return length, list(zip(starts.tolist(), stops.tolist(), strict=True))
 
 
+def keys_in_batch(keys: Sequence[bytes]) -> list[bytes]:
+    """Return keys that are found only in the same batch: the same samples in the same order.
+
+    Args:
+        keys: The keys of its samples.
+    """
+    batch = new_hash()
+    batch.update(b"".join(keys))
+    found = []
+    for number in range(len(keys)):
+        entry = batch.copy()
+        entry.update(b"@%d" % number)
+        found.append(entry.digest())
+    return found
+
+
 def hash_of(tensor: Tensor) -> bytes:
     """Return a hash of the content of a tensor. Hashing releases the GIL."""
     entry = new_hash()

@@ -180,7 +180,8 @@ class PrefixEntries:
             rows: The samples to store.
             is_whole_batch: Whether the hidden states are those of all samples, rather than of the given ones alone.
         """
-        extent = computed[state.known.boundary].numel() if state.needs_dry_run and state.call.size > 1 else 0
+        shows_extent = state.needs_dry_run and state.call.size > 1 and state.known.mixing is None
+        extent = computed[state.known.boundary].numel() if shows_extent else 0
         if extent:
             self._store.note(state.namespace, extent)
         if not rows:
@@ -260,7 +261,7 @@ class PrefixEntries:
         times = []
         for _ in range(3):
             began = time.perf_counter()
-            keys = state.call.keys(state.trims_padding, keys_of)
+            keys = state.find_keys(keys_of)
             rows = [row for row in self._store.get(state.namespace, keys) if row is not None]
             known.has_room = bool(rows)
             if len(rows) < state.call.size:

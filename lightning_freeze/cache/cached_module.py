@@ -12,9 +12,11 @@ from lightning_freeze.cache.checks.repeat_limit import RepeatLimit
 from lightning_freeze.cache.decision import Decision, Outcome
 from lightning_freeze.cache.frozen_prefix import FrozenPrefix
 from lightning_freeze.cache.identity.cached_towers import CachedTower, boundaries_ahead, find_towers
+from lightning_freeze.cache.identity.unsupported import reason_of
 from lightning_freeze.cache.prefix.entries import PrefixEntries
 from lightning_freeze.cache.prefix.pass_state import Tally
 from lightning_freeze.cache.storage import Storage
+from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.layers import LayerStack
 from lightning_freeze.layers.discovery.groups import Groups
 
@@ -130,7 +132,12 @@ class CachedModule:
         if next(self._module.parameters(), None) is None:
             self.problems = {"": "it has no parameters"}
             return
-        found, self.problems = find_towers(LayerStack(self._module, groups=self._groups))
+        try:
+            found, self.problems = find_towers(LayerStack(self._module, groups=self._groups))
+        except ConfigurationError:
+            raise
+        except Exception as problem:
+            found, self.problems = [], {"": reason_of(problem)}
         for tower in found:
             if is_compiled_tower(self._module, tower.entry):
                 self.problems[tower.name] = "it is compiled"

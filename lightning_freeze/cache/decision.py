@@ -222,7 +222,8 @@ def after_failure(facts: PrefixFacts, outcome: Outcome) -> PrefixFacts:
 
 def _why_compare(facts: PrefixFacts) -> str | None:
     if not facts.is_checked:
-        return "these frozen layers have not been checked yet"
+        what = f", since {facts.changing} has changed" if facts.changing else ""
+        return f"these frozen layers have not been checked yet{what}"
     if not facts.conditions_checked:
         return "these frozen layers have not been checked yet in these modes, or with gradients"
     if facts.needs_check:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_freeze.cache.checks import cross_sample, self_check, side_effects
 from lightning_freeze.cache.identity.cached_towers import CachedTower
-from lightning_freeze.cache.identity.keys import Unsupported
+from lightning_freeze.cache.identity.unsupported import Unsupported
 from lightning_freeze.cache.identity.values import tensors_in
 from lightning_freeze.cache.prefix import layout
 from lightning_freeze.cache.prefix.block_signature import BlockSignature

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_freeze.cache.identity.cached_towers import CachedTower
-from lightning_freeze.cache.identity.keys import Unsupported
+from lightning_freeze.cache.identity.unsupported import Unsupported
 
 #: Arguments that hold keys and values of earlier tokens.
 _PAST = ("past_key_values", "past_key_value", "layer_past", "cache_params")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from torch import nn
 from torch.nn import Parameter
 
+from lightning_freeze.cache.identity.unsupported import Unsupported, reason_of
 from lightning_freeze.layers import Layer, LayerStack
 
 
@@ -55,6 +56,16 @@ class CachedTower:
             return None
         entry, *smaller = self.smaller_entries
         return replace(self, entry=entry, entry_name="", embedding_modules=[], smaller_entries=smaller)
+
+    def path_of(self, module: nn.Module, name: str) -> str:
+        """Return the full name of an attribute.
+
+        Args:
+            module: A module in the entry.
+            name: The name of the attribute in it.
+        """
+        inside = next((path for path, m in self.entry.named_modules() if m is module), "")
+        return ".".join(filter(None, (self.entry_name, inside, name)))
 
     def enclosing_modules(self) -> list[nn.Module]:
         """Return the modules that contain any of the blocks, the entry first."""
@@ -109,8 +120,8 @@ def find_towers(stack: LayerStack) -> tuple[list[CachedTower], dict[str, str]]:
         others = [_block_module(stack, layer) for other, ls in members.items() if other != label for layer in ls]
         try:
             towers.append(_tower(stack, label, layers, [m for m in others if m is not None], names))
-        except ValueError as problem:
-            problems[label] = str(problem)
+        except Exception as problem:  # modules may be put together in any way
+            problems[label] = reason_of(problem)
     return towers, problems if members else {"": "it has no blocks that could be skipped"}
 
 
@@ -141,9 +152,9 @@ def _tower(
     for layer in layers:
         module = _block_module(stack, layer)
         if layer.repeats > 1:
-            raise ValueError(f"layer {layer.name!r} runs {layer.repeats} times in one forward pass")
+            raise Unsupported(f"layer {layer.name!r} runs {layer.repeats} times in one forward pass")
         if module is None:
-            raise ValueError(f"layer {layer.name!r} is no single module that takes and returns hidden states")
+            raise Unsupported(f"layer {layer.name!r} is no single module that takes and returns hidden states")
         blocks.append(module)
     path = _ancestors(stack.module, blocks, names)
     own_only = [m for m in path if not any(_holds(m, other) for other in others)] or path[-1:]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_freeze.cache.identity.cached_towers import CachedTower
-from lightning_freeze.cache.identity.keys import Unsupported, reason_of
+from lightning_freeze.cache.identity.unsupported import Unsupported, reason_of
 from lightning_freeze.cache.prefix.block_signature import BlockSignature, ShapeOutputs, options_in, signature_of
 
 

@@ -15,6 +15,7 @@ from lightning_freeze.cache.checks.dry_run import DryRun, check_randomness, chec
 from lightning_freeze.cache.checks.few_samples import FewSamples
 from lightning_freeze.cache.identity.cached_towers import CachedTower
 from lightning_freeze.cache.identity.keys import KeysOf
+from lightning_freeze.cache.identity.unsupported import Unsupported
 from lightning_freeze.cache.prefix import break_even, layout
 from lightning_freeze.cache.prefix.block_signature import BlockSignature
 from lightning_freeze.cache.prefix.entries import PrefixEntries, synchronize
@@ -68,8 +69,13 @@ class PrefixExecutor:
         state.began = time.perf_counter()
 
     def _record(self, state: PassState, boundary: int, hidden: Tensor) -> Tensor | None:
+        if hidden.is_nested:
+            raise Unsupported(
+                "its blocks take nested tensors, as those of nn.TransformerEncoder do in eval mode; "
+                "enable_nested_tensor=False lets their hidden states be stored"
+            )
         # A copy, because layers above may change the hidden states in place.
-        state.hidden[boundary] = hidden if hidden.is_nested else hidden.detach().clone()
+        state.hidden[boundary] = hidden.detach().clone()
         if boundary != state.known.boundary:
             return None
         state.requires_grad = hidden.requires_grad

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from lightning.pytorch import LightningModule, Trainer
 
@@ -159,6 +159,17 @@ def _only_same_batch(used: Sequence[tuple[FrozenPrefix, KnownPrefix]]) -> str:
         f" In {label}, {mixing} computes across the samples of a batch, so they are read back only in the same batch."
         for label, mixing in found
     )
+
+
+def frozen_parts_line(parts: Mapping[str, str]) -> str:
+    """Return which wholly frozen parts are computed in each step, and why; empty if there are none.
+
+    Args:
+        parts: The reasons, by name.
+    """
+    reasons = {reason: [name for name in parts if parts[name] == reason] for reason in parts.values()}
+    which = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in reasons.items())
+    return f"Frozen prefix cache: frozen as a whole and computed in each step: {which}." if which else ""
 
 
 def summary_line(prefixes: Sequence[FrozenPrefix], stored: int) -> str:

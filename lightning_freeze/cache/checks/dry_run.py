@@ -39,7 +39,7 @@ def hidden_states_of(tower: CachedTower, state: PassState) -> Tensor:
         raise Unsupported(f"{tower.entry_name or 'the module'} does not run its blocks in every call")
     if state.requires_grad:
         raise Unsupported("something that trains, or is made to require grad, feeds into its frozen layers")
-    if hidden.is_nested or hidden.dim() < 2 or hidden.shape[0] != state.call.size:
+    if hidden.dim() < 2 or hidden.shape[0] != state.call.size:
         raise Unsupported("its hidden states do not have the batch as their first dimension")
     return hidden
 

@@ -125,6 +125,23 @@ def find_towers(stack: LayerStack) -> tuple[list[CachedTower], dict[str, str]]:
     return towers, problems if members else {"": "it has no blocks that could be skipped"}
 
 
+def frozen_modules(module: nn.Module, known: set[int], path: str = "") -> list[str]:
+    """Return the names of the largest modules with weight matrices that are frozen as a whole, except for embeddings.
+
+    Args:
+        module: The module to search.
+        known: The parameters, by id, that such a module may not hold.
+        path: The name of the module.
+    """
+    own = list(module.parameters())
+    is_apart = not any(p.requires_grad or id(p) in known for p in own)
+    looked_up = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
+    if path and is_apart and any(p.dim() > 1 and id(p) not in looked_up for p in own):
+        return [path]
+    parts = ((child, f"{path}.{name}".lstrip(".")) for name, child in module.named_children())
+    return [found for child, name in parts for found in frozen_modules(child, known, name)]
+
+
 def boundaries_ahead(
     schedules: Sequence[Sequence[tuple[Sequence[Parameter], Sequence[nn.Module]]]], tower: CachedTower
 ) -> list[int]:
@@ -154,7 +171,8 @@ def _tower(
         if layer.repeats > 1:
             raise Unsupported(f"layer {layer.name!r} runs {layer.repeats} times in one forward pass")
         if module is None:
-            raise Unsupported(f"layer {layer.name!r} is no single module that takes and returns hidden states")
+            several = f", but {', '.join(layer.prefixes[:3])}" if len(layer.prefixes) > 1 else ""
+            raise Unsupported(f"layer {layer.name!r} is no single module that takes and returns hidden states{several}")
         blocks.append(module)
     path = _ancestors(stack.module, blocks, names)
     own_only = [m for m in path if not any(_holds(m, other) for other in others)] or path[-1:]

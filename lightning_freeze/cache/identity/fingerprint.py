@@ -20,7 +20,7 @@ from lightning_freeze.cache.identity.keys import bytes_of, hash_of, new_hash
 from lightning_freeze.cache.identity.values import version_of
 
 #: Increased when entries of an older version of this package must not be read any more.
-FORMAT = 1
+FORMAT = 2
 #: Elements of a weight that are read in a quick check.
 _SAMPLES = 256
 #: Elements of a weight that one thread hashes at a time.

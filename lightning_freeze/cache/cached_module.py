@@ -72,7 +72,9 @@ class CachedModule:
         known = {id(p) for own in self._left_out.values() for p in own}
         for prefix in self.prefixes:
             tower, decision = prefix.tower, prefix.decision
-            known |= {id(p) for step in tower.steps[0 if prefix.boundary else 1 :] for p in step}
+            # A pooler behind cached blocks belongs to their tower.
+            own = tower.entry.parameters() if prefix.boundary else (p for step in tower.steps[1:] for p in step)
+            known |= {id(p) for p in own}
             is_frozen = not any(p.requires_grad for step in tower.steps[1:] for p in step)
             if is_frozen and not prefix.boundary and decision is not None and prefix.off is None:
                 found[tower.label] = decision.reason

@@ -7,8 +7,10 @@ from collections.abc import Iterable
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+from lightning_freeze.namespaces import Misconfiguration
 
-class ConfigurationError(MisconfigurationException, ValueError):
+
+class ConfigurationError(MisconfigurationException, Misconfiguration, ValueError):
     """A wrong set-up: Lightning's ``MisconfigurationException``, and a ``ValueError`` because some value is wrong."""
 
 

@@ -32,6 +32,7 @@ class Attachment:
         self.cached: CachedModule | None = None
         self.storage: Storage | None = None
         self._refused: Decision | None = None
+        self._is_told = False
         self._min_boundaries: dict[str, int] = {}
         self._last_module: ReferenceType[LightningModule] | None = None
 
@@ -74,7 +75,7 @@ class Attachment:
         if self.module is module:
             return False
         self.detach()
-        self.module, self.cached, self._refused = module, None, None
+        self.module, self.cached, self._refused, self._is_told = module, None, None, False
         if shards_weights(trainer.strategy):
             reason = "where weights are sharded, all ranks must run the same layers"
             self._refused = Decision(Outcome.LEAVE_ALONE, reason)
@@ -106,6 +107,18 @@ class Attachment:
             # First, while the towers are those of the batch: those that are found again have not been called.
             self.cached.use_smaller_entries()
             self.cached.end_step()
+
+    def frozen_parts(self) -> dict[str, str]:
+        """Return once, after a training batch, the wholly frozen parts that are computed in each step, and why.
+
+        Towers that cannot be cached get a warning of their own.
+        """
+        if self._is_told or self.cached is None or not self.prefixes:
+            return {}
+        self._is_told = True
+        for name, reason in self.cached.frozen_problems.items():
+            rank_zero_warn(f"FrozenPrefixCache does nothing for tower {name!r}: {reason}.")
+        return self.cached.frozen_parts
 
     def detach(self) -> None:
         """Remove the cache from the module, and release the storage."""

@@ -11,10 +11,12 @@ from lightning_freeze.cache.checks.eligibility import is_compiled_tower
 from lightning_freeze.cache.checks.repeat_limit import RepeatLimit
 from lightning_freeze.cache.decision import Decision, Outcome
 from lightning_freeze.cache.frozen_prefix import FrozenPrefix
-from lightning_freeze.cache.identity.cached_towers import CachedTower, boundaries_ahead, find_towers
+from lightning_freeze.cache.identity.cached_towers import CachedTower, boundaries_ahead, find_towers, frozen_modules
+from lightning_freeze.cache.identity.unsupported import reason_of
 from lightning_freeze.cache.prefix.entries import PrefixEntries
 from lightning_freeze.cache.prefix.pass_state import Tally
 from lightning_freeze.cache.storage import Storage
+from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.layers import LayerStack
 from lightning_freeze.layers.discovery.groups import Groups
 
@@ -54,7 +56,30 @@ class CachedModule:
         self._on_switch_off = on_switch_off
         self._phases: list[int] | None = None
         self._changes = RepeatLimit()
+        self._left_out: dict[str, list[Parameter]] = {}
         self._find({})
+
+    @property
+    def frozen_problems(self) -> dict[str, str]:
+        """For each wholly frozen tower that cannot be cached, the reason."""
+        frozen = (label for label, own in self._left_out.items() if own and not any(p.requires_grad for p in own))
+        return {label: self.problems[label] for label in frozen}
+
+    @property
+    def frozen_parts(self) -> dict[str, str]:
+        """For each other wholly frozen part that is computed in each step, the reason."""
+        found: dict[str, str] = {}
+        known = {id(p) for own in self._left_out.values() for p in own}
+        for prefix in self.prefixes:
+            tower, decision = prefix.tower, prefix.decision
+            # A pooler behind cached blocks belongs to their tower.
+            own = tower.entry.parameters() if prefix.boundary else (p for step in tower.steps[1:] for p in step)
+            known |= {id(p) for p in own}
+            is_frozen = not any(p.requires_grad for step in tower.steps[1:] for p in step)
+            if is_frozen and not prefix.boundary and decision is not None and prefix.off is None:
+                found[tower.label] = decision.reason
+        parts = frozen_modules(self._module, known) if known else []
+        return found | dict.fromkeys(parts, "it is no stack of blocks that could be skipped")
 
     @property
     def boundaries(self) -> dict[str, int]:
@@ -130,7 +155,14 @@ class CachedModule:
         if next(self._module.parameters(), None) is None:
             self.problems = {"": "it has no parameters"}
             return
-        found, self.problems = find_towers(LayerStack(self._module, groups=self._groups))
+        try:
+            stack = LayerStack(self._module, groups=self._groups)
+            found, self.problems = find_towers(stack)
+        except ConfigurationError:
+            raise
+        except Exception as problem:
+            self.problems = {"": reason_of(problem)}
+            return
         for tower in found:
             if is_compiled_tower(self._module, tower.entry):
                 self.problems[tower.name] = "it is compiled"
@@ -138,6 +170,10 @@ class CachedModule:
             prefix = self._prefix(tower, tallies.get(tower.name, Tally()))
             prefix.min_boundary = min(self._min_boundaries.get(tower.name, 0), len(tower.blocks))
             self.prefixes.append(prefix)
+        self._left_out = {
+            label: [p for layer in stack if layer.is_block and layer.tower == label for p in layer.parameters()]
+            for label in self.problems
+        }
 
     def _find_again(self) -> None:
         """Analyse the module again after modules or parameters of a tower were replaced."""

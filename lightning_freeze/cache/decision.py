@@ -91,6 +91,11 @@ class PrefixFacts(NamedTuple):
         few_suffice: Whether two samples may be checked in place of the batch.
         has_lower: Whether hidden states are stored at a lower boundary.
         is_divisible: Whether the samples that are missing can be computed alone.
+        mixing: What is computed across the samples of a batch, ``None`` if nothing is. If anything is, samples are
+            found only in the same batch.
+        changing: The name of what has changed in the frozen layers, empty if it is not known.
+        recurs: Whether batches may come a second time.
+        size_checked: Whether samples were compared in a batch of this size.
     """
 
     size: int
@@ -108,6 +113,10 @@ class PrefixFacts(NamedTuple):
     few_suffice: bool = False
     has_lower: bool = False
     is_divisible: bool = True
+    mixing: str | None = None
+    changing: str = ""
+    recurs: bool = True
+    size_checked: bool = True
 
     @property
     def is_new(self) -> bool:
@@ -169,7 +178,10 @@ def decide_prefix(facts: PrefixFacts) -> Decision:
         facts: What is known of the call and its prefix.
     """
     if facts.keeps_changing:
-        return Decision(Outcome.SWITCH_OFF, "its frozen layers change from one step to the next")
+        what = f" ({facts.changing} does)" if facts.changing else ""
+        return Decision(Outcome.SWITCH_OFF, f"its frozen layers change from one step to the next{what}")
+    if not facts.recurs:
+        return Decision(Outcome.SWITCH_OFF, f"{_mixes(facts.mixing)}, and no batch comes a second time")
     needs_check = facts.needs_check
     if not needs_check and not facts.has_same_layout:
         return _leave_alone("its inputs cannot be divided into samples as before")
@@ -185,6 +197,8 @@ def decide_prefix(facts: PrefixFacts) -> Decision:
         return Decision(Outcome.RUN_AND_COMPARE, why)
     if not facts.found:
         found = f"none of the {facts.size} samples was found" if facts.size > 1 else "the sample was not found"
+        if facts.mixing is not None:
+            found = f"{found} in the same batch; {_mixes(facts.mixing)}"
         if facts.has_lower:
             return Decision(Outcome.SKIP_FROM_LOWER, f"{found} at this boundary, all were found at a lower one")
         return Decision(Outcome.RUN_AND_STORE, found)
@@ -203,12 +217,13 @@ def after_failure(facts: PrefixFacts, outcome: Outcome) -> PrefixFacts:
         facts: The facts that led to the attempt.
         outcome: What was attempted.
     """
-    return facts._replace(**_FAILED[outcome])
+    return facts._replace(**_FAILED[outcome])  # type: ignore[arg-type]
 
 
 def _why_compare(facts: PrefixFacts) -> str | None:
     if not facts.is_checked:
-        return "these frozen layers have not been checked yet"
+        what = f", since {facts.changing} has changed" if facts.changing else ""
+        return f"these frozen layers have not been checked yet{what}"
     if not facts.conditions_checked:
         return "these frozen layers have not been checked yet in these modes, or with gradients"
     if facts.needs_check:
@@ -217,11 +232,17 @@ def _why_compare(facts: PrefixFacts) -> str | None:
         return "it has not been checked yet whether anything reads the positions of padding"
     if facts.found and not facts.is_verified:
         return f"{facts.found} of {facts.size} samples were found, and are compared with what the layers compute"
+    if facts.found and not facts.size_checked:
+        return f"no batch of {facts.size} samples has been compared yet"
     return None
 
 
 def _leave_alone(reason: str) -> Decision:
     return Decision(Outcome.LEAVE_ALONE, reason)
+
+
+def _mixes(mixing: str | None) -> str:
+    return f"its frozen layers compute across the samples of a batch ({mixing})"
 
 
 def _found_all(size: int) -> str:

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from lightning_freeze.cache.checks import self_check
-from lightning_freeze.cache.checks.dry_run import DryRun, check_randomness, compare, hidden_states_of
+from lightning_freeze.cache.checks.dry_run import DryRun, check_randomness, check_size, compare, hidden_states_of
 from lightning_freeze.cache.checks.few_samples import FewSamples
 from lightning_freeze.cache.identity.cached_towers import CachedTower
 from lightning_freeze.cache.identity.keys import KeysOf
+from lightning_freeze.cache.identity.unsupported import Unsupported
 from lightning_freeze.cache.prefix import break_even, layout
 from lightning_freeze.cache.prefix.block_signature import BlockSignature
 from lightning_freeze.cache.prefix.entries import PrefixEntries, synchronize
@@ -68,8 +69,13 @@ class PrefixExecutor:
         state.began = time.perf_counter()
 
     def _record(self, state: PassState, boundary: int, hidden: Tensor) -> Tensor | None:
+        if hidden.is_nested:
+            raise Unsupported(
+                "its blocks take nested tensors, as those of nn.TransformerEncoder do in eval mode; "
+                "enable_nested_tensor=False lets their hidden states be stored"
+            )
         # A copy, because layers above may change the hidden states in place.
-        state.hidden[boundary] = hidden if hidden.is_nested else hidden.detach().clone()
+        state.hidden[boundary] = hidden.detach().clone()
         if boundary != state.known.boundary:
             return None
         state.requires_grad = hidden.requires_grad
@@ -111,11 +117,13 @@ class PrefixExecutor:
         known.record_layout(hidden, state.call)
         self._tally.samples += state.call.size
         known.has_own_nan = known.has_own_nan or self_check.contains_nan(output)
+        mixing_before = known.mixing
         self._check(state, hidden, output)
         known.record_conditions(state.training_modules)
-        if state.trims_padding and not known.trims_padding and state.call.has_padding:
-            state.trims_padding = False
-            state.keys = state.call.keys(False, self._keys_of)
+        loses_trim = state.trims_padding and not known.trims_padding and state.call.has_padding
+        state.trims_padding = state.trims_padding and not loses_trim
+        if loses_trim or known.mixing != mixing_before:
+            state.keys = state.find_keys(self._keys_of)
             state.rows = [None] * state.call.size
         if state.skipped is None:
             self._entries.end_real_pass(state)
@@ -132,6 +140,7 @@ class PrefixExecutor:
             compare(state, hidden, self._entries.dtype or hidden.dtype)
             if state.needs_dry_run:
                 DryRun(self._tower, self._signatures, state, hidden).run(output)
+            check_size(self._tower, self._signatures, state, range(state.call.size), hidden)
 
     def check_few(self, state: PassState) -> bool:
         """Check on two samples that the prefix can be skipped, if all samples of the batch were found.
@@ -181,6 +190,7 @@ class PrefixExecutor:
         boundaries = self._entries.boundaries(state.known.boundary)
         with preserved_random_state(state.device) if state.known.rng_is_harmless else nullcontext():
             computed = run_prefix(self._tower, self._signatures, boundaries, some)
+        check_size(self._tower, self._signatures, state, missing, computed[state.known.boundary])
         self._entries.put(state, computed, missing, is_whole_batch=False)
         spans = [state.spans[i] for i in missing] if state.spans else None
         fresh = layout.pack(computed[state.known.boundary], spans)
@@ -201,6 +211,8 @@ class PrefixExecutor:
         for lower in sorted((b for b in self._entries.filled if b < boundary), reverse=True):
             namespace, known = self._entries.identify(lower, state.mode, state.call)
             if not known.is_checked or (state.trims_padding and not known.trims_padding):
+                continue
+            if (known.mixing is None) != (state.known.mixing is None):  # stored by other keys
                 continue
             rows = self._entries.read(state, namespace, known)
             found = [row for row in rows if row is not None]

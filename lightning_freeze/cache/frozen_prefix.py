@@ -1,4 +1,4 @@
-"""One tower in a running fit: at each forward pass, gathers the facts, decides, and carries the decision out."""
+"""One tower in a running fit: at each forward pass, decides by the facts, and carries the decision out."""
 
 from __future__ import annotations
 
@@ -10,15 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_freeze.cache.checks.eligibility import (
-    Eligibility,
-    Generation,
-    Hook,
-    can_check_padding,
-    is_recomputing,
-)
-from lightning_freeze.cache.checks.few_samples import few_samples_suffice
-from lightning_freeze.cache.checks.repeat_limit import RepeatLimit
+from lightning_freeze.cache.checks.eligibility import Hook
 from lightning_freeze.cache.decision import (
     CallFacts,
     Decision,
@@ -30,7 +22,9 @@ from lightning_freeze.cache.decision import (
 )
 from lightning_freeze.cache.execution import PrefixExecutor
 from lightning_freeze.cache.identity.cached_towers import CachedTower, ModuleStructure
-from lightning_freeze.cache.identity.keys import Call, CallReader, Unsupported, reason_of
+from lightning_freeze.cache.identity.keys import Call
+from lightning_freeze.cache.identity.unsupported import Unsupported, reason_of
+from lightning_freeze.cache.pass_facts import PassFacts
 from lightning_freeze.cache.prefix.entries import PrefixEntries
 from lightning_freeze.cache.prefix.pass_state import KnownPrefix, PassState, Tally
 from lightning_freeze.cache.upstream_keys import UpstreamKeys
@@ -84,15 +78,11 @@ class FrozenPrefix:
         self.min_boundary = 0
         self.upstream_keys = UpstreamKeys(tower)
         self.executor = PrefixExecutor(tower, entries, self.tally, self._keys_of)
-        self._verify = verify
+        self._facts = PassFacts(tower, entries, verify, self._keys_of)
         self._towers = towers
         self._on_switch_off = on_switch_off
-        self._reader = CallReader(tower.entry)
         self._pass: PassState | None = None
         self._busy = False
-        self._changes = RepeatLimit()
-        self._generation = Generation(tower.entry, self._reader.names)
-        self._eligibility = Eligibility(tower)
         self._structure = ModuleStructure(tower.entry)
         entry = tower.entry
         self._handles = [
@@ -147,8 +137,10 @@ class FrozenPrefix:
         facts, call = self._call_facts(args, kwargs)
         decision, state = decide_call(facts), None
         if decision is None and call is not None:
-            state = self._identify(call, began)
-            decision = self._act(state, self._prefix_facts(state))
+            # Known from here on, so that the pass is closed whatever goes wrong.
+            self._pass = state = self._facts.identify(self.boundary, call, began)
+            self.known, self.batch_size = state.known, call.size
+            decision = self._act(state, self._facts.of_prefix(state))
         self.decision = decision
         if decision is None or decision.outcome is Outcome.LEAVE_ALONE:
             return None
@@ -159,75 +151,11 @@ class FrozenPrefix:
         return state
 
     def _call_facts(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[CallFacts, Call | None]:
-        """Gather facts until one of them decides; the call is read only if none before that does."""
         self.is_outdated = self.is_outdated or not self._structure.is_same()
         self.boundary = max(self.tower.boundary(), self.min_boundary)
         if self.is_outdated or not self.boundary:
             return CallFacts(self.boundary, self.is_outdated), None
-        if self._generation.continues(args, kwargs):
-            return CallFacts(self.boundary, continues_generation=True), None
-        named = self._reader.named(args, kwargs)
-        self._eligibility.check(self.boundary, named)
-        # Keys and values are read in too many ways to find out what would be missing.
-        has_observers, returns_keys = self._eligibility.has_observers, named.get("use_cache") is True
-        if has_observers or returns_keys:
-            return CallFacts(self.boundary, has_observers=has_observers, returns_keys=returns_keys), None
-        call = self._reader.read(args, kwargs)
-        has_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in call.tensors.values())
-        probes_padding = has_gradient and any(tower.executor.is_probing for tower in self._towers)
-        return CallFacts(
-            self.boundary, is_empty=not call.size, has_gradient=has_gradient, probes_padding=probes_padding
-        ), call
-
-    def _identify(self, call: Call, began: float) -> PassState:
-        """Begin a pass: identify its prefix. From here on it is closed whatever goes wrong."""
-        mode = self._eligibility.mode
-        namespace, known = self.entries.identify(self.boundary, mode, call)
-        self.known, self.batch_size = known, call.size
-        self._pass = PassState(call, known, namespace, mode=mode, began=began)
-        self._pass.training_modules = self._eligibility.training_modules
-        return self._pass
-
-    def _prefix_facts(self, state: PassState) -> PrefixFacts:
-        """Look the samples up and gather the facts; stops before that if the decision does not need it."""
-        call, known = state.call, state.known
-        self._changes.record(not known.is_checked)
-        is_recomputed = is_recomputing()
-        # Only with gradients does it show whether something that trains feeds into the prefix. A pass that a backward
-        # pass repeats has gradients where the first one had none.
-        is_grad_checked = known.checked_with_grad or not torch.is_grad_enabled() or is_recomputed
-        facts = PrefixFacts(
-            call.size,
-            keeps_changing=self._changes.is_exceeded,
-            is_checked=known.is_checked,
-            conditions_checked=is_grad_checked and state.training_modules <= known.training_modules,
-            independence_checked=known.independence_checked,
-            has_same_layout=call.has_same_layout(known.per_sample),
-            is_recomputed=is_recomputed,
-        )
-        needs_check = facts.needs_check
-        if facts.keeps_changing or not (needs_check or facts.has_same_layout):
-            return facts
-        # Only a backward pass can show whether anything reads the positions of padding.
-        is_padded = call.has_padding
-        checks_padding = is_padded and known.trims_padding and can_check_padding() and not is_recomputed
-        known.padded_passes += checks_padding
-        state.checks_padding = checks_padding
-        state.trims_padding = known.trims_padding and (not is_padded or checks_padding)
-        state.keys = call.keys(state.trims_padding, self._keys_of)
-        state.rows = self.entries.read(state, state.namespace, known)
-        found = call.size - len(state.missing)
-        facts = facts._replace(
-            found=found,
-            checks_padding=checks_padding,
-            padding_dry_run=known.dry_run_trimmed,
-            padding_unread=known.padding_unread,
-            is_verified=known.verified >= self._verify,
-            few_suffice=needs_check and few_samples_suffice(state),
-            has_lower=not found and self.entries.has_lower(self.boundary),
-        )
-        state.needs_dry_run = facts.needs_dry_run
-        return facts
+        return self._facts.of_call(self.boundary, args, kwargs, [tower.executor for tower in self._towers])
 
     def _act(self, state: PassState, facts: PrefixFacts) -> Decision:
         """Do what the facts call for. A failed attempt is a new fact, with which the decision is made again."""
@@ -274,7 +202,7 @@ class FrozenPrefix:
             if state.recorder is not None and (slow := self.executor.finish(state, output)) is not None:
                 self.switch_off(slow, is_fault=False)
             if state.skipped is not None:
-                self._generation.remember(output, state.call.args, state.call.kwargs)
+                self._facts.remember_generation(state, output)
             if len(self._towers) > 1:
                 self.upstream_keys.remember(state, output)
         except Exception as error:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from lightning.pytorch import LightningModule, Trainer
 
 from lightning_freeze.cache.frozen_prefix import FrozenPrefix
+from lightning_freeze.cache.prefix.pass_state import KnownPrefix
 from lightning_freeze.cache.prefix.predicted_gain import HeadFlops, Work
 from lightning_freeze.cache.store.sizes import show_size
 
@@ -148,7 +149,27 @@ def gain_line(prefixes: Sequence[FrozenPrefix], head_flops: int) -> str:
         f"Frozen prefix cache: {names} are computed once, {work.share:.0%} of the forward pass. Steps that read "
         f"them back should be {work.speedup(reading, rate):.1f} times as fast: {1e3 * reading:.2g} ms to read a batch "
         f"({show_size(stored / max(reading, 1e-9))}/s), {1e3 * computing:.2g} ms to compute it."
+        f"{_only_same_batch(used)}"
     )
+
+
+def _only_same_batch(used: Sequence[tuple[FrozenPrefix, KnownPrefix]]) -> str:
+    found = [(p.tower.label, known.mixing) for p, known in used if known.mixing is not None]
+    return "".join(
+        f" In {label}, {mixing} computes across the samples of a batch, so they are read back only in the same batch."
+        for label, mixing in found
+    )
+
+
+def frozen_parts_line(parts: Mapping[str, str]) -> str:
+    """Return which wholly frozen parts are computed in each step, and why; empty if there are none.
+
+    Args:
+        parts: The reasons, by name.
+    """
+    reasons = {reason: [name for name in parts if parts[name] == reason] for reason in parts.values()}
+    which = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in reasons.items())
+    return f"Frozen prefix cache: frozen as a whole and computed in each step: {which}." if which else ""
 
 
 def summary_line(prefixes: Sequence[FrozenPrefix], stored: int) -> str:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch import LightningModule, Trainer
 
 from lightning_freeze.cache.attachment import Attachment
 from lightning_freeze.cache.decision import Decision
 from lightning_freeze.cache.frozen_prefix import FrozenPrefix
-from lightning_freeze.cache.messages import GainMessage, Progress, samples_in_epoch, summary_line
+from lightning_freeze.cache.messages import GainMessage, Progress, frozen_parts_line, samples_in_epoch, summary_line
 from lightning_freeze.cache.storage import DTYPES, Storage, open_storage
 from lightning_freeze.cache.store.sizes import parse_size
 from lightning_freeze.callbacks.layer_callback import Groups
 from lightning_freeze.callbacks.phased_fine_tuning import PhasedFineTuning
 from lightning_freeze.errors import ConfigurationError, suggest
+from lightning_freeze.namespaces import Callback
 
 
 class FrozenPrefixCache(Callback):
@@ -175,6 +176,8 @@ class FrozenPrefixCache(Callback):
     ) -> None:
         self._attachment.end_batch()
         self._gain.end_batch(pl_module, self._towers)
+        if (line := frozen_parts_line(self._attachment.frozen_parts())) and self.verbose:
+            pl_module.print(line)
         self._progress.log(trainer, pl_module, self._towers, lambda: self._attachment.stored_bytes, shows=self.verbose)
 
     def on_validation_batch_end(  # noqa: D102
@@ -242,7 +245,10 @@ class FrozenPrefixCache(Callback):
     def _report_switch_off(self, prefix: FrozenPrefix, reason: str, is_fault: bool) -> None:
         module = self._attachment.module
         if is_fault:
-            rank_zero_warn(f"FrozenPrefixCache is switched off for {prefix.tower.label}: {reason}.")
+            # Ranks have different batches, and reasons of their own.
+            rank = 0 if module is None else module.global_rank
+            where = f" on rank {rank}" if rank else ""
+            warnings.warn(f"FrozenPrefixCache is switched off for {prefix.tower.label}{where}: {reason}.", stacklevel=2)
         elif self.verbose and module is not None:
             module.print(f"Frozen prefix cache: not used for {prefix.tower.label}: {reason}.")
 

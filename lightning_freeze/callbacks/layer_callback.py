@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import Optimizer
@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from lightning_freeze.callbacks.observers import make_observers
 from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.layers import LayerStack
+from lightning_freeze.namespaces import Callback
 from lightning_freeze.rates.optimizer_rates import State
 from lightning_freeze.session.moments import Moments
 from lightning_freeze.session.observer import Schedule

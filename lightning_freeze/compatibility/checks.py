@@ -12,11 +12,14 @@ from torch.optim import LBFGS
 from lightning_freeze.compatibility.activation_checkpointing import models_with_input_grads
 from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.layers.analysis.quantised import find_barrier
+from lightning_freeze.namespaces import either
 from lightning_freeze.schedule.triggers import counts_steps
 from lightning_freeze.session.session import Session
 
 #: Not in every version of Lightning that this package works with.
-_WEIGHT_AVERAGING: type | tuple[()] = getattr(lightning_callbacks, "WeightAveraging", ())
+_WEIGHT_AVERAGING: tuple[type[Callback], ...] = tuple(
+    filter(None, [getattr(lightning_callbacks, "WeightAveraging", None)])
+)
 
 
 def callbacks_of(session: Session) -> list[Callback]:
@@ -36,11 +39,11 @@ def check_callbacks(session: Session) -> None:
     """
     freezing = [type(member).__name__ for member in session.members if member.freezes_layers]
     for callback in callbacks_of(session):
-        if isinstance(callback, StochasticWeightAveraging):
+        if isinstance(callback, either(StochasticWeightAveraging)):
             _check_batch_norm(session, callback)
-        if isinstance(callback, _WEIGHT_AVERAGING):
+        if isinstance(callback, either(*_WEIGHT_AVERAGING)):
             _check_best_weights(session, callback)
-        if isinstance(callback, BaseFinetuning) and freezing:
+        if isinstance(callback, either(BaseFinetuning)) and freezing:
             raise ConfigurationError(
                 f"{freezing[0]} and {type(callback).__name__} both decide which parameters train; keep "
                 f"one of them. GradualUnfreezing(start='head') does what BackboneFinetuning does, layer by layer."

@@ -5,7 +5,7 @@ Each combination either works or is refused at the start with one message that s
 
 from __future__ import annotations
 
-from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
+from lightning.pytorch.callbacks import BatchSizeFinder, EarlyStopping, LearningRateFinder
 from torch.optim import Optimizer
 
 from lightning_freeze.compatibility import checks
@@ -14,6 +14,7 @@ from lightning_freeze.compatibility.compile import GraphCount, raise_limits
 from lightning_freeze.compatibility.early_stopping import PatienceGuard
 from lightning_freeze.compatibility.nested_tensors import keep_padded_in_training
 from lightning_freeze.compatibility.tuner import find_the_users_rate, measure_the_largest_phase
+from lightning_freeze.namespaces import either
 from lightning_freeze.session.observer import Observer, PhaseChange
 from lightning_freeze.session.session import Session
 from lightning_freeze.session.toggle_optimizer import untoggled
@@ -42,9 +43,9 @@ class Compatibility(Observer):
     def _adapt_callbacks(self) -> None:
         session = self._session
         for callback in checks.callbacks_of(session):
-            if isinstance(callback, BatchSizeFinder):
+            if isinstance(callback, either(BatchSizeFinder)):
                 session.at_close(measure_the_largest_phase(callback, session))
-            if isinstance(callback, LearningRateFinder):
+            if isinstance(callback, either(LearningRateFinder)):
                 session.at_close(find_the_users_rate(callback, session))
 
     def _adapt_module(self) -> None:
@@ -67,7 +68,7 @@ class Compatibility(Observer):
             checks.check_optimizers(session)
         guarded = [schedule for schedule in session.schedules if getattr(schedule.owner, "guard_early_stopping", False)]
         if guarded and not self._guards:
-            for stopping in session.trainer.early_stopping_callbacks:
+            for stopping in [c for c in checks.callbacks_of(session) if isinstance(c, either(EarlyStopping))]:
                 guard = PatienceGuard(stopping, lambda: any(s.phase < len(s.plan) - 1 for s in guarded))
                 guard.install()
                 session.at_close(guard.remove)

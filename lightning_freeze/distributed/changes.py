@@ -7,6 +7,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch.nn.parallel import DistributedDataParallel
 
 from lightning_freeze.distributed.sharding import renew, reshard
+from lightning_freeze.namespaces import either
 
 
 def before_change(module: LightningModule) -> None:
@@ -24,7 +25,7 @@ def resynchronise(trainer: Trainer, module: LightningModule) -> None:
     ``fully_shard`` has sharded follow ``requires_grad`` by themselves, but for one thing.
     """
     strategy = trainer.strategy
-    if isinstance(strategy, DDPStrategy) and isinstance(strategy.model, DistributedDataParallel):
+    if isinstance(strategy, either(DDPStrategy)) and isinstance(strategy.model, DistributedDataParallel):
         strategy.model = module
         strategy.configure_ddp()
     else:

@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lightning_freeze.distributed.sharding import is_sharded
 from lightning_freeze.errors import ConfigurationError
+from lightning_freeze.namespaces import either
 
 _WAY_OUT = (
     "Use ModelParallelStrategy(data_parallel_size=..., tensor_parallel_size=1) with fully_shard() on each block in "
@@ -31,10 +32,10 @@ def check_strategy(owners: Sequence[str], trainer: Trainer) -> None:
     if not owners:
         return
     strategy = trainer.strategy
-    if isinstance(strategy, FSDPStrategy):
+    if isinstance(strategy, either(FSDPStrategy)):
         cause = "FSDP of the first generation joins the parameters of several layers into flat ones"
         way_out = f"{_WAY_OUT} LayerFreezing alone works here."
-    elif isinstance(strategy, DeepSpeedStrategy):
+    elif isinstance(strategy, either(DeepSpeedStrategy)):
         cause = "DeepSpeed copies the parameters that train, and their groups, when it wraps the model"
         way_out = _WAY_OUT
     else:
@@ -65,7 +66,7 @@ def check_wrapped(owners: Sequence[str], trainer: Trainer, module: LightningModu
             f"{_and(owners)} cannot run under {type(strategy).__name__}: it wraps the model in "
             f"{type(foreign).__name__}, which cannot be told that other parameters train. {_WAY_OUT}"
         )
-    if isinstance(strategy, ModelParallelStrategy) and strategy.distributed_sampler_kwargs["num_replicas"] > 1:
+    if isinstance(strategy, either(ModelParallelStrategy)) and strategy.distributed_sampler_kwargs["num_replicas"] > 1:
         for name, parameter in module.named_parameters():
             if parameter.requires_grad and not is_sharded(parameter):
                 raise ConfigurationError(
@@ -83,7 +84,7 @@ def foreign_wrapper(trainer: Trainer, module: LightningModule) -> object | None:
         module: The module that is being fitted.
     """
     wrapper = trainer.strategy.model
-    replicated = isinstance(trainer.strategy, DDPStrategy) and isinstance(wrapper, DistributedDataParallel)
+    replicated = isinstance(trainer.strategy, either(DDPStrategy)) and isinstance(wrapper, DistributedDataParallel)
     return wrapper if wrapper is not module and not replicated else _flattened(module)
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Set as AbstractSet
 
-from lightning import LightningModule
+from lightning.pytorch import LightningModule
 from torch import nn
 
 from lightning_freeze.layers.layer import Layers
+from lightning_freeze.namespaces import either
 
 
 def quiet_modules(stack: Layers, layers: AbstractSet[int], parameters: AbstractSet[int]) -> tuple[nn.Module, ...]:
@@ -36,7 +37,7 @@ def quiet_modules(stack: Layers, layers: AbstractSet[int], parameters: AbstractS
         known[id(module)] = bool(own) or any(some for some, _ in below), all(own) and all(every for _, every in below)
         layer = stack.layer_of_module(module)
         # Lightning itself manages the flag of the LightningModule.
-        spans = layer is None and known[id(module)] == (True, True) and not isinstance(module, LightningModule)
+        spans = layer is None and known[id(module)] == (True, True) and not isinstance(module, either(LightningModule))
         if spans or (layer is not None and layer.index in layers):
             found[id(module)] = module
         return known[id(module)]

@@ -13,7 +13,8 @@ from functools import wraps
 from typing import Any
 
 from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities.model_helpers import is_overridden
+
+from lightning_freeze.namespaces import overrides
 
 
 def call_when_built(module: LightningModule, built: Callable[[], None]) -> Callable[[], None]:
@@ -26,7 +27,7 @@ def call_when_built(module: LightningModule, built: Callable[[], None]) -> Calla
     Returns:
         Undoes it; after the call there is nothing left to undo.
     """
-    name = "configure_model" if is_overridden("configure_model", module) else "setup"
+    name = "configure_model" if overrides("configure_model", module) else "setup"
     is_built = False
 
     def wrapper(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -67,6 +67,18 @@ PREFIXES = {
     "sizes coincide": (PrefixFacts(8, 8, has_same_layout=False), "leave alone: its inputs cannot be divided"),
     "first layout": (PrefixFacts(8, 0, has_same_layout=False, is_checked=False), "run and compare: these frozen"),
     "momentum teacher": (PrefixFacts(8, 8, keeps_changing=True), "switch off: its frozen layers change from one step"),
+    "changing": (PrefixFacts(8, 8, keeps_changing=True, changing="x.y"), r"switch off: .* to the next \(x.y does\)"),
+    "mixing": (
+        PrefixFacts(8, 0, mixing="f in g"),
+        r"run and store: none .* in the same batch; its frozen .* \(f in g\)",
+    ),
+    "mixing, partly": (
+        PrefixFacts(8, 5, mixing="f", is_divisible=False),
+        "run and compare: .* cannot be computed alone",
+    ),
+    "mixing, shuffled": (PrefixFacts(8, 0, mixing="f", recurs=False), "switch off: .* no batch comes a second time"),
+    "new size": (PrefixFacts(8, 8, size_checked=False), "run and compare: no batch of 8 samples has been compared yet"),
+    "new size, missing": (PrefixFacts(8, 0, size_checked=False), "run and store: none of the 8 samples"),
 }
 
 
@@ -86,7 +98,8 @@ def test_prefix(name: str) -> None:
     assert re.match(expected, str(decide_prefix(facts))), str(decide_prefix(facts))
 
 
-FLAGS = [name for name in PrefixFacts._fields if name not in ("size", "found")]
+TEXTS = ("changing", "mixing")
+FLAGS = [name for name in PrefixFacts._fields if name not in ("size", "found", "recurs", *TEXTS)]
 
 
 def all_facts() -> Iterator[PrefixFacts]:
@@ -125,7 +138,7 @@ def test_invariants_of_a_prefix() -> None:
             assert facts.independence_checked or facts.size == 1 or facts.is_recomputed, facts
             assert facts.found or (outcome is Outcome.SKIP_FROM_LOWER and facts.has_lower), facts
             if not facts.is_recomputed:
-                assert facts.is_verified or not facts.found, facts
+                assert (facts.is_verified and facts.size_checked) or not facts.found, facts
                 assert not facts.checks_padding or (facts.padding_dry_run and facts.padding_unread), facts
                 assert facts.has_same_layout, facts
         if outcome is Outcome.CHECK_FEW_THEN_SKIP:
@@ -143,6 +156,7 @@ def test_invariants_of_a_prefix() -> None:
 def test_nothing_is_computed_without_need() -> None:
     for facts in all_facts():
         is_settled = not facts.needs_dry_run and facts.is_verified and facts.padding_unread and facts.has_same_layout
+        is_settled = is_settled and facts.size_checked
         if is_settled and not facts.keeps_changing and facts.found == facts.size:
             assert decide_prefix(facts).outcome is Outcome.SKIP, facts
 

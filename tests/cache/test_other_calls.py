@@ -259,7 +259,7 @@ class Toggles(Plain):
 
 def test_a_prefix_that_is_new_in_every_second_pass_is_given_up() -> None:
     data = lambda: loader(Examples(24, 5, 5))  # noqa: E731
-    check_equal(Toggles(), frozen(), data=data, epochs=6, reason="change from one step to the next")
+    check_equal(Toggles(), frozen(), data=data, epochs=6, reason=r"to the next \(the number of frozen blocks does\)")
 
 
 class CallsFunctionally(Plain):

@@ -329,6 +329,82 @@ def test_outputs_of_steps_are_no_settings(kept: Any, note: Callable[[Any, Tensor
     assert cache.hit_rate > 0.4
 
 
+def in_a_history(kept: Any, loss: Tensor) -> None:
+    kept["loss"].append(float(loss))
+
+
+def emptied_now_and_then(kept: Any, loss: Tensor) -> None:
+    kept.append(float(loss))
+    if len(kept) > 3:
+        kept.clear()
+
+
+def with_names(kept: Any, loss: Tensor) -> None:
+    kept[f"step {len(kept)}"] = float(loss)
+
+
+@pytest.mark.parametrize(
+    ("kept", "note"),
+    [
+        ([], in_numbers),
+        ([0.5], in_numbers),
+        ({"loss": []}, in_a_history),
+        ({"loss": [0.5]}, in_a_history),
+        ([], emptied_now_and_then),
+        ({}, with_names),
+    ],
+    ids=["list", "list that is not empty", "history", "history that is not empty", "emptied", "dict"],
+)
+def test_what_only_records_is_no_setting(kept: Any, note: Callable[[Any, Tensor], None]) -> None:
+    data = lambda: loader(Examples(24, 5, 5))  # noqa: E731
+    cache = check_equal(Notes(keeps=kept, note=note), frozen(), data=data, epochs=4)
+    assert cache.hit_rate > 0.4
+
+
+def set_the_first(kept: Any, loss: Tensor) -> None:
+    kept[0] += 1.0
+
+
+def replace_all(kept: Any, loss: Tensor) -> None:
+    kept[:] = [float(loss), *range(len(kept))]
+
+
+@pytest.mark.parametrize("note", [set_the_first, replace_all])
+def test_setting_that_changes_in_each_step_is_named(note: Callable[[Any, Tensor], None]) -> None:
+    data = lambda: loader(Examples(24, 5, 5))  # noqa: E731
+    reason = r"^its frozen layers change from one step to the next \(kept does\)$"
+    check_equal(Notes(keeps=[0.0], note=note), frozen(), data=data, epochs=4, reason=reason)
+
+
+class GainFromList(Whole):
+    """Reads a list of numbers that grows once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.losses: list[Tensor] = []
+        self.validated: list[Tensor] = []
+        self.gains = [1.0, 2.0]
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        hidden = self.embeddings(input_ids) * self.gains[0]
+        for layer in self.layers:
+            hidden = layer(hidden)
+        return self.classifier(hidden[:, 0])  # type: ignore[no-any-return]
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        self.losses.append(loss.detach().clone())
+        return loss
+
+
+def test_list_of_settings_is_read() -> None:
+    def change(module: Any) -> None:
+        module.gains[0] = 3.0
+
+    data = lambda: loader(Examples(24, 5, 5))  # noqa: E731
+    check_equal(GainFromList(), frozen(), AfterStep(8, change), data=data, epochs=4)
+
+
 def test_a_sweep_of_learning_rates_shares_what_is_stored() -> None:
     store = MemoryStore()
     for lr in (0.1, 0.01):

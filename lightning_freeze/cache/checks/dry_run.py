@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_freeze.cache.checks import self_check, side_effects
+from lightning_freeze.cache.checks import cross_sample, self_check, side_effects
 from lightning_freeze.cache.identity.cached_towers import CachedTower
-from lightning_freeze.cache.identity.keys import Unsupported
+from lightning_freeze.cache.identity.unsupported import Unsupported
 from lightning_freeze.cache.identity.values import tensors_in
 from lightning_freeze.cache.prefix import layout
 from lightning_freeze.cache.prefix.block_signature import BlockSignature
 from lightning_freeze.cache.prefix.pass_state import PassState
 from lightning_freeze.cache.prefix.predicted_gain import count_flops
+from lightning_freeze.cache.prefix.random_state import RandomState
 from lightning_freeze.cache.prefix.stand_ins import SkippedBlocks, run_prefix
 
 
@@ -38,7 +39,7 @@ def hidden_states_of(tower: CachedTower, state: PassState) -> Tensor:
         raise Unsupported(f"{tower.entry_name or 'the module'} does not run its blocks in every call")
     if state.requires_grad:
         raise Unsupported("something that trains, or is made to require grad, feeds into its frozen layers")
-    if hidden.is_nested or hidden.dim() < 2 or hidden.shape[0] != state.call.size:
+    if hidden.dim() < 2 or hidden.shape[0] != state.call.size:
         raise Unsupported("its hidden states do not have the batch as their first dimension")
     return hidden
 
@@ -72,6 +73,37 @@ def compare(state: PassState, hidden: Tensor, dtype: torch.dtype) -> None:
         if self_check.difference(row.cpu(), computed[number]) > limit:
             raise Unsupported("what was stored differs from what its frozen layers compute")
     state.known.verified += compared
+
+
+def check_size(
+    tower: CachedTower, signatures: Sequence[BlockSignature], state: PassState, rows: Sequence[int], hidden: Tensor
+) -> None:
+    """Compare one sample with what is computed for it alone, in the first batch of each size.
+
+    Args:
+        tower: The tower.
+        signatures: The signatures of its blocks.
+        state: The pass.
+        rows: The samples that were computed together.
+        hidden: Their hidden states.
+
+    Raises:
+        Unsupported: If they differ.
+    """
+    known = state.known
+    if known.has_checked(len(rows)):
+        return
+    known.sizes.add(len(rows))
+    # The last one, whose place is not that of a sample alone.
+    alone = state.call.select([rows[-1]])
+    if alone is None:
+        return
+    with side_effects.isolated(tower.entry, RandomState(hidden.device), hidden.device):
+        computed = run_prefix(tower, signatures, [known.boundary], alone)[known.boundary]
+    if self_check.difference(computed[0], hidden[-1]) > self_check.tolerance(hidden.dtype):
+        raise Unsupported(
+            f"what its frozen layers compute for one sample of {len(rows)} depends on the other samples of the batch"
+        )
 
 
 def check_randomness(
@@ -140,8 +172,12 @@ class DryRun:
         known.dry_run_trimmed = known.dry_run_trimmed or self._state.spans is not None
         with side_effects.isolated(self._tower.entry, start, hidden.device):
             if call.size > 1:
-                self._check_independence()
+                row = self._check_independence()
+                known.mixing = known.mixing or self._find_mixing(row)
+                # Padding is part of a batch that is stored as a whole.
+                known.trims_padding = known.trims_padding and known.mixing is None
                 known.independence_checked = True
+                known.sizes.add(call.size)
             else:
                 self._compute(call.args, call.kwargs)
         self.check_skipping(output)
@@ -211,8 +247,8 @@ class DryRun:
             found, output, spans, call.length, self._limit
         )
 
-    def _check_independence(self) -> None:
-        """Compute the shortest sample alone, without its padding, and compare."""
+    def _check_independence(self) -> int:
+        """Compute the shortest sample alone, without its padding, and compare; returns which one it is."""
         call, known, hidden = self._state.call, self._state.known, self._hidden
         row = min(range(call.size), key=lambda i: call.spans[i][1] - call.spans[i][0]) if call.spans else 0
         if call.has_padding and known.trims_padding:
@@ -221,7 +257,7 @@ class DryRun:
             if alone is not None:
                 computed = self._compute(*alone, scale=call.length / stop)
                 if self_check.difference(computed[0, start:], hidden[row, start:stop]) <= self._limit:
-                    return
+                    return row
             known.trims_padding = False
         alone = call.select([row])
         if alone is None:
@@ -229,6 +265,18 @@ class DryRun:
         computed = self._compute(*alone)
         if computed.shape[0] != 1 or self_check.difference(computed[0], hidden[row]) > self._limit:
             raise Unsupported("what its frozen layers compute for one sample depends on the other samples of the batch")
+        return row
+
+    def _find_mixing(self, row: int) -> str | None:
+        """Compute a sample among different others; returns what is computed across samples on the way."""
+        call, boundary = self._state.call, self._state.known.boundary
+        tensors = [tensor for tensor in call.tensors.values() if call.is_per_sample(tensor)]
+        weights = [p for step in self._tower.steps[: boundary + 1] for p in step]
+        return cross_sample.find_dependence(
+            lambda inputs: run_prefix(self._tower, self._signatures, [boundary], inputs),
+            call.select,
+            cross_sample.groups(call.size, row, cross_sample.group_size(tensors, weights)),
+        )
 
     def _compute(self, args: tuple[Any, ...], kwargs: dict[str, Any], scale: float = 1.0) -> Tensor:
         """Compute the prefix of one sample, and count its operations."""

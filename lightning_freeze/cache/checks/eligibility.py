@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_freeze.cache.identity.cached_towers import CachedTower
-from lightning_freeze.cache.identity.keys import Unsupported
+from lightning_freeze.cache.identity.unsupported import Unsupported
+from lightning_freeze.namespaces import either
 
 #: Arguments that hold keys and values of earlier tokens.
 _PAST = ("past_key_values", "past_key_value", "layer_past", "cache_params")
@@ -203,7 +204,7 @@ def shards_weights(strategy: Any) -> bool:
     """Whether a strategy shards the weights, so that all ranks must run the same layers."""
     from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 
-    return isinstance(strategy, (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy))
+    return isinstance(strategy, either(DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy))
 
 
 def is_compiled_tower(module: nn.Module, tower: nn.Module) -> bool:

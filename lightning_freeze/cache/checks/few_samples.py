@@ -79,7 +79,7 @@ class FewSamples:
         if few is None:
             return None
         try:
-            signatures = self._compare(few)
+            signatures = self._compare(few, state.call.size)
         except Exception:  # the whole batch will show whether the tower or only the batch size is the problem
             return None
         known, found = few.known, self._entries.matching(state, state.rows, few.known)
@@ -100,7 +100,7 @@ class FewSamples:
         self._entries.filled.add(known.boundary)
         return signatures
 
-    def _compare(self, few: PassState) -> list[BlockSignature] | None:
+    def _compare(self, few: PassState, size: int) -> list[BlockSignature] | None:
         known, call, entry = few.known, few.call, self._tower.entry
         trains = torch.is_grad_enabled()  # as in the pass itself, to notice gradients that flow into the prefix
         with (
@@ -124,6 +124,7 @@ class FewSamples:
         # What is stored was computed among other samples, so this comparison also shows that samples are independent.
         compare(few, hidden, self._entries.dtype or hidden.dtype)
         known.independence_checked = True
+        known.sizes |= {call.size, size}
         DryRun(self._tower, signatures, few, hidden).check_skipping(output)
         known.work.prefix = count / call.size - known.work.rest
         return None if few.missing else signatures
@@ -149,6 +150,6 @@ def _two_samples(state: PassState) -> PassState | None:
     call = state.call.subset(rows)
     if call is None:
         return None
-    known = replace(state.known, work=Work(0, 0), shape_outputs={})
+    known = replace(state.known, work=Work(0, 0), shape_outputs={}, sizes={*state.known.sizes})
     keys, stored = [state.keys[i] for i in rows], [state.rows[i] for i in rows]
     return replace(state, call=call, known=known, keys=keys, rows=stored, needs_dry_run=True, hidden={})

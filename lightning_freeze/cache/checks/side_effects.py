@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from lightning_freeze.cache.identity.values import attributes_of
 from lightning_freeze.cache.prefix.random_state import RandomState
 from lightning_freeze.cache.prefix.stand_ins import replaced_forward
+from lightning_freeze.namespaces import either
 
 
 @contextmanager
@@ -41,7 +42,7 @@ def isolated(module: nn.Module, start: RandomState, device: torch.device) -> Ite
             owner._buffers[name] = buffer.detach().clone()
         for owner, own in attributes:
             vars(owner).update({name: saved.copy(value) for name, value in own.items()})
-            if isinstance(owner, LightningModule):
+            if isinstance(owner, either(LightningModule)):
                 vars(owner).update(log=_ignore, log_dict=_ignore)
         start.restore()
         with torch.no_grad():

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from torch import nn
 from torch.nn import Parameter
 
+from lightning_freeze.cache.identity.unsupported import Unsupported, reason_of
 from lightning_freeze.layers import Layer, LayerStack
 
 
@@ -55,6 +56,16 @@ class CachedTower:
             return None
         entry, *smaller = self.smaller_entries
         return replace(self, entry=entry, entry_name="", embedding_modules=[], smaller_entries=smaller)
+
+    def path_of(self, module: nn.Module, name: str) -> str:
+        """Return the full name of an attribute.
+
+        Args:
+            module: A module in the entry.
+            name: The name of the attribute in it.
+        """
+        inside = next((path for path, m in self.entry.named_modules() if m is module), "")
+        return ".".join(filter(None, (self.entry_name, inside, name)))
 
     def enclosing_modules(self) -> list[nn.Module]:
         """Return the modules that contain any of the blocks, the entry first."""
@@ -109,9 +120,26 @@ def find_towers(stack: LayerStack) -> tuple[list[CachedTower], dict[str, str]]:
         others = [_block_module(stack, layer) for other, ls in members.items() if other != label for layer in ls]
         try:
             towers.append(_tower(stack, label, layers, [m for m in others if m is not None], names))
-        except ValueError as problem:
-            problems[label] = str(problem)
+        except Exception as problem:  # modules may be put together in any way
+            problems[label] = reason_of(problem)
     return towers, problems if members else {"": "it has no blocks that could be skipped"}
+
+
+def frozen_modules(module: nn.Module, known: set[int], path: str = "") -> list[str]:
+    """Return the names of the largest modules with weight matrices that are frozen as a whole, except for embeddings.
+
+    Args:
+        module: The module to search.
+        known: The parameters, by id, that such a module may not hold.
+        path: The name of the module.
+    """
+    own = list(module.parameters())
+    is_apart = not any(p.requires_grad or id(p) in known for p in own)
+    looked_up = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
+    if path and is_apart and any(p.dim() > 1 and id(p) not in looked_up for p in own):
+        return [path]
+    parts = ((child, f"{path}.{name}".lstrip(".")) for name, child in module.named_children())
+    return [found for child, name in parts for found in frozen_modules(child, known, name)]
 
 
 def boundaries_ahead(
@@ -141,9 +169,10 @@ def _tower(
     for layer in layers:
         module = _block_module(stack, layer)
         if layer.repeats > 1:
-            raise ValueError(f"layer {layer.name!r} runs {layer.repeats} times in one forward pass")
+            raise Unsupported(f"layer {layer.name!r} runs {layer.repeats} times in one forward pass")
         if module is None:
-            raise ValueError(f"layer {layer.name!r} is no single module that takes and returns hidden states")
+            several = f", but {', '.join(layer.prefixes[:3])}" if len(layer.prefixes) > 1 else ""
+            raise Unsupported(f"layer {layer.name!r} is no single module that takes and returns hidden states{several}")
         blocks.append(module)
     path = _ancestors(stack.module, blocks, names)
     own_only = [m for m in path if not any(_holds(m, other) for other in others)] or path[-1:]

@@ -20,7 +20,7 @@ from lightning_freeze.cache.identity.keys import bytes_of, hash_of, new_hash
 from lightning_freeze.cache.identity.values import version_of
 
 #: Increased when entries of an older version of this package must not be read any more.
-FORMAT = 1
+FORMAT = 2
 #: Elements of a weight that are read in a quick check.
 _SAMPLES = 256
 #: Elements of a weight that one thread hashes at a time.
@@ -49,9 +49,13 @@ class Fingerprint:
 
     Args:
         tower: The tower.
+
+    Attributes:
+        changed: The module and the name of a weight that was written to or replaced, ``None`` if none was.
     """
 
     def __init__(self, tower: CachedTower) -> None:
+        self.changed: tuple[nn.Module, str] | None = None
         self._tower = tower
         self._digests: list[bytes] = []
         self._places: list[_Places] = []
@@ -69,6 +73,7 @@ class Fingerprint:
         """
         versions = self._read_versions(boundary)
         if versions != self._versions[: len(versions)]:
+            self.changed = self._find_changed(versions) or self.changed
             self.invalidate()
             self._versions = versions
         if len(self._digests) <= boundary:
@@ -100,6 +105,16 @@ class Fingerprint:
     def invalidate(self) -> None:
         """Compute all identities anew when they are needed next."""
         self._digests, self._versions, self._places = [], (), []
+
+    def _find_changed(self, versions: tuple[Any, ...]) -> tuple[nn.Module, str] | None:
+        """Return a weight whose version or address differs from that of the latest pass."""
+        for (weights, _), now, before in zip(self._places, versions, self._versions, strict=False):
+            for (parts, name), one, other in zip(weights, now, before, strict=False):
+                if one != other:
+                    owners = self._tower.entry.modules()
+                    owner = next((m for m in owners if m._parameters is parts or m._buffers is parts), None)
+                    return None if owner is None else (owner, name)
+        return None
 
     def _read_versions(self, boundary: int) -> tuple[Any, ...]:
         """Return version and address of every weight, which show an ordinary write or a replacement."""

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lightning_freeze.cache.identity.unsupported import Unsupported
 from lightning_freeze.errors import ConfigurationError
 
 #: Arguments with one entry for each token, whose entries for padding are left out.
@@ -21,17 +22,6 @@ REPORTING = frozenset({"return_dict", "use_cache", "output_attentions", "output_
 
 #: Returns the keys of the samples that a tensor was computed from, ``None`` if they are not known.
 KeysOf = Callable[[Tensor], Sequence[bytes] | None]
-
-
-class Unsupported(Exception):
-    """The prefix cannot be cached; the message completes the sentence "switched off: ..."."""
-
-
-def reason_of(error: Exception) -> str:
-    """Return an error as the end of the sentence "switched off: ..."."""
-    if isinstance(error, Unsupported):
-        return str(error)
-    return f"{type(error).__name__} while its frozen layers were looked at: {' '.join(str(error).split())[:300]}"
 
 
 def new_hash() -> Any:
@@ -261,6 +251,22 @@ def _padding(mask: Tensor | None, tensors: Mapping[str, Tensor], size: int) -> t
     empty = ~real.any(axis=1)
     starts[empty], stops[empty] = 0, length
     return length, list(zip(starts.tolist(), stops.tolist(), strict=True))
+
+
+def keys_in_batch(keys: Sequence[bytes]) -> list[bytes]:
+    """Return keys that are found only in the same batch: the same samples in the same order.
+
+    Args:
+        keys: The keys of its samples.
+    """
+    batch = new_hash()
+    batch.update(b"".join(keys))
+    found = []
+    for number in range(len(keys)):
+        entry = batch.copy()
+        entry.update(b"@%d" % number)
+        found.append(entry.digest())
+    return found
 
 
 def hash_of(tensor: Tensor) -> bytes:

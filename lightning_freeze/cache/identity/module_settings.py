@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from lightning_freeze.cache.identity.keys import hash_of, new_hash
 from lightning_freeze.cache.identity.values import record_of, version_of
+from lightning_freeze.namespaces import either
 
 #: Attributes that every module has, and those that Lightning and the stand-ins of skipped layers write to.
 _OWN = frozenset({*vars(LightningModule()), "forward"})
@@ -32,29 +33,60 @@ _MOST, _MOST_PARTS = 64, 512
 class ModuleSettings:
     """Reads the settings of some modules at each forward pass.
 
-    An attribute that a module changes in its own forward pass, such as a counter, is not a setting.
+    An attribute that a module changes in its own forward pass, such as a counter, is not a setting. Neither is a list
+    or dict of a LightningModule that grows, such as a history of losses.
 
     Args:
         modules: The modules.
+
+    Attributes:
+        changed: The module and the name of an attribute that differed at the latest :meth:`digest` that found any.
     """
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
+        self.changed: tuple[nn.Module, str] | None = None
         # A LightningModule has attributes for many purposes, and its tensors are losses and metrics.
-        self._owners = [(number, module, isinstance(module, LightningModule)) for number, module in enumerate(modules)]
+        self._owners = [
+            (number, module, isinstance(module, either(LightningModule))) for number, module in enumerate(modules)
+        ]
         self._ignored: set[tuple[int, str]] = set()
+        self._records: dict[tuple[int, str], Any] = {}
         self._found: dict[tuple[int, str], Any] | None = None
         self._digest = b""
 
     def digest(self) -> bytes:
         """Return a hash of the present values, which is the same in every process."""
-        found = self._read()
+        found = self._without_records(self._read())
         if found != self._found:
+            self._note_change(found)
             self._found = found
             entry = new_hash()
             for key, value in sorted(found.items(), key=lambda item: item[0]):
                 entry.update(f"{key}={_text(value)};".encode())
             self._digest = entry.digest()
         return self._digest
+
+    def _without_records(self, found: dict[tuple[int, str], Any]) -> dict[tuple[int, str], Any]:
+        """Leave out the containers of a LightningModule that are empty, or that have only grown since they were."""
+        for number, _, is_root in self._owners:
+            if not is_root:
+                continue
+            for key in [key for key in found if key[0] == number and isinstance(found[key], list)]:
+                value, record = found[key], self._records.get(key)
+                is_same = record is not None and (value == record or len(value) < len(record))
+                if is_same or _is_empty(value) or _has_grown(record or (self._found or {}).get(key), value):
+                    self._records[key] = found.pop(key)
+                else:
+                    self._records.pop(key, None)
+        return found
+
+    def _note_change(self, found: dict[tuple[int, str], Any]) -> None:
+        before = self._found
+        if before is None:
+            return
+        changed = next((key for key in found.keys() | before.keys() if found.get(key) != before.get(key)), None)
+        if changed is not None:
+            self.changed = (self._owners[changed[0]][1], changed[1])
 
     def end_real_pass(self) -> None:
         """Ignore from now on what a real forward pass has changed since :meth:`digest`."""
@@ -63,12 +95,12 @@ class ModuleSettings:
     @contextmanager
     def real_pass(self) -> Iterator[None]:
         """Ignore from now on what a real forward pass changes that runs in this context."""
-        before = self._read()
+        before = self._without_records(self._read())
         yield
         self._ignore_changes(before)
 
     def _ignore_changes(self, before: dict[tuple[int, str], Any]) -> None:
-        now = self._read()
+        now = self._without_records(self._read())
         self._ignored |= {key for key in now.keys() | before.keys() if now.get(key) != before.get(key)}
 
     def recheck(self) -> None:
@@ -156,10 +188,26 @@ def _container(value: Any, is_root: bool, left: list[int]) -> Any:
     if isinstance(value, (set, frozenset)):  # their order differs between processes
         parts = sorted(value, key=repr) if len(value) <= _MOST else ()
     described = [_described(part, is_root, left) for part in islice(parts, _MOST) if left[0] > 0]
-    # An empty container of a LightningModule may be meant for results.
-    if all(part is None for part in described) and (described or is_root):
+    if described and all(part is None for part in described):
         return None
     return [type(value).__name__, len(value), *described]
+
+
+def _is_container(described: Any) -> bool:
+    return isinstance(described, list) and len(described) > 1 and isinstance(described[1], int)
+
+
+def _is_empty(described: Any) -> bool:
+    return _is_container(described) and described[1] == 0
+
+
+def _has_grown(before: Any, now: Any) -> bool:
+    """Whether a described container has the same parts as before and more, or parts that have grown."""
+    if not (_is_container(before) and _is_container(now)) or before[0] != now[0] or len(before) > len(now):
+        return False
+    parts = list(zip(before[2:], now[2:], strict=False))
+    grew = before[1] < now[1] or any(one != other for one, other in parts)
+    return grew and all(one == other or _has_grown(one, other) for one, other in parts)
 
 
 def _text(described: Any) -> str:

@@ -9,7 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lightning_freeze.cache.identity.keys import REPORTING, Unsupported
+from lightning_freeze.cache.identity.keys import REPORTING
+from lightning_freeze.cache.identity.unsupported import Unsupported
 
 #: Where one returned value comes from, and the constant or the argument that it is.
 Part = tuple[Literal["hidden", "constant", "argument", "row", "all", "withheld"], Any]

@@ -35,6 +35,7 @@ class PrefixEntries:
         budget: Bytes that the store may hold, ``None`` for no limit.
         expected_samples: Number of samples in an epoch.
         trims_padding: Whether samples may be stored without padding.
+        changing: What has made the latest prefix a new one, empty for the first one.
     """
 
     def __init__(
@@ -47,6 +48,8 @@ class PrefixEntries:
         self.budget: int | None = None
         self.expected_samples = 0
         self.trims_padding = True
+        self.changing = ""
+        self._latest: tuple[int, str] | None = None
         self._tower = tower
         self._store = store
         self._accelerator = accelerator
@@ -87,6 +90,7 @@ class PrefixEntries:
             )
         namespace = self._fingerprint.of(boundary, f"{extra}, {self._settings[boundary].digest().hex()}")
         if namespace not in self.known:
+            self.changing = self._what_changed(boundary, extra)
             self.known[namespace] = KnownPrefix(boundary, trims_padding=self.trims_padding)
             info: dict[str, str | int] = {
                 "model": type(self._tower.entry).__name__,
@@ -97,7 +101,18 @@ class PrefixEntries:
                 "torch": torch.__version__,
             }
             self._store.declare(namespace, info)
+        self._latest = (boundary, extra)
         return namespace, self.known[namespace]
+
+    def _what_changed(self, boundary: int, extra: str) -> str:
+        """Return what differs from the latest prefix, in words."""
+        places = [self._settings[boundary].changed, self._fingerprint.changed]
+        self._settings[boundary].changed = self._fingerprint.changed = None
+        if self._latest is None:
+            return ""
+        if (boundary, extra) != self._latest:
+            return "the number of frozen blocks" if boundary != self._latest[0] else "a mode or the precision"
+        return next((self._tower.path_of(*place) for place in places if place is not None), "")
 
     def boundaries(self, boundary: int) -> list[int]:
         """Return the boundaries at which a pass should record hidden states.
@@ -180,7 +195,8 @@ class PrefixEntries:
             rows: The samples to store.
             is_whole_batch: Whether the hidden states are those of all samples, rather than of the given ones alone.
         """
-        extent = computed[state.known.boundary].numel() if state.needs_dry_run and state.call.size > 1 else 0
+        shows_extent = state.needs_dry_run and state.call.size > 1 and state.known.mixing is None
+        extent = computed[state.known.boundary].numel() if shows_extent else 0
         if extent:
             self._store.note(state.namespace, extent)
         if not rows:
@@ -229,10 +245,9 @@ class PrefixEntries:
 
     def record_sample_bytes(self, state: PassState, hidden: Tensor) -> None:
         """Record how many bytes a sample takes, the first time."""
-        known = state.known
-        known.sample_bytes = (
-            known.sample_bytes or bytes_in(layout.pack(hidden, state.spans, self.dtype)) / state.call.size
-        )
+        if not state.known.sample_bytes:
+            rows = layout.pack(hidden, state.spans, self.dtype)
+            state.known.sample_bytes = bytes_in(rows) / state.call.size
 
     def start_reading(self, state: PassState, keys_of: KeysOf) -> str | None:
         """Use a prefix that has been checked from now on, if reading it pays.
@@ -260,7 +275,7 @@ class PrefixEntries:
         times = []
         for _ in range(3):
             began = time.perf_counter()
-            keys = state.call.keys(state.trims_padding, keys_of)
+            keys = state.find_keys(keys_of)
             rows = [row for row in self._store.get(state.namespace, keys) if row is not None]
             known.has_room = bool(rows)
             if len(rows) < state.call.size:

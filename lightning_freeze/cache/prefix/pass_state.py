@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -9,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from lightning_freeze.cache.identity.keys import Call
+from lightning_freeze.cache.identity.keys import Call, KeysOf, keys_in_batch
 from lightning_freeze.cache.prefix import layout
 from lightning_freeze.cache.prefix.block_signature import ShapeOutputs
 from lightning_freeze.cache.prefix.predicted_gain import Work
@@ -18,6 +19,10 @@ from lightning_freeze.cache.prefix.stand_ins import BlockRecorder, SkippedBlocks
 
 #: Padded batches of an epoch in which the padding is checked: the first ones, and from then on one in so many.
 _FIRST_PADDED, _EVERY_PADDED = 8, 16
+#: Number of batch sizes that are checked.
+_MOST_SIZES = 8
+#: Batches of a second epoch that are looked up before it is said that no batch comes a second time.
+_SECOND_EPOCH = 4
 
 
 class Store(Protocol):
@@ -60,6 +65,10 @@ class KnownPrefix:
         checked_with_grad: Whether that was done with gradients enabled.
         independence_checked: Whether the samples of a batch were seen not to depend on each other. Batches of a single
             sample cannot show that.
+        mixing: The operation that computes across the samples of a batch, and where; ``None`` if none was found. If
+            there is one, samples are read back only in the same batch.
+        sizes: Numbers of samples that were seen not to depend on each other in one batch.
+        missed_in_training: Samples that were not found in training passes, minus infinity once any was found.
         verified: Number of batches whose hits were compared with what the prefix computes.
         rng_is_harmless: Whether code around the blocks draws random numbers that do not affect the hidden states.
         training_modules: The modules outside of the blocks that were in training mode when the prefix was checked.
@@ -88,6 +97,9 @@ class KnownPrefix:
     is_checked: bool = False
     dry_run_trimmed: bool = False
     independence_checked: bool = False
+    mixing: str | None = None
+    sizes: set[int] = field(default_factory=set)
+    missed_in_training: float = 0
     checked_with_grad: bool = False
     rng_is_harmless: bool = False
     training_modules: frozenset[int] = frozenset()
@@ -135,6 +147,28 @@ class KnownPrefix:
         """
         self.training_modules |= training_modules
         self.checked_with_grad = self.checked_with_grad or torch.is_grad_enabled()
+
+    def recurs(self, found: int, size: int, expected: int) -> bool:
+        """Record how many samples of a training pass were found; returns whether batches may come a second time.
+
+        Args:
+            found: Number of samples that were found.
+            size: Number of samples in the batch.
+            expected: Number of samples in an epoch, 0 if it is not known.
+        """
+        if self.mixing is None:
+            return True
+        self.missed_in_training = -math.inf if found else self.missed_in_training + size
+        return not expected or self.missed_in_training < expected + _SECOND_EPOCH * size
+
+    def has_checked(self, size: int) -> bool:
+        """Whether samples need not be compared in a batch of some size: code may branch on it.
+
+        Args:
+            size: Number of samples in the batch.
+        """
+        is_one_of_many = len(self.sizes) >= _MOST_SIZES
+        return size == 1 or size in self.sizes or is_one_of_many or self.mixing is not None
 
     def mark_checked(self, seconds: float) -> None:
         """Use the prefix from now on.
@@ -213,6 +247,15 @@ class PassState:
     def missing(self) -> list[int]:
         """The samples that were not found."""
         return [number for number, row in enumerate(self.rows) if row is None]
+
+    def find_keys(self, keys_of: KeysOf) -> list[bytes]:
+        """Return the key of each sample, which is that of its batch too if samples are read only in the same batch.
+
+        Args:
+            keys_of: As for :meth:`Call.keys`.
+        """
+        keys = self.call.keys(self.trims_padding, keys_of)
+        return keys_in_batch(keys) if self.known.mixing is not None else keys
 
     def observe_gradient(self, gradient: Tensor) -> None:
         """Read off a gradient whether the loss depends on the positions of padding.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_freeze.cache.identity.cached_towers import CachedTower
-from lightning_freeze.cache.identity.keys import Unsupported, reason_of
+from lightning_freeze.cache.identity.unsupported import Unsupported, reason_of
 from lightning_freeze.cache.prefix.block_signature import BlockSignature, ShapeOutputs, options_in, signature_of
 
 
@@ -104,6 +104,11 @@ class SkippedBlocks(ExitStack):
     ) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
             self.reached_boundary = self.reached_boundary or is_last
+            if any(isinstance(part, Tensor) and part.is_nested for part in (*args, *kwargs.values())):
+                # What follows needs nested tensors too. The pass ends with what real blocks return, and is run again.
+                self.was_called_differently = True
+                self.close()
+                return run(*args, **kwargs)
             if signature.options == options_in(args, kwargs):
                 with suppress(Exception):
                     return signature.build(value, args, kwargs, run, self._shape_outputs.setdefault(number, {}))

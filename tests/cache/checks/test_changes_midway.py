@@ -273,8 +273,8 @@ class Repeated(Examples):
 @pytest.mark.parametrize(
     ("how", "reason"),
     [
-        ("in place", "change from one step to the next"),
-        ("assigned", "change from one step to the next"),
+        ("in place", r"change from one step to the next \(teacher\.\S+ does\)"),
+        ("assigned", r"change from one step to the next \(teacher\.\S+ does\)"),
         ("data", "what was stored differs from what its frozen layers compute"),
     ],
 )

@@ -21,6 +21,9 @@ from lightning_freeze import EpochTrigger, Phase, PhasedFineTuning
 from lightning_freeze.cache.prefix import break_even
 from lightning_freeze.callbacks.frozen_prefix_cache import FrozenPrefixCache
 
+#: Samples that the check of a whole batch computes: one alone, and the same among different others.
+CHECKED = [1, 7, 7]
+
 
 class BatchSizes(Callback):
     """The numbers of samples that a module computes before the training, and in each of its steps."""
@@ -95,7 +98,7 @@ def test_each_phase() -> None:
     phases = [Phase("3:,head", EpochTrigger(1)), Phase("2:,head", EpochTrigger(1)), Phase("1:,head")]
     both(Plain(bert()), PhasedFineTuning(phases, verbose=False), BatchSizes(), data=same_length)
     # Filled for all phases in the first epoch, read from the second on.
-    assert BatchSizes.seen[1:] == [[4, 1], [4], [4], [2], [], [], [2], [], []]
+    assert BatchSizes.seen[1:] == [[4, *CHECKED], [4], [4], [2], [], [], [2], [], []]
 
 
 def test_mixed_precision_trains_what_it_trains_without() -> None:
@@ -161,8 +164,8 @@ def test_size_that_it_does_not_bear() -> None:
             return hidden.reshape(2, 2, *hidden.shape[1:]).reshape(4, *hidden.shape[1:])
 
     cache = warm(Plain(Classifier(Pairs())), frozen(), BatchSizes(layers_of))
-    # Two, which fail above the prefix; all of them; one alone.
-    assert BatchSizes.seen[1] == [2, 4, 1]
+    # Two, which fail above the prefix; all of them; one alone, and among others.
+    assert BatchSizes.seen[1] == [2, 4, *CHECKED]
     assert not any(BatchSizes.seen[2:])
     assert cache.hit_rate == pytest.approx(8 / 9)
 
@@ -434,11 +437,12 @@ def test_independence_that_was_seen_in_smaller_batches() -> None:
     both(module, frozen(), cache=make_cache(store), data=lambda: loader(examples, 2))
     assert store.entries
     cache = make_cache(store)
-    check_equal(module, frozen(), cache=cache, data=lambda: loader(examples), reason="depends on the other|differs")
+    check_equal(module, frozen(), cache=cache, data=lambda: loader(examples))
+    assert all(known.mixing for known in cache._towers[0].entries.known.values())
 
 
 def test_it_is_known_on_disk_that_samples_are_independent(tmp_path: Path) -> None:
-    for expected in ([4, 1], [2]):
+    for expected in ([4, *CHECKED], [2]):
         both(Plain(bert()), frozen(), BatchSizes(), cache=make_cache(cache_dir=tmp_path), data=same_length)
         assert BatchSizes.seen[1] == expected
 
@@ -451,5 +455,5 @@ def test_reading_that_may_be_slower_is_measured_on_a_whole_batch(monkeypatch: py
         both(Plain(bert()), frozen(), cache=make_cache(store), data=same_length)
     cache = make_cache(store)
     both(Plain(bert()), frozen(), BatchSizes(), cache=cache, data=same_length)
-    assert BatchSizes.seen[1] == [2, 4, 1]
+    assert BatchSizes.seen[1] == [2, 4, *CHECKED]
     assert "reading the hidden states of a sample takes" in "".join(cache.reasons.values())

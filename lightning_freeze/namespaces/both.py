@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 else:
     import pytorch_lightning
+    from lightning_fabric.utilities import exceptions
+
+    Misconfiguration = exceptions.MisconfigurationException
 
     class Callback(lightning.pytorch.Callback, pytorch_lightning.Callback):
         """A callback for Trainers of both namespaces.

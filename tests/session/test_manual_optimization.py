@@ -130,7 +130,8 @@ def test_gradual_unfreezing_of_both_networks() -> None:
     trainer(GradualUnfreezing(layers_per_phase=3, verbose=False), watching, max_epochs=3).fit(module, loader(4))
     watching.weights.append(weights(module))
     tops = ["generator.out", "discriminator.score"]
-    layers = [tops, [*tops, "discriminator"], [*tops, "discriminator", "generator"]]
+    both = [*tops, "discriminator", "generator"]  # side by side: level by level
+    layers = [tops, both, both]
     for epoch, prefixes in enumerate(layers):
         names = [n for n, _ in module.named_parameters() if n.startswith(tuple(prefixes))]
         before, after = watching.weights[epoch : epoch + 2]

@@ -13,6 +13,8 @@ from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.schedule.triggers import Trigger
 
 _HOOK = "discard_init_args_on_class_path_change"
+# To name these again changes nothing.
+_DEFAULT_CLASSES = {"--data": "TextDataModule", "--model.optimizer": "AdamW"}
 
 
 @contextlib.contextmanager
@@ -44,12 +46,13 @@ def check_order(args: Sequence[str]) -> None:
         ConfigurationError: For example for ``--model.optimizer.lr 0.1 --model.optimizer Adam``.
     """
     seen: list[str] = []
-    for arg in args:
-        name, _, _ = arg.partition("=")
+    for arg, following in zip(args, [*args[1:], ""], strict=True):
+        name, _, value = arg.partition("=")
         if not name.startswith("--"):
             continue
         early = next((other for other in seen if other.startswith(f"{name}.")), None)
-        if early is not None and name not in ("--trainer", "--config"):
+        is_default = (value or following).rpartition(".")[2] == _DEFAULT_CLASSES.get(name)
+        if early is not None and not is_default:
             raise ConfigurationError(f"{early} stands before {name}: expected the class first, then its arguments.")
         seen.append(name)
 

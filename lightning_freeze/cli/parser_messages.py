@@ -12,7 +12,7 @@ from lightning_freeze.errors import listing, suggest
 
 _KEY = re.compile(r"(?:Parser key|Problem with key) [\"'](?P<key>[^\"']+)[\"']:")
 _CLASS = re.compile(r"Problem with given class_path '(?P<name>[^']+)':")
-_VALUE = re.compile(r"(?:Given value:|Got value:) (?P<value>.*)")
+_VALUE = re.compile(r"(?:Given value:|Got value:) (?P<value>.*?)(?:\. Got value:.*)?$")
 _NESTED = re.compile(r"NestedArg\(key='[^']*', val=(?P<value>.*)\)$")
 _NO_CLASS = re.compile(
     r"Expected a dot import path string: (?P<name>.*)|(?:Import of|Unexpected import path format:) '?(?P<other>[^\s']+)"
@@ -88,9 +88,12 @@ def _sentence(reason: _Found, siblings: list[_Found], message: str) -> str:
             return place + _no_argument(missing["name"] or missing["key"], sibling.classes)
     value = _value(siblings, message)
     expected = [name for sibling in siblings for name in _expected(sibling.text)]
+    choices = [name for sibling in siblings for name in _choices(sibling.text)]
+    if choices and value is not None:
+        return f"{option} is {_cut(value)}: expected one of {listing(choices)}.{suggest(value.strip(chr(39)), choices)}"
     for sibling in siblings:
         if match := _NO_CLASS.search(sibling.text):
-            return f"{place}{_no_class((match['name'] or match['other']).strip(), option, expected)}"
+            return _no_class((match["name"] or match["other"]).strip(), option, expected)
     if expected and value is not None:
         names = [name for name in dict.fromkeys(expected) if name != "null"] or ["null"]
         hint = ""
@@ -98,11 +101,13 @@ def _sentence(reason: _Found, siblings: list[_Found], message: str) -> str:
             hint = " YAML reads no, off, on and yes as booleans." if value in ("True", "False") else ""
             hint += " Put quotes around it."
         return f"{option or 'A value'} is {_cut(value)}: expected {' or '.join(names)}.{hint}"
-    choice = re.search(r"Literal\[(.*?)\]", message)
-    if choice is not None and value is not None:
-        names = re.findall(r"'([^']*)'", choice[1])
-        return f"{option} is {_cut(value)}: expected one of {listing(names)}.{suggest(value.strip(chr(39)), names)}"
     return _one_line(place + reason.text)
+
+
+def _choices(text: str) -> list[str]:
+    """The values that a reason names, in the order that it names them."""
+    found = re.search(r"[Ee]xpected an? (?:typing\.)?Literal\[(.*)\]", text)
+    return re.findall(r"'([^']*)'", found[1]) if found else []
 
 
 def _expected(text: str) -> list[str]:
@@ -126,10 +131,13 @@ def _is_scalar(value: str) -> bool:
 
 def _no_class(name: str, option: str, expected: list[str]) -> str:
     kinds = [kind for kind in dict.fromkeys(expected) if kind != "null"]
+    place = f"{option}: " if option else ""
     if call := re.fullmatch(r"([\w.]+)\((.*)\)", name):
-        return f"{_cut(name)} is no class: expected the form {{class_path: {call[1]}, init_args: {{...}}}}."
-    also = f", or {' or '.join(kinds)}" if kinds else ""
-    return f"{_cut(name)!r} is not the name of a class{also}.{nearest_class(name, option)}"
+        return f"{place}{_cut(name)} is no class: expected the form {{class_path: {call[1]}, init_args: {{...}}}}."
+    nearest = nearest_class(name, option)
+    if kinds and not nearest:
+        return f"{option} is {_cut(name)!r}: expected {' or '.join(kinds)}, or a class."
+    return f"{place}{_cut(name)!r} is not the name of a class.{nearest}"
 
 
 def _no_argument(name: str, classes: tuple[str, ...]) -> str:

@@ -35,6 +35,8 @@ _PLACES = (
     ("lightning_freeze.data", "data"),
     ("lightning_freeze.module", "model"),
     ("lightning.pytorch.trainer.connectors.checkpoint_connector", "ckpt_path"),
+    ("torch.optim.lr_scheduler", "model.lr_scheduler"),
+    ("torch.optim", "model.optimizer"),
     ("lightning.pytorch.trainer", "trainer"),
     ("lightning.pytorch.strategies", "trainer.strategy"),
     ("lightning.pytorch.loggers", "trainer.logger"),
@@ -151,8 +153,10 @@ def _option_named(text: str, config: Mapping[str, Any]) -> str | None:
 
     by_both = [option for option, value in config.items() if value is not None and named(option) and str(value) in text]
     by_value = [option for option, value in config.items() if quoted(value)]
+    numbers = set(re.findall(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e-?\d+)?(?![\w])", text))
+    by_number = [option for option, value in config.items() if type(value) in (int, float) and str(value) in numbers]
     by_name = [option for option, value in config.items() if value is not None and named(option)]
-    return next(iter([*by_both, *by_value, *by_name]), None)
+    return next(iter([*by_both, *by_value, *by_name, *(by_number if len(by_number) == 1 else [])]), None)
 
 
 def _first_line(error: BaseException) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -55,6 +56,21 @@ def check_order(args: Sequence[str]) -> None:
         if early is not None and not is_default:
             raise ConfigurationError(f"{early} stands before {name}: expected the class first, then its arguments.")
         seen.append(name)
+
+
+def check_paths(args: Sequence[str]) -> None:
+    """Refuse a file where the folder of a model is expected: the parser would read the value from the file.
+
+    Raises:
+        ConfigurationError: For example for ``--model.encoder reviews.csv``.
+    """
+    for arg, following in zip(args, [*args[1:], ""], strict=True):
+        name, _, value = arg.partition("=")
+        path = value or following
+        if name in ("--model.encoder", "--data.tokenizer", "--data.init_args.tokenizer") and os.path.isfile(path):
+            raise ConfigurationError(
+                f"{name.lstrip('-')} is {path!r}, a file: expected the folder that holds the model, or a hub name."
+            )
 
 
 def described(config: Any) -> Any:

@@ -52,10 +52,13 @@ def shortened(message: str, options: Iterable[str]) -> str:
     unknown = re.search(r"unrecognized arguments?: (.*)|Unrecognized arguments?: (.*)", message, re.DOTALL)
     if unknown:
         return _unknown_options((unknown[1] or unknown[2]).split(), options)
+    if linked := re.search(r"argument (\S+) --> (\S+):", message):
+        return f"{linked[2]} is taken from {linked[1]}: expected it to be left out, or {linked[1]} to be given."
     found = _reasons(message)
-    if not found:
+    if not found or "Problems parsing config" in message:
         return _one_line(message)
-    deepest = max(found, key=lambda reason: reason.depth)
+    useful = [reason for reason in found if "<class 'NoneType'>" not in reason.text] or found
+    deepest = max(useful, key=lambda reason: reason.depth)
     return _sentence(deepest, [reason for reason in found if reason.keys == deepest.keys], message)
 
 
@@ -83,6 +86,14 @@ def _reasons(message: str) -> list[_Found]:
 def _sentence(reason: _Found, siblings: list[_Found], message: str) -> str:
     option = ".".join(reason.keys)
     place = f"{option}: " if option else ""
+    for sibling in siblings:
+        if needed := re.search(r"the following arguments are required: (.*)", sibling.text):
+            owner = sibling.classes[-1].rpartition(".")[2] if sibling.classes else (option or "The command")
+            return f"{place if sibling.classes else ''}{owner} needs {needed[1]}."
+        if several := re.search(r"Multiple subclasses with name (\w+)\..*ambiguity: (.*)\.$", sibling.text):
+            return f"{place}{several[1]} is the name of several classes: expected one of {several[2]}."
+        if wrong := re.search(r"Expected '([^']*)' to be a subclass of <class '([^']*)'>", sibling.text):
+            return f"{place}{wrong[1]!r} is no {wrong[2]}."
     for sibling in siblings:
         if missing := _NO_OPTION.search(sibling.text):
             return place + _no_argument(missing["name"] or missing["key"], sibling.classes)
@@ -113,6 +124,8 @@ def _choices(text: str) -> list[str]:
 def _expected(text: str) -> list[str]:
     """What types a reason names, in words."""
     names = re.findall(r"[Ee]xpected an? (?:<class '([\w.]+)'>|([a-z][\w.]*)\b)", text)
+    if sized := re.search(r"Expected a tuple with (\d+) elements", text):
+        return [f"a list of {sized[1]}"]
     return [_TYPES[name] for name in ((a or b).rpartition(".")[2] for a, b in names) if name in _TYPES]
 
 

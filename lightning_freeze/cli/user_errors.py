@@ -64,6 +64,8 @@ def message_for(error: BaseException, config: Mapping[str, Any] | None = None) -
         return _file_error(error, config or {})
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return f"There is not enough memory ({_first_line(error)}): expected a smaller data.batch_size or model."
+    if isinstance(error, UnicodeDecodeError) and "jsonargparse" in _modules(error):
+        return f"--config cannot be read as text: {error.reason} at byte {error.start}."
     if isinstance(error, MisconfigurationException) or _is_complaint(error):
         return _with_option(_first_line(error), error, config or {})
     return None
@@ -94,6 +96,10 @@ def _is_complaint(error: BaseException) -> bool:
         return True
     is_library_error = type(error).__module__.partition(".")[0] in _LIBRARIES
     return (isinstance(error, _COMPLAINTS) or is_library_error) and _ends_with_raise(error)
+
+
+def _modules(error: BaseException) -> set[str]:
+    return {_root(frame) for frame, _ in traceback.walk_tb(error.__traceback__)}
 
 
 def _is_from_user_code(error: BaseException) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch.nn import Parameter
 
+from lightning_freeze.arguments import check_arguments
 from lightning_freeze.callbacks.base import Groups, LayerCallback
 from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.session.session import Session
@@ -41,15 +42,14 @@ class DiscriminativeLR(LayerCallback):
         groups: Groups | None = None,
         verbose: bool = True,
     ) -> None:
+        check_arguments(DiscriminativeLR, locals())
         super().__init__(groups=groups, verbose=verbose)
-        if isinstance(decay, bool) or not isinstance(decay, (int, float)) or not 0 < decay < math.inf:
+        if not 0 < decay < math.inf:
             raise ConfigurationError(
                 f"DiscriminativeLR(decay={decay!r}): expected a number greater than 0, such as 0.9."
             )
-        if factors is not None and not isinstance(factors, Mapping):
-            raise ConfigurationError(f"DiscriminativeLR(factors={factors!r}): expected a map such as {{'head': 10}}.")
         for selector, factor in (factors or {}).items():
-            if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 0 <= factor < math.inf:
+            if not 0 <= factor < math.inf:
                 raise ConfigurationError(
                     f"DiscriminativeLR(factors={{{selector!r}: {factor!r}}}): expected a finite number, 0 or more."
                 )

@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from lightning_freeze.arguments import check_arguments
 from lightning_freeze.cache.cached_module import CachedModule, Keeping
 from lightning_freeze.cache.frozen_prefix import FrozenPrefix
 from lightning_freeze.cache.identity.keys import new_hash
@@ -76,12 +77,13 @@ class FrozenPrefixCache(Callback):
         max_accelerator_memory: str | int | None = None,
         trim_padding: bool = True,
     ) -> None:
+        check_arguments(FrozenPrefixCache, locals())
         if dtype not in (None, *_DTYPES):
             raise ConfigurationError(
                 f"FrozenPrefixCache(dtype={dtype!r}): expected None, 'bfloat16' or 'float16'."
                 f"{suggest(str(dtype), _DTYPES)}"
             )
-        if isinstance(verify, bool) or not isinstance(verify, int) or verify < 0:
+        if verify < 0:
             raise ConfigurationError(
                 f"FrozenPrefixCache(verify={verify!r}): expected a whole number of batches, 0 or more."
             )

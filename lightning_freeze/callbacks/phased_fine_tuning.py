@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.nn import Module, Parameter
 
+from lightning_freeze.arguments import check_arguments
 from lightning_freeze.callbacks.base import FreezingCallback, Groups
 from lightning_freeze.compatibility.early_stopping import PatienceGuard
 from lightning_freeze.distributed import before_change, resynchronise
@@ -75,6 +76,7 @@ class PhasedFineTuning(FreezingCallback):
         frozen_eval: bool = True,
         verbose: bool = True,
     ) -> None:
+        check_arguments(PhasedFineTuning, locals(), needs={"monitor": "restore_best", "mode": "restore_best"})
         super().__init__(groups=groups, frozen_eval=frozen_eval, verbose=verbose)
         name = type(self).__name__
         with self._explained():

@@ -1,15 +1,13 @@
-"""What the user gave on the command line and in config files: for messages, and to refuse options without effect."""
+"""What the user gave on the command line and in config files: for messages, and to refuse what cannot be meant."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from jsonargparse import Namespace
 
 from lightning_freeze.errors import ConfigurationError
-from lightning_freeze.module import TransformerModule
 
 #: The least values of the Trainer's numbers that it does not check itself.
 _LEAST = {
@@ -43,26 +41,6 @@ def given_options() -> dict[str, Any]:
     config, defaults = _remembered[0]
     usual = dict(_leaves(defaults(), ""))
     return {name: value for name, value in _leaves(config, "") if name not in usual or usual[name] != value}
-
-
-def refuse_without_effect(config: Namespace) -> None:
-    """Refuse options that change nothing because of another one.
-
-    Args:
-        config: The options of the command.
-
-    Raises:
-        ConfigurationError: Naming both options.
-    """
-    model = config.get("model")
-    if not isinstance(model, Namespace) or model.get("lr_scheduler") is None:
-        return
-    ratio = model.get("warmup_ratio")
-    if ratio != inspect.signature(TransformerModule.__init__).parameters["warmup_ratio"].default:
-        raise ConfigurationError(
-            f"model.warmup_ratio is {ratio}, but it belongs to the default schedule and has no effect beside "
-            "model.lr_scheduler: expected one of the two."
-        )
 
 
 def refuse_out_of_range(config: Namespace) -> None:

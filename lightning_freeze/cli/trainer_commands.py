@@ -18,7 +18,7 @@ import lightning_freeze  # noqa: F401  (makes the callbacks and triggers known b
 from lightning_freeze.cli.checkpoint_file import saved_hyperparameters
 from lightning_freeze.cli.class_defaults import check_order, check_paths, own_defaults
 from lightning_freeze.cli.divergence import check_finite
-from lightning_freeze.cli.given_options import refuse_out_of_range, refuse_without_effect, remember_options
+from lightning_freeze.cli.given_options import refuse_out_of_range, remember_options
 from lightning_freeze.cli.parser import FreezeArgumentParser
 from lightning_freeze.data import TextDataModule
 from lightning_freeze.data.predictions import prediction_rows, write_predictions
@@ -84,7 +84,6 @@ class FreezeCLI(LightningCLI):
         if subcommand:
             config = self.config[subcommand]
             remember_options(config, self._subcommand_parsers[subcommand].get_defaults)
-            refuse_without_effect(config)
             refuse_out_of_range(config)
             if saved_hyperparameters(config.get("ckpt_path")):
                 # Lightning parses them next.

@@ -135,8 +135,10 @@ def _file_error(error: OSError, config: Mapping[str, Any]) -> str:
 
 def _with_option(text: str, error: BaseException, config: Mapping[str, Any]) -> str:
     """A library's message with the option that it is about, as far as that can be told."""
-    option = _option_named(text, config)
-    if option is None:
+    option = "ckpt_path" if "loading state_dict" in text else _option_named(text, config)
+    if option is None or option not in config:
+        if option is not None:
+            return f"{option}: {text}"
         names = [str(frame.f_globals.get("__name__", "")) for frame, _ in traceback.walk_tb(error.__traceback__)]
         found = (option for name in reversed(names) for start, option in _PLACES if name.startswith(start))
         option = next(found, None)

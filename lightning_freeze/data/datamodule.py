@@ -12,6 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader, SequentialSampler
 from transformers import PreTrainedTokenizerBase
 
+from lightning_freeze.arguments import check_arguments
 from lightning_freeze.data.batching import Collator, LengthBucketSampler
 from lightning_freeze.data.encoding import Columns, Example, check_texts, encode, load_tokenizer
 from lightning_freeze.data.labels import class_names, encode_labels, majority_share, training_labels
@@ -85,6 +86,8 @@ class TextDataModule(LightningDataModule):
         bucket_batches: int = 50,
         seed: int | None = None,
     ) -> None:
+        needs = {"group_column": "data", "split_seed": "data"}
+        check_arguments(TextDataModule, locals(), needs=needs, own=("task", "empty_text"))
         super().__init__()
         self.task = get_task(task or "classification")
         self.tokenizer_name = os.fspath(tokenizer) if isinstance(tokenizer, (str, os.PathLike)) else None

@@ -70,7 +70,7 @@ WRONG = [
     (["--trainer.default_root_dir=/proc/nope"], "'/proc/nope' (trainer.default_root_dir) cannot be used: No such file"),
     # What has no effect.
     (["--model.lr_scheduler=StepLR", "--model.lr_scheduler.step_size=1", "--model.warmup_ratio=0.3"],
-     "model.warmup_ratio is 0.3, but it belongs to the default schedule and has no effect beside model.lr_scheduler"),
+     "TransformerModule(warmup_ratio=0.3) has no effect beside lr_scheduler: expected one of the two."),
     (["--model.optimizer.lr=0.1", "--model.optimizer=Adam"], "--model.optimizer.lr stands before --model.optimizer"),
     (["--model.num_classes=7"], "model.num_classes is taken from data.num_classes"),
 ]  # fmt: skip

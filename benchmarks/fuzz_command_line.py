@@ -1,8 +1,8 @@
 """Wrong and odd input, by the thousand: command lines, config files and constructor calls.
 
-Each command line runs in this process with `fast_dev_run` on a tiny model, or ends before that. It may succeed, or end in
-one message with exit code 2; anything else is a finding, and so is success with what this script knows to be wrong. Each
-constructor call may succeed, or raise ConfigurationError, or TypeError for an argument that does not exist.
+Each command line runs in this process with `fast_dev_run` on a tiny model, or ends before that. It may succeed, or end
+in one message with exit code 2; anything else is a finding, and so is success with what this script knows to be wrong.
+Each constructor call may succeed, or raise ConfigurationError, or TypeError for an argument that does not exist.
 
     python benchmarks/fuzz_command_line.py [--seed 0] [--lines 1000] [--calls 3000]
 
@@ -45,17 +45,18 @@ FIT = ["--model.encoder=./tiny", "--model.task=classification", "--data.data=row
 CALLBACKS = ("LayerFreezing", "GradualUnfreezing", "PhasedFineTuning", "DiscriminativeLR", "FrozenPrefixCache")
 # Never a value that anybody means, whatever the option.
 NONSENSE = (
-    "", " ", "-", "--", "~", "null", "None", "nan", "-inf", "1e999", "-1", "0", "1.5", "9" * 30, "true", "yes", "[", "]",
-    "{", "}", "[]", "{}", "[[]]", "{a: {b: c}}", "4:8", "&a *a", "*", "!!python/name:os.system", "%s", "\\", "'", '"',
-    "\u202e", "\ud83d", "é" * 5, "x" * 3000, "../../..", "/dev/null", "/etc", ".", "tiny", "rows.csv", "os.system",
-    "torch.nn.Linear", "EpochTrigger(1)", "${x}", "$(id)", "a=b", "a,b", "\n", "\t", "#", "@", "|", ">",
+    "", " ", "-", "--", "~", "null", "None", "nan", "-inf", "1e999", "-1", "0", "1.5", "9" * 30, "true", "yes", "[",
+    "]", "{", "}", "[]", "{}", "[[]]", "{a: {b: c}}", "4:8", "&a *a", "*", "!!python/name:os.system", "%s", "\\", "'",
+    '"', "\u202e", "\ud83d", "é" * 5, "x" * 3000, "../../..", "/dev/null", "/etc", ".", "tiny", "rows.csv",
+    "os.system", "torch.nn.Linear", "EpochTrigger(1)", "${x}", "$(id)", "a=b", "a,b", "\n", "\t", "#", "@", "|", ">",
 )  # fmt: skip
 OPTIONS = (
     "data.data", "data.text", "data.label", "data.labels", "data.split", "data.batch_size", "data.max_length",
     "data.num_workers", "data.bucket_batches", "data.empty_text", "data.seed", "data.tokenizer", "data.task",
-    "data.group_column", "data.train", "data.text_pair", "model.encoder", "model.task", "model.pooling", "model.dropout",
-    "model.pretrained", "model.optimizer", "model.optimizer.lr", "model.lr_scheduler", "model.warmup_ratio",
-    "model.lr_scheduler_interval", "model.hidden_size", "model.labels", "model.model_kwargs", "model.generate_kwargs",
+    "data.group_column", "data.train", "data.text_pair", "model.encoder", "model.task", "model.pooling",
+    "model.dropout", "model.pretrained", "model.optimizer", "model.optimizer.lr", "model.lr_scheduler",
+    "model.warmup_ratio", "model.lr_scheduler_interval", "model.hidden_size", "model.labels", "model.model_kwargs",
+    "model.generate_kwargs",
     "trainer.max_epochs", "trainer.max_steps", "trainer.precision", "trainer.strategy", "trainer.accelerator",
     "trainer.callbacks", "trainer.logger", "trainer.profiler", "trainer.gradient_clip_val", "trainer.benchmark",
     "trainer.accumulate_grad_batches", "trainer.limit_train_batches", "trainer.val_check_interval", "trainer.plugins",
@@ -93,10 +94,11 @@ WRONG_YAML = (
     "trainer: {callbacks: [{class_path: NoSuchCallback}]}\n", "trainer: {callbacks: [3]}\n", "\x00", "3", "text",
 )  # fmt: skip
 VALUES: tuple[Any, ...] = (
-    None, True, False, 0, 1, -1, 2, 10**30, 0.5, -0.5, float("nan"), float("inf"), "", " ", "False", "true", "1", "head",
-    "all", "0", "val_loss", "min", "max", "4GiB", "bfloat16", "classification", "mean", "error", "rows.csv", "x" * 999, b"",
-    b"1", [], [1], ["a"], ("a", "b"), {}, {"head": 2.0}, {1: 2}, {"a": "b"}, set(), range(3), object(), len, int, Exception,
-    Path("rows.csv"), torch.zeros(2), torch.nn.Linear(1, 1), complex(1, 1), [None], [[]], (0.8, 0.1, 0.1), (1, 2, 3),
+    None, True, False, 0, 1, -1, 2, 10**30, 0.5, -0.5, float("nan"), float("inf"), "", " ", "False", "true", "1",
+    "head", "all", "0", "val_loss", "min", "max", "4GiB", "bfloat16", "classification", "mean", "error", "rows.csv",
+    "x" * 999, b"", b"1", [], [1], ["a"], ("a", "b"), {}, {"head": 2.0}, {1: 2}, {"a": "b"}, set(), range(3), object(),
+    len, int, Exception, Path("rows.csv"), torch.zeros(2), torch.nn.Linear(1, 1),
+    complex(1, 1), [None], [[]], (0.8, 0.1, 0.1), (1, 2, 3),
     lightning_freeze.EpochTrigger(1), lightning_freeze.Phase("all"), [lightning_freeze.Phase("all")],
     [lightning_freeze.EpochTrigger(1)],
 )  # fmt: skip
@@ -159,13 +161,19 @@ def fuzz(seed: int, lines: int, calls: int) -> Findings:
             prepare()
             for number in range(lines):
                 args, must_fail = command(order, number)
-                findings.check(" ".join(map(ascii, args))[:300], run(args, must_fail))
+                text = " ".join(map(ascii, args[1 + len(BASE) :])).replace("odd.yaml", f"odd.yaml of {read_odd()!r}")
+                findings.check(text[:400], run(args, must_fail))
             for _ in range(calls):
                 cls, arguments, must_fail = call(order)
                 findings.check(f"{cls.__name__}({arguments!r})"[:300], construct(cls, arguments, must_fail))
         finally:
             os.chdir(before)
     return findings
+
+
+def read_odd() -> str:
+    """The last config file."""
+    return Path("odd.yaml").read_text(encoding="utf-8") if Path("odd.yaml").exists() else ""
 
 
 def prepare() -> None:

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from lightning_freeze.arguments import check_arguments
 from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.layers import LayerStack
 from lightning_freeze.schedule.triggers import Clock, Pace, State, Trigger
@@ -28,9 +27,6 @@ class Phase:
 
     train: str
     until: Trigger | None = None
-
-    def __post_init__(self) -> None:
-        check_arguments(Phase, vars(self))
 
     def __str__(self) -> str:
         return self.train if self.until is None else f"{self.train} until {self.until}"

@@ -31,8 +31,8 @@ from lightning_freeze.arguments.annotations import described, fits
 from lightning_freeze.errors import ConfigurationError
 
 PUBLIC = (
-    AnyTrigger, DiscriminativeLR, EpochTrigger, FrozenPrefixCache, GradualUnfreezing, LayerFreezing, Phase,
-    PhasedFineTuning, PlateauTrigger, StepTrigger, TextDataModule, TransformerModule,
+    AnyTrigger, DiscriminativeLR, EpochTrigger, FrozenPrefixCache, GradualUnfreezing, LayerFreezing, PhasedFineTuning,
+    PlateauTrigger, StepTrigger, TextDataModule, TransformerModule,
 )  # fmt: skip
 PHASES = [Phase("head", EpochTrigger(1)), Phase("all")]
 
@@ -102,8 +102,6 @@ WRONG: list[tuple[Callable[[], object], str]] = [
     (lambda: StepTrigger(1.0), "StepTrigger(n=1.0): expected a whole number."),
     (lambda: PlateauTrigger("val_loss", mode="mean"), "PlateauTrigger(mode='mean'): expected 'min' or 'max'."),
     (lambda: PlateauTrigger("val_loss", min_delta="1"), "PlateauTrigger(min_delta='1'): expected a number."),
-    (lambda: Phase(3), "Phase(train=3): expected text."),
-    (lambda: Phase("head", until="EpochTrigger"), "Phase(until='EpochTrigger'): expected a Trigger or None."),
     (lambda: AnyTrigger([1]), "AnyTrigger"),
 ]  # fmt: skip
 
@@ -131,6 +129,6 @@ def test_defaults_are_right() -> None:
 
 
 def test_no_public_class_is_left_out() -> None:
-    left_out = {"Layer", "LayerStack", "Trigger"}
+    left_out = {"Layer", "LayerStack", "Phase", "Trigger"}  # phases are checked by what takes them
     public = [name for name in lightning_freeze.__all__ if inspect.isclass(getattr(lightning_freeze, name))]
     assert {cls.__name__ for cls in PUBLIC} == set(public) - left_out

@@ -1,6 +1,9 @@
 # make demo   fine-tune a real transformer on real reviews (sets up everything it needs; about five minutes)
 # make test   the tests, in the same environment
 # make test-vision  the tests on timm and torchvision models, in an environment with the torch that these need
+# make test-oldest  the tests with the oldest versions that pyproject.toml allows, in an environment of their own
+# make fuzz   a thousand wrong command lines, config files and constructor calls, in under a minute
+# make dist   the wheel and the source archive, checked
 # make lint   ruff, mypy and import-linter
 # make clean  remove the environment and what runs left here; the user cache stays
 
@@ -16,7 +19,7 @@ WORKERS   ?= auto
 # Made anew by each demo.
 DEMO_RUN  := runs/reviews/demo
 
-.PHONY: demo test test-vision lint clean
+.PHONY: demo test test-vision test-oldest fuzz dist lint clean
 .DEFAULT_GOAL := test
 
 demo: $(READY)
@@ -37,6 +40,21 @@ test-vision:
 	$(VENV)-vision/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-vision.txt \
 		--editable '.[vision,dev]'
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VENV)-vision/bin/python -m pytest -n $(WORKERS) tests/layers
+
+# In an environment of its own, with exactly the lower bounds of pyproject.toml.
+test-oldest:
+	test -x $(VENV)-oldest/bin/python || $(PYTHON) -m venv $(VENV)-oldest
+	$(VENV)-oldest/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-oldest.txt \
+		--editable '.[data,dev]'
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VENV)-oldest/bin/python -m pytest -n $(WORKERS)
+
+fuzz: $(READY_DEV)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/fuzz_command_line.py --lines 300 --calls 700
+
+dist: $(READY_DEV)
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
 
 lint: $(READY_DEV)
 	$(BIN)/ruff check
@@ -61,6 +79,6 @@ $(READY_DEV): $(READY)
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-vision runs lightning_logs build dist *.egg-info .ruff_cache .mypy_cache .pytest_cache .coverage
+	rm -rf $(VENV) $(VENV)-vision $(VENV)-oldest runs lightning_logs build dist *.egg-info .ruff_cache .mypy_cache .pytest_cache .coverage
 	rm -f experiments/reviews/data
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

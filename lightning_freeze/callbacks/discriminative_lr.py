@@ -8,6 +8,7 @@ from typing import Any
 
 from torch.nn import Parameter
 
+from lightning_freeze.arguments import check_arguments
 from lightning_freeze.callbacks.layer_callback import Groups, LayerCallback
 from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.schedule.phases import is_factor
@@ -49,13 +50,12 @@ class DiscriminativeLR(LayerCallback):
         verbose: bool = True,
         log_rates: bool = False,
     ) -> None:
+        check_arguments(DiscriminativeLR, locals())
         super().__init__(groups=groups, verbose=verbose)
-        if isinstance(decay, bool) or not isinstance(decay, (int, float)) or not 0 < decay < math.inf:
+        if not 0 < decay < math.inf:
             raise ConfigurationError(
                 f"DiscriminativeLR(decay={decay!r}): expected a number greater than 0, such as 0.9."
             )
-        if factors is not None and not isinstance(factors, Mapping):
-            raise ConfigurationError(f"DiscriminativeLR(factors={factors!r}): expected a map such as {{'head': 10}}.")
         for selector, factor in (factors or {}).items():
             if not is_factor(factor):
                 raise ConfigurationError(

@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 
+from lightning_freeze.arguments import check_arguments
 from lightning_freeze.cache.attachment import Attachment
 from lightning_freeze.cache.decision import Decision
 from lightning_freeze.cache.frozen_prefix import FrozenPrefix
@@ -70,12 +71,13 @@ class FrozenPrefixCache(Callback):
         max_accelerator_memory: str | int | None = None,
         trim_padding: bool = True,
     ) -> None:
+        check_arguments(FrozenPrefixCache, locals())
         if dtype not in (None, *DTYPES):
             raise ConfigurationError(
                 f"FrozenPrefixCache(dtype={dtype!r}): expected None, 'bfloat16' or 'float16'."
                 f"{suggest(str(dtype), DTYPES)}"
             )
-        if isinstance(verify, bool) or not isinstance(verify, int) or verify < 0:
+        if verify < 0:
             raise ConfigurationError(
                 f"FrozenPrefixCache(verify={verify!r}): expected a whole number of batches, 0 or more."
             )

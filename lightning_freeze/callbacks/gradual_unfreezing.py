@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from lightning_freeze.arguments import check_arguments
 from lightning_freeze.callbacks.layer_callback import Groups
 from lightning_freeze.callbacks.phased_fine_tuning import PhasedFineTuning
 from lightning_freeze.errors import ConfigurationError
@@ -59,6 +60,7 @@ class GradualUnfreezing(PhasedFineTuning):
         verbose: bool = True,
         unfreeze_all: bool = False,
     ) -> None:
+        check_arguments(GradualUnfreezing, locals(), needs={"monitor": "restore_best", "mode": "restore_best"})
         # The phases follow from the layers of a module; until one is known, two stand for them in the checks of the
         # options.
         super().__init__(
@@ -73,13 +75,11 @@ class GradualUnfreezing(PhasedFineTuning):
             verbose=verbose,
             unfreeze_all=unfreeze_all,
         )
-        if isinstance(layers_per_phase, bool) or not isinstance(layers_per_phase, int) or layers_per_phase < 1:
+        if layers_per_phase < 1:
             raise ConfigurationError(
                 f"GradualUnfreezing(layers_per_phase={layers_per_phase!r}): expected a whole number of layers, 1 or "
                 "more."
             )
-        if stop is not None and not isinstance(stop, str):
-            raise ConfigurationError(f"GradualUnfreezing(stop={stop!r}): expected a selector such as {str(stop)!r}.")
         self.trigger = trigger
         self.start = start
         self.layers_per_phase = layers_per_phase

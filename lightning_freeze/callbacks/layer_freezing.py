@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lightning_freeze.arguments import check_arguments
 from lightning_freeze.callbacks.layer_callback import FreezingCallback, Groups
 from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.session.session import Session
@@ -34,6 +35,7 @@ class LayerFreezing(FreezingCallback):
     def __init__(
         self, layers: str, groups: Groups | None = None, frozen_eval: bool = True, verbose: bool = True
     ) -> None:
+        check_arguments(LayerFreezing, locals())
         super().__init__(groups=groups, frozen_eval=frozen_eval, verbose=verbose)
         if not isinstance(layers, str) or not layers.strip():
             raise ConfigurationError(f"LayerFreezing(layers={layers!r}): expected a selector such as 'embeddings,:8'.")

@@ -9,6 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.nn import Module, Parameter
 
+from lightning_freeze.arguments import check_arguments
 from lightning_freeze.callbacks.layer_callback import FreezingCallback, Groups
 from lightning_freeze.layers import LayerStack
 from lightning_freeze.schedule import checks
@@ -68,6 +69,7 @@ class PhasedFineTuning(FreezingCallback):
         verbose: bool = True,
         unfreeze_all: bool = False,
     ) -> None:
+        check_arguments(PhasedFineTuning, locals(), needs={"monitor": "restore_best", "mode": "restore_best"})
         super().__init__(groups=groups, frozen_eval=frozen_eval, verbose=verbose)
         name = type(self).__name__
         with self._named_in_errors():

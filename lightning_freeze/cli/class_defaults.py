@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.schedule.triggers import Trigger
 
 _HOOK = "discard_init_args_on_class_path_change"
+# To name these again changes nothing.
+_DEFAULT_CLASSES = {"--data": "TextDataModule", "--model.optimizer": "AdamW"}
 
 
 @contextlib.contextmanager
@@ -44,14 +47,30 @@ def check_order(args: Sequence[str]) -> None:
         ConfigurationError: For example for ``--model.optimizer.lr 0.1 --model.optimizer Adam``.
     """
     seen: list[str] = []
-    for arg in args:
-        name, _, _ = arg.partition("=")
+    for arg, following in zip(args, [*args[1:], ""], strict=True):
+        name, _, value = arg.partition("=")
         if not name.startswith("--"):
             continue
         early = next((other for other in seen if other.startswith(f"{name}.")), None)
-        if early is not None and name not in ("--trainer", "--config"):
+        is_default = (value or following).rpartition(".")[2] == _DEFAULT_CLASSES.get(name)
+        if early is not None and not is_default:
             raise ConfigurationError(f"{early} stands before {name}: expected the class first, then its arguments.")
         seen.append(name)
+
+
+def check_paths(args: Sequence[str]) -> None:
+    """Refuse a file where the folder of a model is expected: the parser would read the value from the file.
+
+    Raises:
+        ConfigurationError: For example for ``--model.encoder reviews.csv``.
+    """
+    for arg, following in zip(args, [*args[1:], ""], strict=True):
+        name, _, value = arg.partition("=")
+        path = value or following
+        if name in ("--model.encoder", "--data.tokenizer", "--data.init_args.tokenizer") and os.path.isfile(path):
+            raise ConfigurationError(
+                f"{name.lstrip('-')} is {path!r}, a file: expected the folder that holds the model, or a hub name."
+            )
 
 
 def described(config: Any) -> Any:

@@ -11,8 +11,11 @@ from lightning_freeze.cli.divergence import DivergedError
 from lightning_freeze.cli.given_options import forget_options, given_options
 from lightning_freeze.cli.trainer_commands import DEFAULT_EPOCHS, FreezeCLI
 from lightning_freeze.cli.user_errors import debugging, message_for
+from lightning_freeze.errors import ConfigurationError, listing, suggest
 
-__all__ = ["DEFAULT_EPOCHS", "FreezeCLI", "main"]
+COMMANDS = ("fit", "validate", "test", "predict", "layers", "cache")
+
+__all__ = ["COMMANDS", "DEFAULT_EPOCHS", "FreezeCLI", "main"]
 
 
 def main(args: list[str] | None = None) -> None:
@@ -52,6 +55,10 @@ def _run(given: list[str], args: list[str] | None) -> None:
 
         look_after_cache(given[1:])
     else:
+        if not given or (given[0] not in COMMANDS and not given[0].startswith("-")):
+            what = f"{given[0]!r} is no command" if given else "No command is given"
+            nearest = suggest(given[0], COMMANDS) if given else ""
+            raise ConfigurationError(f"{what}: expected one of {listing(COMMANDS)}.{nearest}")
         FreezeCLI(args=args)
 
 

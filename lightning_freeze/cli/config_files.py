@@ -14,6 +14,10 @@ from jsonargparse import set_loader
 
 from lightning_freeze.cli.expected_text import numbers_as_text
 
+#: What was wrong with lists and maps that could not be read, by their text, for messages: the parser takes such a
+#: value for text.
+problems: dict[str, str] = {}
+
 #: Name of this way of reading for jsonargparse (``parser_mode``).
 MODE = "lightning_freeze_yaml"
 
@@ -62,9 +66,18 @@ def load_yaml(text: str) -> Any:
         yaml.YAMLError: If it is no YAML, a key stands twice, or text is expected where something else stands.
     """
     try:
-        value = yaml.load(text, Loader=ConfigLoader)
+        return _load(text)
     except RecursionError:
         raise yaml.YAMLError("the nesting is too deep") from None
+    except yaml.YAMLError as error:
+        if text.lstrip()[:1] in ("{", "["):
+            problems[text.strip()] = " ".join(str(error).split())
+        raise
+
+
+def _load(text: str) -> Any:
+    try:
+        value = yaml.load(text, Loader=ConfigLoader)
     except (ValueError, OverflowError, TypeError) as error:  # for example an integer of 5,000 digits
         raise yaml.YAMLError(str(error)) from None
     if isinstance(value, dict) and value and all(item is None for item in value.values()):

@@ -1,16 +1,21 @@
-"""What the user gave on the command line and in config files: for messages, and to refuse options without effect."""
+"""What the user gave on the command line and in config files: for messages, and to refuse what cannot be meant."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from jsonargparse import Namespace
 
 from lightning_freeze.errors import ConfigurationError
-from lightning_freeze.module import TransformerModule
 
+#: The least values of the Trainer's numbers that it does not check itself.
+_LEAST = {
+    "accumulate_grad_batches": 1, "check_val_every_n_epoch": 1, "gradient_clip_val": 0, "limit_predict_batches": 0,
+    "limit_test_batches": 0, "limit_train_batches": 0, "limit_val_batches": 0, "log_every_n_steps": 0, "max_epochs": -1,
+    "max_steps": -1, "min_epochs": 0, "min_steps": 0, "num_nodes": 1, "num_sanity_val_steps": -1, "overfit_batches": 0,
+    "reload_dataloaders_every_n_epochs": 0, "val_check_interval": 0,
+}  # fmt: skip
 _remembered: list[tuple[Namespace, Callable[[], Namespace]]] = []
 
 
@@ -38,24 +43,19 @@ def given_options() -> dict[str, Any]:
     return {name: value for name, value in _leaves(config, "") if name not in usual or usual[name] != value}
 
 
-def refuse_without_effect(config: Namespace) -> None:
-    """Refuse options that change nothing because of another one.
+def refuse_out_of_range(config: Namespace) -> None:
+    """Refuse numbers that Lightning takes although they cannot be meant.
 
     Args:
         config: The options of the command.
 
     Raises:
-        ConfigurationError: Naming both options.
+        ConfigurationError: Naming the option.
     """
-    model = config.get("model")
-    if not isinstance(model, Namespace) or model.get("lr_scheduler") is None:
-        return
-    ratio = model.get("warmup_ratio")
-    if ratio != inspect.signature(TransformerModule.__init__).parameters["warmup_ratio"].default:
-        raise ConfigurationError(
-            f"model.warmup_ratio is {ratio}, but it belongs to the default schedule and has no effect beside "
-            "model.lr_scheduler: expected one of the two."
-        )
+    for name, least in _LEAST.items():
+        value = config.get(f"trainer.{name}")
+        if isinstance(value, int | float) and not isinstance(value, bool) and not value >= least:
+            raise ConfigurationError(f"trainer.{name} is {value}: expected {least} or more.")
 
 
 def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:

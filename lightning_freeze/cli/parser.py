@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 import sys
+from argparse import ArgumentError
 from typing import Any, NoReturn
 
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_freeze.cli.class_defaults import described
-from lightning_freeze.cli.config_files import MODE
+from lightning_freeze.cli.config_files import MODE, problems
 from lightning_freeze.cli.parser_messages import shortened
 from lightning_freeze.cli.user_errors import debugging
 from lightning_freeze.data import TextDataModule
@@ -41,9 +42,14 @@ class FreezeArgumentParser(LightningArgumentParser):
             message: What is wrong.
             ex: The exception that told so.
         """
-        if not self.exit_on_error or debugging():
+        if debugging():
+            raise ArgumentError(None, message) from ex
+        if not self.exit_on_error:
             super().error(message, ex)
         where = f"{self.source}: " if self.source else ""
+        unread = next((problem for text, problem in problems.items() if text in message), None)
+        if unread is not None:
+            message = f"{message.partition(':')[0].removeprefix('Parser key ')}: {unread}".replace('"', "")
         sys.stderr.write(f"error: {where}{shortened(message, self._option_names())}\n")
         self.exit(2)
 

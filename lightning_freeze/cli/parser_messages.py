@@ -12,7 +12,7 @@ from lightning_freeze.errors import listing, suggest
 
 _KEY = re.compile(r"(?:Parser key|Problem with key) [\"'](?P<key>[^\"']+)[\"']:")
 _CLASS = re.compile(r"Problem with given class_path '(?P<name>[^']+)':")
-_VALUE = re.compile(r"(?:Given value:|Got value:) (?P<value>.*)")
+_VALUE = re.compile(r"(?:Given value:|Got value:) (?P<value>.*?)(?:\. Got value:.*)?$")
 _NESTED = re.compile(r"NestedArg\(key='[^']*', val=(?P<value>.*)\)$")
 _NO_CLASS = re.compile(
     r"Expected a dot import path string: (?P<name>.*)|(?:Import of|Unexpected import path format:) '?(?P<other>[^\s']+)"
@@ -52,10 +52,13 @@ def shortened(message: str, options: Iterable[str]) -> str:
     unknown = re.search(r"unrecognized arguments?: (.*)|Unrecognized arguments?: (.*)", message, re.DOTALL)
     if unknown:
         return _unknown_options((unknown[1] or unknown[2]).split(), options)
+    if linked := re.search(r"argument (\S+) --> (\S+):", message):
+        return f"{linked[2]} is taken from {linked[1]}: expected it to be left out, or {linked[1]} to be given."
     found = _reasons(message)
-    if not found:
+    if not found or "Problems parsing config" in message:
         return _one_line(message)
-    deepest = max(found, key=lambda reason: reason.depth)
+    useful = [reason for reason in found if "<class 'NoneType'>" not in reason.text] or found
+    deepest = max(useful, key=lambda reason: reason.depth)
     return _sentence(deepest, [reason for reason in found if reason.keys == deepest.keys], message)
 
 
@@ -84,13 +87,24 @@ def _sentence(reason: _Found, siblings: list[_Found], message: str) -> str:
     option = ".".join(reason.keys)
     place = f"{option}: " if option else ""
     for sibling in siblings:
+        if needed := re.search(r"the following arguments are required: (.*)", sibling.text):
+            owner = sibling.classes[-1].rpartition(".")[2] if sibling.classes else (option or "The command")
+            return f"{place if sibling.classes else ''}{owner} needs {needed[1]}."
+        if several := re.search(r"Multiple subclasses with name (\w+)\..*ambiguity: (.*)\.$", sibling.text):
+            return f"{place}{several[1]} is the name of several classes: expected one of {several[2]}."
+        if wrong := re.search(r"Expected '([^']*)' to be a subclass of <class '([^']*)'>", sibling.text):
+            return f"{place}{wrong[1]!r} is no {wrong[2]}."
+    for sibling in siblings:
         if missing := _NO_OPTION.search(sibling.text):
             return place + _no_argument(missing["name"] or missing["key"], sibling.classes)
     value = _value(siblings, message)
     expected = [name for sibling in siblings for name in _expected(sibling.text)]
+    choices = [name for sibling in siblings for name in _choices(sibling.text)]
+    if choices and value is not None:
+        return f"{option} is {_cut(value)}: expected one of {listing(choices)}.{suggest(value.strip(chr(39)), choices)}"
     for sibling in siblings:
         if match := _NO_CLASS.search(sibling.text):
-            return f"{place}{_no_class((match['name'] or match['other']).strip(), option, expected)}"
+            return _no_class((match["name"] or match["other"]).strip(), option, expected)
     if expected and value is not None:
         names = [name for name in dict.fromkeys(expected) if name != "null"] or ["null"]
         hint = ""
@@ -98,16 +112,20 @@ def _sentence(reason: _Found, siblings: list[_Found], message: str) -> str:
             hint = " YAML reads no, off, on and yes as booleans." if value in ("True", "False") else ""
             hint += " Put quotes around it."
         return f"{option or 'A value'} is {_cut(value)}: expected {' or '.join(names)}.{hint}"
-    choice = re.search(r"Literal\[(.*?)\]", message)
-    if choice is not None and value is not None:
-        names = re.findall(r"'([^']*)'", choice[1])
-        return f"{option} is {_cut(value)}: expected one of {listing(names)}.{suggest(value.strip(chr(39)), names)}"
     return _one_line(place + reason.text)
+
+
+def _choices(text: str) -> list[str]:
+    """The values that a reason names, in the order that it names them."""
+    found = re.search(r"[Ee]xpected an? (?:typing\.)?Literal\[(.*)\]", text)
+    return re.findall(r"'([^']*)'", found[1]) if found else []
 
 
 def _expected(text: str) -> list[str]:
     """What types a reason names, in words."""
     names = re.findall(r"[Ee]xpected an? (?:<class '([\w.]+)'>|([a-z][\w.]*)\b)", text)
+    if sized := re.search(r"Expected a tuple with (\d+) elements", text):
+        return [f"a list of {sized[1]}"]
     return [_TYPES[name] for name in ((a or b).rpartition(".")[2] for a, b in names) if name in _TYPES]
 
 
@@ -126,10 +144,13 @@ def _is_scalar(value: str) -> bool:
 
 def _no_class(name: str, option: str, expected: list[str]) -> str:
     kinds = [kind for kind in dict.fromkeys(expected) if kind != "null"]
+    place = f"{option}: " if option else ""
     if call := re.fullmatch(r"([\w.]+)\((.*)\)", name):
-        return f"{_cut(name)} is no class: expected the form {{class_path: {call[1]}, init_args: {{...}}}}."
-    also = f", or {' or '.join(kinds)}" if kinds else ""
-    return f"{_cut(name)!r} is not the name of a class{also}.{nearest_class(name, option)}"
+        return f"{place}{_cut(name)} is no class: expected the form {{class_path: {call[1]}, init_args: {{...}}}}."
+    nearest = nearest_class(name, option)
+    if kinds and not nearest:
+        return f"{option} is {_cut(name)!r}: expected {' or '.join(kinds)}, or a class."
+    return f"{place}{_cut(name)!r} is not the name of a class.{nearest}"
 
 
 def _no_argument(name: str, classes: tuple[str, ...]) -> str:

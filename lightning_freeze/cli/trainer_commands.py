@@ -16,9 +16,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 import lightning_freeze  # noqa: F401  (makes the callbacks and triggers known by their short names)
 from lightning_freeze.cli.checkpoint_file import saved_hyperparameters
-from lightning_freeze.cli.class_defaults import check_order, own_defaults
+from lightning_freeze.cli.class_defaults import check_order, check_paths, own_defaults
 from lightning_freeze.cli.divergence import check_finite
-from lightning_freeze.cli.given_options import refuse_without_effect, remember_options
+from lightning_freeze.cli.given_options import refuse_out_of_range, remember_options
 from lightning_freeze.cli.parser import FreezeArgumentParser
 from lightning_freeze.data import TextDataModule
 from lightning_freeze.data.predictions import prediction_rows, write_predictions
@@ -77,13 +77,14 @@ class FreezeCLI(LightningCLI):
         given = sys.argv[1:] if args is None else args
         if isinstance(given, list):
             check_order(given)
+            check_paths(given)
         with own_defaults():
             super().parse_arguments(parser, args)
         subcommand = self.config.get("subcommand")
         if subcommand:
             config = self.config[subcommand]
             remember_options(config, self._subcommand_parsers[subcommand].get_defaults)
-            refuse_without_effect(config)
+            refuse_out_of_range(config)
             if saved_hyperparameters(config.get("ckpt_path")):
                 # Lightning parses them next.
                 FreezeArgumentParser.source = f"the checkpoint {config['ckpt_path']}"

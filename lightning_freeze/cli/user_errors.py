@@ -35,6 +35,8 @@ _PLACES = (
     ("lightning_freeze.data", "data"),
     ("lightning_freeze.module", "model"),
     ("lightning.pytorch.trainer.connectors.checkpoint_connector", "ckpt_path"),
+    ("torch.optim.lr_scheduler", "model.lr_scheduler"),
+    ("torch.optim", "model.optimizer"),
     ("lightning.pytorch.trainer", "trainer"),
     ("lightning.pytorch.strategies", "trainer.strategy"),
     ("lightning.pytorch.loggers", "trainer.logger"),
@@ -62,6 +64,8 @@ def message_for(error: BaseException, config: Mapping[str, Any] | None = None) -
         return _file_error(error, config or {})
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return f"There is not enough memory ({_first_line(error)}): expected a smaller data.batch_size or model."
+    if isinstance(error, UnicodeDecodeError) and "jsonargparse" in _modules(error):
+        return f"--config cannot be read as text: {error.reason} at byte {error.start}."
     if isinstance(error, MisconfigurationException) or _is_complaint(error):
         return _with_option(_first_line(error), error, config or {})
     return None
@@ -92,6 +96,10 @@ def _is_complaint(error: BaseException) -> bool:
         return True
     is_library_error = type(error).__module__.partition(".")[0] in _LIBRARIES
     return (isinstance(error, _COMPLAINTS) or is_library_error) and _ends_with_raise(error)
+
+
+def _modules(error: BaseException) -> set[str]:
+    return {_root(frame) for frame, _ in traceback.walk_tb(error.__traceback__)}
 
 
 def _is_from_user_code(error: BaseException) -> bool:
@@ -127,8 +135,10 @@ def _file_error(error: OSError, config: Mapping[str, Any]) -> str:
 
 def _with_option(text: str, error: BaseException, config: Mapping[str, Any]) -> str:
     """A library's message with the option that it is about, as far as that can be told."""
-    option = _option_named(text, config)
-    if option is None:
+    option = "ckpt_path" if "loading state_dict" in text else _option_named(text, config)
+    if option is None or option not in config:
+        if option is not None:
+            return f"{option}: {text}"
         names = [str(frame.f_globals.get("__name__", "")) for frame, _ in traceback.walk_tb(error.__traceback__)]
         found = (option for name in reversed(names) for start, option in _PLACES if name.startswith(start))
         option = next(found, None)
@@ -151,8 +161,10 @@ def _option_named(text: str, config: Mapping[str, Any]) -> str | None:
 
     by_both = [option for option, value in config.items() if value is not None and named(option) and str(value) in text]
     by_value = [option for option, value in config.items() if quoted(value)]
+    numbers = set(re.findall(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e-?\d+)?(?![\w])", text))
+    by_number = [option for option, value in config.items() if type(value) in (int, float) and str(value) in numbers]
     by_name = [option for option, value in config.items() if value is not None and named(option)]
-    return next(iter([*by_both, *by_value, *by_name]), None)
+    return next(iter([*by_both, *by_value, *by_name, *(by_number if len(by_number) == 1 else [])]), None)
 
 
 def _first_line(error: BaseException) -> str:

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
+from lightning_freeze.arguments import check_arguments
 from lightning_freeze.data.batching import Collator
 from lightning_freeze.data.encoding import Columns, Example, check_texts, encode
 from lightning_freeze.data.labels import (
@@ -106,6 +107,8 @@ class TextDataModule(LightningDataModule):
         bucket_batches: int = 50,
         seed: int | None = None,
     ) -> None:
+        needs = {"group_column": "data", "split_seed": "data"}
+        check_arguments(TextDataModule, locals(), needs=needs, own=("task", "empty_text"))
         super().__init__()
         self.task = get_task(task or "classification")
         self.tokenizer_name = os.fspath(tokenizer) if isinstance(tokenizer, (str, os.PathLike)) else None

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
+from lightning_freeze.arguments import check_arguments
 from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.module import arguments
 from lightning_freeze.module.batch import logits_of, unpack
@@ -96,6 +97,7 @@ class TransformerModule(LightningModule):
         model_kwargs: dict[str, Any] | None = None,
         generate_kwargs: dict[str, Any] | None = None,
     ) -> None:
+        check_arguments(TransformerModule, locals(), excludes={"warmup_ratio": "lr_scheduler"}, own=("task",))
         super().__init__()
         if isinstance(encoder, os.PathLike):
             encoder = os.fspath(encoder)

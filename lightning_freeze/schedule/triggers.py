@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+from lightning_freeze.arguments import check_arguments
 from lightning_freeze.errors import ConfigurationError
 
 State = dict[str, Any]
@@ -79,7 +80,7 @@ class Trigger(ABC):
 
 
 def _positive(owner: str, n: int, unit: str) -> int:
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+    if n < 1:
         raise ConfigurationError(f"{owner}(n={n!r}): expected a whole number of {unit}, 1 or more.")
     return n
 
@@ -97,6 +98,7 @@ class EpochTrigger(Trigger):
     """
 
     def __init__(self, n: int) -> None:
+        check_arguments(EpochTrigger, locals())
         self.n = _positive("EpochTrigger", n, "epochs")
 
     def start(self, clock: Clock) -> State:  # noqa: D102
@@ -124,6 +126,7 @@ class StepTrigger(Trigger):
     """
 
     def __init__(self, n: int) -> None:
+        check_arguments(StepTrigger, locals())
         self.n = _positive("StepTrigger", n, "optimizer steps")
 
     def start(self, clock: Clock) -> State:  # noqa: D102
@@ -163,16 +166,14 @@ class PlateauTrigger(Trigger):
     def __init__(
         self, monitor: str, mode: Literal["min", "max"] = "min", patience: int = 2, min_delta: float = 0.0
     ) -> None:
-        if not monitor or not isinstance(monitor, str):
+        check_arguments(PlateauTrigger, locals())
+        if not monitor:
             raise ConfigurationError(f"PlateauTrigger(monitor={monitor!r}): expected the name of a logged metric.")
-        if mode not in ("min", "max"):
-            raise ConfigurationError(f"PlateauTrigger(mode={mode!r}): expected 'min' or 'max'.")
-        if isinstance(patience, bool) or not isinstance(patience, int) or patience < 0:
+        if patience < 0:
             raise ConfigurationError(
                 f"PlateauTrigger(patience={patience!r}): expected a whole number of validations, 0 or more."
             )
-        is_number = isinstance(min_delta, (int, float)) and not isinstance(min_delta, bool)
-        if not is_number or not (math.isfinite(min_delta) and min_delta >= 0):
+        if not (math.isfinite(min_delta) and min_delta >= 0):
             raise ConfigurationError(f"PlateauTrigger(min_delta={min_delta!r}): expected a finite number, 0 or more.")
         self.monitor = monitor
         self.mode: Literal["min", "max"] = mode

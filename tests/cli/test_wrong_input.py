@@ -1,0 +1,314 @@
+"""Whatever a user types or points at is used as meant, or ends in one message that names it, with exit code 2."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from lightning.pytorch import Trainer
+from projects import FIT, QUIET, checkpoint, fails
+
+import lightning_freeze.cli
+from lightning_freeze.cli import command_line
+from lightning_freeze.cli.user_errors import message_for
+from lightning_freeze.errors import ConfigurationError
+from lightning_freeze.module import TransformerModule
+
+pytestmark = [pytest.mark.usefixtures("project"), pytest.mark.filterwarnings("ignore:.*")]
+
+ADD = "--trainer.callbacks+="
+ARGUMENT = "--trainer.callbacks."
+WRONG = [
+    # A misspelt name: the nearest one.
+    ([f"{ADD}GradualUnfreezin"], "trainer.callbacks: 'GradualUnfreezin' is not the name of a class. Did you mean "
+     "'GradualUnfreezing'?"),
+    ([f"{ADD}GradualUnfreezing", f"{ARGUMENT}trigger=EpochTriger"], "Did you mean 'EpochTrigger'?"),
+    ([f"{ADD}GradualUnfreezing", f"{ARGUMENT}trigger=EpochTrigger(2)"], "{class_path: EpochTrigger, init_args: {...}}"),
+    ([f"{ADD}LayerFreezing", f"{ARGUMENT}layer=3"], "LayerFreezing has no argument 'layer'. Did you mean 'layers'?"),
+    (["--model.optimizer=Adm"], "model.optimizer: 'Adm' is not the name of a class. Did you mean 'Adam'?"),
+    (["--model.lr_scheduler=CosineAnneling"], "Did you mean 'CosineAnnealingLR'?"),
+    (["--trainer.logger=WandbLoger"], "Did you mean 'WandbLogger'?"),
+    # A value of another type.
+    ([f"{ADD}GradualUnfreezing", f"{ARGUMENT}layers_per_phase=two"], "trainer.callbacks.layers_per_phase is 'two': "
+     "expected a whole number."),
+    (["--data.batch_size=many"], "data.batch_size is 'many': expected a whole number."),
+    (["--data.split=[0.5,0.5]"], "data.split is [0.5, 0.5]: expected a list of 3."),
+    (["--model.pooling=max"], "model.pooling is 'max': expected one of 'mean', 'cls', 'last', 'none'."),
+    (["--model.optimizer=torch.nn.Linear"], "'torch.nn.Linear' is no Optimizer."),
+    ([f"{ADD}PhasedFineTuning"], "trainer.callbacks: PhasedFineTuning needs phases."),
+    (["--model.lr_scheduler=StepLR"], "model.lr_scheduler needs step_size."),
+    (["--data.labels=[no, yes]"], "data.labels is False: expected text. YAML reads no, off, on and yes as booleans. "
+     "Put quotes around it."),
+    ([f"{ADD}X", "--trainer.callbacks=[{class_path: LayerFreezing, init_args: {layers: '3', layers: '4'}}]"],
+     "'X' is not the name of a class"),
+    (["--trainer.callbacks=[{class_path: LayerFreezing, init_args: {layers: '3', layers: '4'}}]"], "stands twice"),
+    # Lightning, torch and transformers complain.
+    (["--trainer.strategy=dpp"], "trainer.strategy is 'dpp'"),
+    (["--trainer.strategy=deepspeed"], "trainer.strategy: To use the `DeepSpeedStrategy`, you must have DeepSpeed"),
+    (["--trainer.accelerator=tpuu"], "trainer.accelerator is 'tpuu'"),
+    (["--trainer.devices=-5"], "trainer.devices is '-5'"),
+    (["--trainer.profiler=x"], "trainer.profiler is 'x'"),
+    (["--model.optimizer.lr=-1"], "model.optimizer.lr is -1.0: Invalid learning rate"),
+    (["--model.model_kwargs={num_hidden_layers: x}"], "model: Validation error for field 'num_hidden_layers'"),
+    (["--seed_everything=-7"], "seed_everything is -7"),
+    # Lightning does not complain.
+    (["--trainer.gradient_clip_val=-1"], "trainer.gradient_clip_val is -1: expected 0 or more."),
+    (["--trainer.accumulate_grad_batches=0"], "trainer.accumulate_grad_batches is 0: expected 1 or more."),
+    # Files.
+    (["--config=nope.yaml"], "File does not exist"),
+    (["--config=tiny"], "Path is not a file"),
+    (["--config=tiny/model.safetensors"], "--config cannot be read as text"),
+    (["--model.encoder=reviews.csv"], "model.encoder is 'reviews.csv', a file"),
+    (["--trainer.default_root_dir=/proc/nope"], "'/proc/nope' (trainer.default_root_dir) cannot be used: No such file"),
+    # What has no effect.
+    (["--model.lr_scheduler=StepLR", "--model.lr_scheduler.step_size=1", "--model.warmup_ratio=0.3"],
+     "TransformerModule(warmup_ratio=0.3) has no effect beside lr_scheduler: expected one of the two."),
+    (["--model.optimizer.lr=0.1", "--model.optimizer=Adam"], "--model.optimizer.lr stands before --model.optimizer"),
+    (["--model.num_classes=7"], "model.num_classes is taken from data.num_classes"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("args", "words"), WRONG, ids=[" ".join(args)[:60] for args, _ in WRONG])
+def test_wrong_value_is_one_short_message(args: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    message = fails(capsys, "fit", *QUIET, *FIT, "--trainer.max_steps=1", *args)
+    assert words in message and len(message) < 450, message
+    assert message.count("Did you mean") <= 1
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ([], "No command is given: expected one of 'fit'"),
+        (
+            ["fitt"],
+            "'fitt' is no command: expected one of 'fit', 'validate', 'test', 'predict', 'layers', 'cache'.",
+        ),
+        (["cache", "prune", ".", "--max-size", "9" * 400 + "GiB"], "is no cache"),
+    ],
+)
+def test_wrong_command(args: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert words in fails(capsys, *args)
+
+
+def config(callbacks: str = "", data: str = "", more: str = "") -> list[str]:
+    Path("run.yaml").write_text(
+        "trainer:\n  fast_dev_run: true\n  enable_progress_bar: no\n  enable_model_summary: off\n  accelerator: cpu\n"
+        f"  callbacks: {callbacks or 'null'}\nmodel: {{encoder: ./tiny, task: classification}}\n"
+        f"data: {{data: reviews.csv, {data}}}\n{more}"
+    )
+    return ["fit", "--config=run.yaml"]
+
+
+def built(monkeypatch: pytest.MonkeyPatch, args: list[str]) -> Any:
+    """The trainer of a command that ends well."""
+    trainers = []
+    build = command_line.FreezeCLI.instantiate_trainer
+
+    def instantiate(self: Any, **kwargs: Any) -> Trainer:
+        trainers.append(build(self, **kwargs))
+        return trainers[-1]
+
+    monkeypatch.setattr(command_line.FreezeCLI, "instantiate_trainer", instantiate)
+    command_line.main(args)
+    return trainers[0]
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [("0:3", "0:3"), ("1:3", "1:3"), ("3", "3"), ("':2'", ":2"), ("-1", "-1"), ("75%", "75%")],
+)
+def test_selector_in_yaml_is_what_is_written(written: str, meant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    form = f"[{{class_path: LayerFreezing, init_args: {{layers: {written}}}}}]"
+    trainer = built(monkeypatch, config(form))
+    assert [c.layers for c in trainer.callbacks if type(c).__name__ == "LayerFreezing"] == [meant]
+
+
+def test_numbers_are_text_where_text_is_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+    phases = "[{train: 3, until: {class_path: EpochTrigger, init_args: {n: 1}}}, {train: 0:3}]"
+    form = (
+        f"[{{class_path: PhasedFineTuning, init_args: {{phases: {phases}}}}}, {{class_path: DiscriminativeLR, "
+        "init_args: {factors: {0: 0.1, 1:3: 0.5, head: 1}}}]"
+    )
+    trainer = built(monkeypatch, config(form))
+    found = {type(callback).__name__: callback for callback in trainer.callbacks}
+    assert [phase.train for phase in found["PhasedFineTuning"].phases] == ["3", "0:3"]
+    assert found["DiscriminativeLR"].factors == {"0": 0.1, "1:3": 0.5, "head": 1}
+
+
+def test_labels_that_are_numbers() -> None:
+    Path("numbers.csv").write_text("text,label\n" + "good film,1\nbad film,0\n" * 20)
+    args = config(data="labels: [0, 1]")
+    command_line.main([*args, "--data.data=numbers.csv"])
+
+
+@pytest.mark.parametrize(
+    ("form", "words"),
+    [
+        ({"data": "labels: [no, yes]"}, "labels[0] is False: expected text. YAML reads no, off, on and yes as "
+         "booleans. Put quotes around it"),
+        ({"data": "labels: [0.5, 1]"}, "labels[0] is 0.5: expected text. Put quotes around it"),
+        ({"callbacks": "[{class_path: LayerFreezing, init_args: {layers: on}}]"}, "layers is True: expected text"),
+        ({"data": "batch_size: 4, batch_size: 8"}, "the key 'batch_size' stands twice"),
+        ({"more": "data: {data: other.csv}\n"}, "the key 'data' stands twice, in lines 8 and 9"),
+        ({"more": "seed_everything: [\n"}, "line"),
+        ({"more": "x: &a [*a, *b]\n"}, "undefined alias"),
+        ({"more": "seed_everything: " + "[" * 3000 + "]" * 3000}, ""),
+        ({"more": "sed_everything: 3\n"}, "sed_everything"),
+    ],
+)  # fmt: skip
+def test_wrong_yaml_is_one_message(form: dict[str, str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    message = fails(capsys, *config(**form))
+    assert words in message and len(message) < 500, message
+
+
+@pytest.mark.parametrize("content", ["", "3", "text", "[1, 2]", "\x00", "{a: 1}", "!!python/name:os.system"])
+def test_config_file_that_is_none(content: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("odd.yaml").write_text(content)
+    fails(capsys, "fit", "--config=odd.yaml")
+
+
+def test_monitor_needs_restore_best_or_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    args = [f"{ADD}GradualUnfreezing", f"{ARGUMENT}monitor=val_loss"]
+    message = fails(capsys, "fit", *QUIET, *FIT, "--trainer.fast_dev_run=true", *args)
+    assert "monitor" in message and "restore_best" in message
+
+
+def corrupt_config(folder: Path) -> None:
+    (folder / "config.json").write_text("{")
+
+
+def unknown_type(folder: Path) -> None:
+    (folder / "config.json").write_text('{"model_type": "nope"}')
+
+
+def cut_weights(folder: Path) -> None:
+    os.truncate(folder / "model.safetensors", 100)
+
+
+def no_tokenizer(folder: Path) -> None:
+    for path in folder.glob("token*"):
+        path.unlink()
+
+
+def corrupt_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text('{"model": 3}')
+
+
+@pytest.mark.parametrize("spoil", [corrupt_config, unknown_type, cut_weights, no_tokenizer, corrupt_tokenizer])
+def test_corrupt_model_folder_is_one_message(
+    spoil: Callable[[Path], None], project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = project / "broken"
+    folder.mkdir()
+    for path in Path("tiny").iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    spoil(folder)
+    fails(capsys, "fit", *QUIET, *FIT, "--model.encoder=./broken", "--trainer.fast_dev_run=true")
+
+
+def test_checkpoint_of_another_shape_is_one_message(capsys: pytest.CaptureFixture[str]) -> None:
+    command_line.main(["fit", *FIT, *QUIET, "--trainer.max_epochs=1"])
+    content = torch.load(checkpoint(), weights_only=True)
+    name = next(name for name in content["state_dict"] if name.endswith("classifier.weight"))
+    content["state_dict"][name] = torch.zeros(5, 16)
+    torch.save(content, "other.ckpt")
+    capsys.readouterr()
+    message = fails(capsys, "test", *FIT, *QUIET, "--ckpt_path=other.ckpt")
+    assert "ckpt_path" in message and "size mismatch" in message
+    torch.save({"state_dict": content["state_dict"]}, "bare.ckpt")
+    fails(capsys, "fit", *FIT, *QUIET, "--trainer.max_steps=2", "--ckpt_path=bare.ckpt")
+    torch.save([1, 2], "list.ckpt")
+    assert "not a checkpoint" in fails(capsys, "test", *FIT, *QUIET, "--ckpt_path=list.ckpt")
+    content["hyper_parameters"] = {"width": 3}
+    torch.save(content, "foreign.ckpt")
+    assert "foreign.ckpt" in fails(capsys, "test", *FIT, *QUIET, "--ckpt_path=foreign.ckpt")
+
+
+@pytest.mark.parametrize("kind", ["loss", "weights"])
+def test_run_that_diverged_is_not_praised(
+    kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step = TransformerModule.training_step
+
+    def diverges(self: TransformerModule, batch: Any, batch_idx: int) -> Any:
+        loss = step(self, batch, batch_idx)
+        if kind == "weights":
+            with torch.no_grad():
+                next(self.parameters()).fill_(float("inf"))
+            return None
+        return loss * float("nan")
+
+    monkeypatch.setattr(TransformerModule, "training_step", diverges)
+    message = fails(capsys, "fit", *FIT, *QUIET, "--trainer.max_epochs=1", code=1)
+    assert "The run has diverged" in message and "No checkpoint of it is of use" in message
+
+
+def test_tracebacks_of_bugs_and_of_user_code_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    for error in (KeyError("x"), AttributeError("x"), TypeError("x"), RuntimeError("x"), ZeroDivisionError()):
+
+        def broken(*_: Any, error: Exception = error, **__: Any) -> None:
+            raise error
+
+        monkeypatch.setattr(TransformerModule, "training_step", broken)
+        with pytest.raises(type(error)):
+            command_line.main(["fit", *FIT, *QUIET, "--trainer.fast_dev_run=true"])
+
+
+def test_only_what_is_raised_on_purpose_is_a_message() -> None:
+    from lightning_freeze.cache.store.sizes import parse_size, show_size
+
+    def caught(work: Callable[[], object]) -> Exception:
+        with pytest.raises(Exception) as error:
+            work()
+        return error.value
+
+    assert message_for(caught(lambda: parse_size("x"))) is not None
+    assert message_for(caught(lambda: show_size("x"))) is None  # type: ignore[arg-type]
+    assert message_for(caught(lambda: int("x"))) is None
+    assert message_for(caught(lambda: json.loads("{"))) is None, "a test called it, no library"
+    assert message_for(caught(lambda: Trainer(max_epochs=-3))) is not None
+    assert message_for(ConfigurationError("wrong")) == "wrong"
+
+
+def test_debug_shows_the_traceback_of_a_parser_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIGHTNING_FREEZE_DEBUG", "1")
+    with pytest.raises(Exception, match="batch_size"):
+        command_line.main(["fit", *FIT, "--data.batch_size=many"])
+
+
+def test_predictions_are_not_written_through_a_link(capsys: pytest.CaptureFixture[str]) -> None:
+    command_line.main(["fit", *FIT, *QUIET, "--trainer.max_epochs=1"])
+    folder = Path("lightning_logs/version_1")
+    folder.mkdir()
+    Path("victim").write_text("kept")
+    for name in ("predictions.csv", "predictions.csv.part"):
+        (folder / name).symlink_to(Path("victim").absolute())
+    command_line.main(["predict", *FIT, *QUIET, "--data.predict=reviews.csv", f"--ckpt_path={checkpoint()}",
+                       "--trainer.logger=CSVLogger", "--trainer.logger.save_dir=.",
+                       "--trainer.logger.version=version_1"])  # fmt: skip
+    assert "predictions: " in capsys.readouterr().out
+    assert Path("victim").read_text() == "kept"
+
+
+def test_main_can_be_imported_and_the_room_run() -> None:
+    assert lightning_freeze.cli.main is command_line.main
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-m", "lightning_freeze.cli", "fitt"], capture_output=True, text=True, env=env
+    )
+    assert done.returncode == 2 and done.stderr.startswith("error: 'fitt' is no command")
+
+
+def test_saved_yaml_can_be_read_by_any_yaml_reader(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        command_line.main(["fit", *FIT, f"{ADD}GradualUnfreezing", "--print_config"])
+    trigger = yaml.safe_load(capsys.readouterr().out)["trainer"]["callbacks"][0]["init_args"]["trigger"]
+    assert trigger == {"class_path": "lightning_freeze.EpochTrigger", "init_args": {"n": 1}}

@@ -1,6 +1,6 @@
 """Arguments in Python are checked as the command line checks options: against their annotations, in one place.
 
-Begin with :func:`~lightning_freeze.arguments.checking.check_arguments`, which constructors of public classes call
+Begin reading with :func:`~lightning_freeze.arguments.checking.check_arguments`, which constructors of public classes call
 first. Ranges, and what depends on data or a model, stay with the class that knows them.
 
 The room may import ``lightning_freeze.errors`` and nothing else of the package.

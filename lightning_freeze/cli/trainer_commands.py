@@ -16,10 +16,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 import lightning_freeze  # noqa: F401  (makes the callbacks and triggers known by their short names)
 from lightning_freeze.cli.checkpoint_file import saved_hyperparameters
-from lightning_freeze.cli.class_defaults import check_order, check_paths, own_defaults
 from lightning_freeze.cli.divergence import check_finite
-from lightning_freeze.cli.given_options import refuse_out_of_range, remember_options
-from lightning_freeze.cli.parser import FreezeArgumentParser
+from lightning_freeze.cli.parsing.class_defaults import check_order, check_paths, own_defaults
+from lightning_freeze.cli.parsing.given_options import refuse_out_of_range, remember_options
+from lightning_freeze.cli.parsing.parser import FreezeArgumentParser
 from lightning_freeze.data import TextDataModule
 from lightning_freeze.data.predictions import prediction_rows, write_predictions
 from lightning_freeze.errors import ConfigurationError

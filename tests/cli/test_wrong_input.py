@@ -18,7 +18,7 @@ from projects import FIT, QUIET, checkpoint, fails
 
 import lightning_freeze.cli
 from lightning_freeze.cli import command_line
-from lightning_freeze.cli.user_errors import message_for
+from lightning_freeze.cli.parsing.user_errors import message_for
 from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.module import TransformerModule
 

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from jsonargparse import set_loader
 
-from lightning_freeze.cli.expected_text import numbers_as_text
+from lightning_freeze.cli.parsing.expected_text import numbers_as_text
 
 #: What was wrong with lists and maps that could not be read, by their text, for messages: the parser takes such a
 #: value for text.

@@ -13,7 +13,7 @@ from typing import Any, Union
 
 import yaml
 
-from lightning_freeze.cli.known_classes import find_class
+from lightning_freeze.cli.parsing.known_classes import find_class
 from lightning_freeze.data import TextDataModule
 from lightning_freeze.module import TransformerModule
 

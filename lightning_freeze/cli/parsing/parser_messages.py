@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from lightning_freeze.cli.known_classes import find_class, nearest_class
+from lightning_freeze.cli.parsing.known_classes import find_class, nearest_class
 from lightning_freeze.errors import listing, suggest
 
 _KEY = re.compile(r"(?:Parser key|Problem with key) [\"'](?P<key>[^\"']+)[\"']:")

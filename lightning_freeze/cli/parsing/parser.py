@@ -10,10 +10,10 @@ from typing import Any, NoReturn
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
-from lightning_freeze.cli.class_defaults import described
-from lightning_freeze.cli.config_files import MODE, problems
-from lightning_freeze.cli.parser_messages import shortened
-from lightning_freeze.cli.user_errors import debugging
+from lightning_freeze.cli.parsing.class_defaults import described
+from lightning_freeze.cli.parsing.config_files import MODE, problems
+from lightning_freeze.cli.parsing.parser_messages import shortened
+from lightning_freeze.cli.parsing.user_errors import debugging
 from lightning_freeze.data import TextDataModule
 
 # What Lightning calls `skip_none`, jsonargparse calls `skip_unset` since 4.49.

@@ -28,6 +28,9 @@ from lightning_freeze.schedule.resolved_phases import ResolvedPhases
 from lightning_freeze.schedule.triggers import Clock
 from lightning_freeze.session.session import Session
 
+#: Arguments that have no effect without another one.
+NEEDS = {"monitor": "restore_best", "mode": "restore_best"}
+
 
 class PhasedFineTuning(FreezingCallback):
     """Trains one set of layers after another; a trigger says when the next phase begins.
@@ -76,7 +79,7 @@ class PhasedFineTuning(FreezingCallback):
         frozen_eval: bool = True,
         verbose: bool = True,
     ) -> None:
-        check_arguments(PhasedFineTuning, locals(), needs={"monitor": "restore_best", "mode": "restore_best"})
+        check_arguments(PhasedFineTuning, locals(), needs=NEEDS, own=("phases",))
         super().__init__(groups=groups, frozen_eval=frozen_eval, verbose=verbose)
         name = type(self).__name__
         with self._explained():

@@ -173,7 +173,7 @@ def get_task(name: str) -> Task:
     Raises:
         ConfigurationError: There is no such task.
     """
-    if name not in TASKS:
+    if not isinstance(name, str) or name not in TASKS:
         raise ConfigurationError(f"Unknown task {name!r}: expected one of {listing(TASKS)}.{suggest(name, TASKS)}")
     return TASKS[name]
 

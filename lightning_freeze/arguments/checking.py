@@ -28,7 +28,7 @@ def check_arguments(
         values: The arguments by name: ``locals()`` on the first line of the constructor. Other names are passed over.
         needs: Arguments that have no effect unless another one is given: ``{"monitor": "restore_best"}``.
         excludes: Arguments that have no effect if another one is given: ``{"warmup_ratio": "lr_scheduler"}``.
-        own: Arguments whose text the class checks itself, because it can say more about a wrong one.
+        own: Arguments that the class checks itself, because it can say more about a wrong value.
 
     Raises:
         ConfigurationError: If a value is not what its annotation says, or has no effect.
@@ -43,9 +43,7 @@ def check_arguments(
     """
     for name, annotation in _annotations(cls).items():
         value = values.get(name)
-        if name not in values or (name in own and isinstance(value, str)):
-            continue
-        if not fits(value, annotation):
+        if name in values and name not in own and not fits(value, annotation):
             nearest = suggest(value, choices_of(annotation)) if isinstance(value, str) else ""
             raise ConfigurationError(f"{_call(cls, name, value)}: expected {described(annotation)}.{nearest}")
     for name, other in (needs or {}).items():

@@ -6,7 +6,7 @@ from typing import Literal
 
 from lightning_freeze.arguments import check_arguments
 from lightning_freeze.callbacks.layer_callback import Groups
-from lightning_freeze.callbacks.phased_fine_tuning import PhasedFineTuning
+from lightning_freeze.callbacks.phased_fine_tuning import NEEDS, PhasedFineTuning
 from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.layers import LayerStack
 from lightning_freeze.schedule.phases import Phase, gradual_phases
@@ -60,7 +60,7 @@ class GradualUnfreezing(PhasedFineTuning):
         verbose: bool = True,
         unfreeze_all: bool = False,
     ) -> None:
-        check_arguments(GradualUnfreezing, locals(), needs={"monitor": "restore_best", "mode": "restore_best"})
+        check_arguments(GradualUnfreezing, locals(), needs=NEEDS, own=("stop",))
         # The phases follow from the layers of a module; until one is known, two stand for them in the checks of the
         # options.
         super().__init__(
@@ -80,6 +80,8 @@ class GradualUnfreezing(PhasedFineTuning):
                 f"GradualUnfreezing(layers_per_phase={layers_per_phase!r}): expected a whole number of layers, 1 or "
                 "more."
             )
+        if stop is not None and not isinstance(stop, str):
+            raise ConfigurationError(f"GradualUnfreezing(stop={stop!r}): expected a selector such as {str(stop)!r}.")
         self.trigger = trigger
         self.start = start
         self.layers_per_phase = layers_per_phase

@@ -18,6 +18,9 @@ from lightning_freeze.session.phase_rates import PhaseRates
 from lightning_freeze.session.phase_runner import PhaseRunner
 from lightning_freeze.session.session import Session
 
+#: Arguments that have no effect without another one.
+NEEDS = {"monitor": "restore_best", "mode": "restore_best"}
+
 
 class PhasedFineTuning(FreezingCallback):
     """Trains one set of layers after another; a trigger says when the next phase begins.
@@ -69,7 +72,7 @@ class PhasedFineTuning(FreezingCallback):
         verbose: bool = True,
         unfreeze_all: bool = False,
     ) -> None:
-        check_arguments(PhasedFineTuning, locals(), needs={"monitor": "restore_best", "mode": "restore_best"})
+        check_arguments(PhasedFineTuning, locals(), needs=NEEDS, own=("phases",))
         super().__init__(groups=groups, frozen_eval=frozen_eval, verbose=verbose)
         name = type(self).__name__
         with self._named_in_errors():

@@ -82,7 +82,7 @@ WRONG: list[tuple[Callable[[], object], str]] = [
     (lambda: TextDataModule(batch_size="8"), "TextDataModule(batch_size='8'): expected a whole number."),
     (lambda: TextDataModule(batch_size=True), "TextDataModule(batch_size=True): expected a whole number."),
     (lambda: TextDataModule(split=(0.8, 0.2)), "TextDataModule(split=(0.8, 0.2)): expected a list of 3, each a"),
-    (lambda: TextDataModule(empty_text="skip"), "data.empty_text is 'skip'"),
+    (lambda: TextDataModule(data="x.csv", empty_text="skip"), "data.empty_text is 'skip'"),
     (lambda: TextDataModule(labels="positive"), "TextDataModule(labels='positive'): expected a list"),
     (lambda: TextDataModule(train="a.csv", group_column="author"), "has no effect without data"),
     (lambda: LayerFreezing("0", frozen_eval="False"), "LayerFreezing(frozen_eval='False'): expected True or False."),

@@ -199,7 +199,7 @@ def _one_by_one(node: Node, lists: Sequence[str]) -> bool:
     """Whether the code of a module goes through each of its lists to the end before it takes up the next one."""
     source = use_order(node.module)
     used = [name for name in (step.split(".")[0] for step in source.steps) if name in lists]
-    together = any(len(set(group) & set(lists)) > 1 for group in source.unfollowed)
+    together = any(len(set(group) & set(lists)) > 1 for group in source.unresolved)
     runs = sum(name != before for name, before in zip(used, ["", *used], strict=False))
     return set(used) == set(lists) and runs == len(lists) and not together
 

@@ -23,20 +23,20 @@ def turns_of(node: ast.For, scope: Scope) -> list[Any] | None:
     lists = {e.path.rpartition(".")[0] for turn in turns for e in elements_in(turn)}
     chains = [chain for part in node.body for sub in ast.walk(part) if (chain := scope.chain(sub))]
     more = len(lists) > 1 or any(chain[0] in scope.names for chain in chains) or looks_inside(node)
-    more = more or hands_number(node, scope) or _takes_from_outer(node, scope)
+    more = more or passes_counter(node, scope) or _takes_from_outer(node, scope)
     nested = any(isinstance(sub, ast.For) for part in node.body for sub in ast.walk(part)) and scope.bound
     ordered = [e.path for turn in turns for e in elements_in(turn)]
     plain = not (more or nested) and ordered == _all_of(lists, scope)
     return None if plain or not (lists or more) else list(turns)
 
 
-def hands_number(node: ast.For, scope: Scope) -> bool:
+def passes_counter(node: ast.For, scope: Scope) -> bool:
     """Whether a loop hands its number to a method of the same object, which may pick a layer by it."""
     first = node.target.elts[0] if isinstance(node.target, ast.Tuple) else node.target
     counts = isinstance(node.iter, ast.Call) and getattr(node.iter.func, "id", "") in {"range", "enumerate"}
     calls = (s for part in node.body for s in ast.walk(part) if isinstance(s, ast.Call) if scope.chain(s.func))
-    handed = (part for s in calls for value in [*s.args, *(k.value for k in s.keywords)] for part in ast.walk(value))
-    return counts and isinstance(first, ast.Name) and any(getattr(part, "id", "") == first.id for part in handed)
+    arguments = (part for s in calls for value in [*s.args, *(k.value for k in s.keywords)] for part in ast.walk(value))
+    return counts and isinstance(first, ast.Name) and any(getattr(part, "id", "") == first.id for part in arguments)
 
 
 def _takes_from_outer(node: ast.For, scope: Scope) -> bool:

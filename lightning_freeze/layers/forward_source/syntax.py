@@ -51,7 +51,7 @@ def from_second_turn(loop: ast.For) -> list[tuple[list[ast.stmt], list[ast.stmt]
     return found
 
 
-def woven(first: Sequence[str], second: Sequence[str]) -> list[str]:
+def merge_orders(first: Sequence[str], second: Sequence[str]) -> list[str]:
     """Two orders as one: that of the first, with what only the second has before what follows it there."""
     merged = list(first)
     last: list[str] = []

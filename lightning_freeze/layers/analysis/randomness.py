@@ -1,4 +1,4 @@
-"""What moves in a layer without being a parameter: random noise, and statistics that change in train mode.
+"""What changes in a layer without being a parameter: random noise, and statistics that change in train mode.
 
 ``eval()`` quiets all of it but batch statistics that are never stored. The question is whose: a dropout module has a
 flag of its own, functional dropout follows the module whose code calls it, and layer drop and SpecAugment follow a
@@ -87,7 +87,7 @@ def find_random_sources(stack: Layers) -> list[RandomSource]:
 
 
 def active_random_sources(stack: Layers) -> list[RandomSource]:
-    """The noise that disturbs frozen layers as things stand: with the present modes and ``requires_grad``.
+    """The random sources that are active in frozen layers, with the current modes and ``requires_grad``.
 
     Args:
         stack: The layers.
@@ -107,7 +107,7 @@ def active_random_sources(stack: Layers) -> list[RandomSource]:
 
 
 def random_source_lines(stack: Layers, noises: Iterable[RandomSource]) -> list[str]:
-    """What :func:`unrest` found, as text: one line for each cause."""
+    """What :func:`active_random_sources` found, as text: one line for each cause."""
     causes: dict[tuple[str, str], list[str]] = {}
     for noise in noises:
         kind = f"{noise.kind} ({noise.rate:g})" if noise.is_shared and noise.rate is not None else noise.kind
@@ -138,7 +138,7 @@ class _Within:
 
 
 def _sources(module: nn.Module) -> Iterator[tuple[str, float | None, bool]]:
-    """Kind, rate and whether ``eval()`` quiets it, for what follows the flag of this very module."""
+    """Kind, rate and whether ``eval()`` turns it off, for what follows the ``training`` flag of this module itself."""
     if isinstance(module, _DropoutNd):
         yield from _positive("dropout", module.p)
     elif isinstance(module, nn.RNNBase):

@@ -1,4 +1,4 @@
-"""Where the code of a module leaves the order of its layers open, put into words."""
+"""Sentences about places where the code of a module does not determine the order of its layers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Ambiguities:
     """Collects what could not be read for certain, container by container."""
 
     def __init__(self) -> None:
-        """Start without any doubt."""
+        """Start without any."""
         self._failed: list[str] = []
         self._unread: list[str] = []
         self._bidirectional: list[str] = []
@@ -22,7 +22,7 @@ class Ambiguities:
         self._carried_over: list[str] = []
 
     def note(self, node: Node, source: UseOrder, opened: Set[int], blocks: Mapping[int, tuple[int, int]]) -> None:
-        """Note what the code of one container leaves open.
+        """Note what the code of one container does not determine.
 
         Args:
             node: The container.
@@ -49,7 +49,7 @@ class Ambiguities:
         self._unmentioned += [_full(node, key) for key in sorted(weighty - _keys(source.steps))]
 
     def sentences(self) -> list[str]:
-        """One sentence for each kind of doubt that there is."""
+        """One sentence for each kind of ambiguity that was found."""
         found = [
             (self._failed, "the code of {} could not be read: its parts stand as they are registered"),
             (self._unread, "the code of {} does not tell an order: its parts stand as they are registered"),

@@ -27,7 +27,7 @@ class Item:
         block: Index of the block in its stack; -1 marks the place of a stack without blocks.
         passes: How many times the model runs the block in one forward pass.
         again: Those that hold stacks and begin before the code comes back to it for the last time.
-        both_times: Whether a single run uses it both before and after these.
+        reused_in_one_run: Whether a single run uses it both before and after these.
     """
 
     name: str
@@ -142,7 +142,7 @@ class _Flow:
         self._aliases: list[Node] = []
         self._begun = False
         self._passed_lists: dict[int, dict[str, Node]] = {}
-        # Modules that a container registers and lends to blocks: the first block that holds one runs it.
+        # Modules that a container registers and passes to blocks: the first block that holds one runs it.
         parts = (part for stack in stacks for block in stack.blocks for part in block.parts)
         self._passed_modules = {id(other) for part in parts for node in part.walk() for other in node.shared.values()}
         for stack in stacks:
@@ -207,7 +207,7 @@ class _Flow:
         return found
 
     def _remember_passed_lists(self, source: UseOrder, children: Mapping[str, Node]) -> None:
-        """Remember the lists that a container hands to its children: these run their elements."""
+        """Remember the lists that a container passes to its children, which run the elements."""
         for key, passed_lists in source.passed_lists.items():
             if key in children and id(children[key]) in self._open:
                 found = {name: children[name_here] for name, name_here in passed_lists.items() if name_here in children}

@@ -63,7 +63,7 @@ class _Registration(NamedTuple):
 
 
 class Ownership:
-    """Deals out every parameter and module of ``root`` to the layers, first come, first served.
+    """Assigns every parameter and module of ``root`` to the first layer that claims it.
 
     Args:
         root: The whole module.
@@ -77,7 +77,7 @@ class Ownership:
     """
 
     def __init__(self, root: nn.Module, layers: Sequence[LayerSpec]) -> None:
-        """Deal out the parameters and modules of ``root``."""
+        """Assign the parameters and modules of ``root``."""
         self._claim(root, layers)
         self._owned: dict[int, tuple[nn.Module, int]] = {}
         self._registrations: list[_Registration] = []

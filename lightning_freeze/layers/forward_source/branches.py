@@ -20,7 +20,7 @@ class Branches(Numbers, Notes):
                 self.visit(node)
 
     def _without_short_cut(self, body: list[ast.stmt]) -> list[ast.stmt]:
-        """The statements of a method, less a first branch that leaves it early and leaves out steps.
+        """The statements of a method without a first branch that returns early and skips steps.
 
         ``if plain: return self.model(x)``, and behind it ``x = self.prompt(x)`` before the same model: only the long
         way tells where the prompt runs.
@@ -72,9 +72,9 @@ class Branches(Numbers, Notes):
         steps = merge_orders(first, second)
         if set(steps) == self.steps.keys() - known.keys():
             self.steps = known | dict.fromkeys(steps)
-            fresh = set(self.order) - {step.split(".")[0] for step in known}
+            new = set(self.order) - {step.split(".")[0] for step in known}
             names = dict.fromkeys(step.split(".")[0] for step in steps)
-            self.order = [n for n in self.order if n not in fresh] + [n for n in names if n in fresh]
+            self.order = [n for n in self.order if n not in new] + [n for n in names if n in new]
             for step in steps:
                 self._begun[step] = self.order.index(step.split(".")[0]) + 1
 

@@ -1,4 +1,4 @@
-"""What the calls in a module's code hand over: numbers of layers, and modules."""
+"""The arguments of calls in a module's code: numbers of layers, and modules."""
 
 from __future__ import annotations
 

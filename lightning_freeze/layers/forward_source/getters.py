@@ -1,4 +1,4 @@
-"""Properties and methods that do nothing but hand out a part of their object (``get_input_embeddings``)."""
+"""Properties and methods that only return a part of their object (``get_input_embeddings``)."""
 
 from __future__ import annotations
 

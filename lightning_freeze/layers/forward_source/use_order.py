@@ -95,7 +95,7 @@ class Notes:
         """Note the use of a child that a method hands out: ``self.get_input_embeddings()(tokens)``."""
         given = self._scope.evaluate(node) if isinstance(node, ast.Call) else None
         if isinstance(given, Element):
-            self._tables.add(given.path)  # no step feeds what is handed out by itself: it works on the tokens
+            self._tables.add(given.path)  # what a getter returns works on the tokens; no step feeds it
             self._use(given.path.split(".")[0], given.path)
         return isinstance(given, Element)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 
 from lightning_freeze.layers.analysis.backward_extent import backward_leaks
-from lightning_freeze.layers.analysis.randomness import noise_lines, unrest
+from lightning_freeze.layers.analysis.randomness import active_random_sources, random_source_lines
 from lightning_freeze.layers.layer import Layer, Layers
 from lightning_freeze.layers.wording import abbreviate, runs
 
@@ -67,7 +67,7 @@ def describe(stack: Layers) -> str:
         lines.append(
             f"{_count(len(stack.unassigned), 'parameter')} in no layer, left as they are: {_list_unassigned(stack)}"
         )
-    lines += _leaks(stack) + noise_lines(stack, unrest(stack))
+    lines += _leaks(stack) + random_source_lines(stack, active_random_sources(stack))
     return "\n".join(lines)
 
 

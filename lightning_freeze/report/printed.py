@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lightning_freeze.layers.analysis.randomness import noise_lines, unrest
+from lightning_freeze.layers.analysis.randomness import active_random_sources, random_source_lines
 from lightning_freeze.layers.table import sharing
 from lightning_freeze.report.layer_rows import layer_rows
 from lightning_freeze.report.layer_table import layer_table
@@ -35,7 +35,7 @@ class PrintedReport(Observer):
         session.module.print("\n".join([layer_table(layer_rows(session)), *shared]))
         freezing = next((member for member in session.members if member.freezes_layers and member.verbose), None)
         if freezing is not None:
-            for line in noise_lines(freezing.stack, unrest(freezing.stack)):
+            for line in random_source_lines(freezing.stack, active_random_sources(freezing.stack)):
                 session.module.print(f"{line[:1].upper()}{line[1:]}.")
 
     def change_phase(self, change: PhaseChange) -> None:  # noqa: D102

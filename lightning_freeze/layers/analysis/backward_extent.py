@@ -76,7 +76,7 @@ def backward_leaks(stack: Layers, trainable: Collection[nn.Parameter] | None = N
     return leaks if trainable is not None else leaks + _asked(stack, flow, frozen)
 
 
-def _either(a: bool | None, b: bool | None) -> bool | None:
+def _alternatives(a: bool | None, b: bool | None) -> bool | None:
     return True if a or b else None if a is None or b is None else False
 
 
@@ -214,7 +214,7 @@ class _Flow:
             return None
         answer: bool | None = False
         for tower in starts:
-            answer = _either(answer, self._reaches(tower, layer.tower))
+            answer = _alternatives(answer, self._reaches(tower, layer.tower))
         return answer
 
     def _reaches(self, tower: str, other: str) -> bool | None:

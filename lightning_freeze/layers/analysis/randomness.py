@@ -1,4 +1,4 @@
-"""What moves in a layer without being a parameter: random noise, and statistics that change in train mode.
+"""What changes in a layer without being a parameter: random noise, and statistics that change in train mode.
 
 ``eval()`` quiets all of it but batch statistics that are never stored. The question is whose: a dropout module has a
 flag of its own, functional dropout follows the module whose code calls it, and layer drop and SpecAugment follow a
@@ -32,7 +32,7 @@ _FRAMEWORK = ("torch.", "lightning.", "pytorch_lightning.", "transformers.modeli
 
 
 @dataclass(frozen=True)
-class Noise:
+class RandomSource:
     """One source of change in layers that is no parameter.
 
     Attributes:
@@ -61,7 +61,7 @@ class Noise:
         return self.module.training or not self.can_rest
 
 
-def find_noise(stack: Layers) -> list[Noise]:
+def find_random_sources(stack: Layers) -> list[RandomSource]:
     """Find everything in the layers that changes from pass to pass although no parameter does.
 
     Modules are known by their type; what code does functionally (``dropout(x, self.p, self.training)``, layer drop,
@@ -82,12 +82,12 @@ def find_noise(stack: Layers) -> list[Noise]:
             if layer is None and kind == "layer drop":
                 layers = tuple(other for other in layers if stack[other].is_block)
             if layers:
-                found.append(Noise(kind, name, module, layers, rate, layer is None, can_rest))
+                found.append(RandomSource(kind, name, module, layers, rate, layer is None, can_rest))
     return found
 
 
-def unrest(stack: Layers) -> list[Noise]:
-    """The noise that disturbs frozen layers as things stand: with the present modes and ``requires_grad``.
+def active_random_sources(stack: Layers) -> list[RandomSource]:
+    """The random sources that are active in frozen layers, with the current modes and ``requires_grad``.
 
     Args:
         stack: The layers.
@@ -98,16 +98,16 @@ def unrest(stack: Layers) -> list[Noise]:
     frozen = {x.name for x in stack if x.parameters() and not any(p.requires_grad for p in x.parameters())}
     if not frozen:
         return []
-    restless = [(noise, tuple(n for n in noise.layers if n in frozen)) for noise in find_noise(stack)]
+    restless = [(noise, tuple(n for n in noise.layers if n in frozen)) for noise in find_random_sources(stack)]
     return [
-        Noise(noise.kind, noise.name, noise.module, layers, noise.rate, noise.is_shared, noise.can_rest)
+        RandomSource(noise.kind, noise.name, noise.module, layers, noise.rate, noise.is_shared, noise.can_rest)
         for noise, layers in restless
         if layers and noise.is_active
     ]
 
 
-def noise_lines(stack: Layers, noises: Iterable[Noise]) -> list[str]:
-    """What :func:`unrest` found, as text: one line for each cause."""
+def random_source_lines(stack: Layers, noises: Iterable[RandomSource]) -> list[str]:
+    """What :func:`active_random_sources` found, as text: one line for each cause."""
     causes: dict[tuple[str, str], list[str]] = {}
     for noise in noises:
         kind = f"{noise.kind} ({noise.rate:g})" if noise.is_shared and noise.rate is not None else noise.kind
@@ -138,7 +138,7 @@ class _Within:
 
 
 def _sources(module: nn.Module) -> Iterator[tuple[str, float | None, bool]]:
-    """Kind, rate and whether ``eval()`` quiets it, for what follows the flag of this very module."""
+    """Kind, rate and whether ``eval()`` turns it off, for what follows the ``training`` flag of this module itself."""
     if isinstance(module, _DropoutNd):
         yield from _positive("dropout", module.p)
     elif isinstance(module, nn.RNNBase):

@@ -1,1 +1,7 @@
-"""."""
+"""From a module to the specification of its layers: blocks, towers, data flow, ownership of parameters.
+
+This room may import ``errors`` and ``layers.forward_source``. It never runs the module and reads no weights.
+
+Begin reading with ``discover`` in ``placement.py``. It builds the module tree (``module_tree.py``), finds the stacks of
+blocks (``blocks.py``), lays them out along the data flow (``data_flow.py``), and assigns everything else to a layer.
+"""

@@ -1,4 +1,4 @@
-"""Where the code of a module leaves the order of its layers open, put into words."""
+"""Sentences about places where the code of a module does not determine the order of its layers."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from lightning_freeze.layers.discovery.module_tree import Node
 from lightning_freeze.layers.forward_source.use_order import UseOrder
 
 
-class Doubts:
+class Ambiguities:
     """Collects what could not be read for certain, container by container."""
 
     def __init__(self) -> None:
-        """Start without any doubt."""
+        """Start without any."""
         self._failed: list[str] = []
         self._unread: list[str] = []
-        self._both_ways: list[str] = []
-        self._either: list[str] = []
-        self._unfollowed: list[str] = []
+        self._bidirectional: list[str] = []
+        self._alternatives: list[str] = []
+        self._unresolved: list[str] = []
         self._unmentioned: list[str] = []
-        self._carried: list[str] = []
+        self._carried_over: list[str] = []
 
     def note(self, node: Node, source: UseOrder, opened: Set[int], blocks: Mapping[int, tuple[int, int]]) -> None:
-        """Note what the code of one container leaves open.
+        """Note what the code of one container does not determine.
 
         Args:
             node: The container.
@@ -39,24 +39,27 @@ class Doubts:
             return
         weighty = {child.key for child in holding if id(child) in opened or id(child) in blocks}
         stack = {c.key: blocks[id(c.children[0])][0] for c in holding if c.children and id(c.children[0]) in blocks}
-        self._both_ways += [_full(node, key) for key in sorted(source.both_ways)]
-        self._either += [_names(node, group) for group in sorted(source.either) if weighty & _keys(group)]
+        self._bidirectional += [_full(node, key) for key in sorted(source.bidirectional)]
+        self._alternatives += [_names(node, group) for group in sorted(source.alternatives) if weighty & _keys(group)]
         # Columns of one stack (a convolution and a norm for each turn) are no question.
-        open_lists = (group for group in sorted(source.unfollowed) if len({stack.get(k) for k in group} - {None}) > 1)
-        self._unfollowed += [_names(node, group) for group in open_lists]
+        open_lists = (group for group in sorted(source.unresolved) if len({stack.get(k) for k in group} - {None}) > 1)
+        self._unresolved += [_names(node, group) for group in open_lists]
         held = {child.key for child in holding} | set(node.own)
-        self._carried += [_full(node, key) for key in sorted(source.carried & held)]
+        self._carried_over += [_full(node, key) for key in sorted(source.carried_over & held)]
         self._unmentioned += [_full(node, key) for key in sorted(weighty - _keys(source.steps))]
 
     def sentences(self) -> list[str]:
-        """One sentence for each kind of doubt that there is."""
+        """One sentence for each kind of ambiguity that was found."""
         found = [
             (self._failed, "the code of {} could not be read: its parts stand as they are registered"),
             (self._unread, "the code of {} does not tell an order: its parts stand as they are registered"),
-            (self._both_ways, "{}: run in both directions, numbered as registered"),
-            (self._either, "{}: the inputs choose which one runs, they stand one behind the other"),
-            (self._unfollowed, "{}: one loop runs them in a way that its code does not tell, their order is a guess"),
-            (self._carried, "{}: from the second turn of a loop on, what runs behind it has run in the turn before"),
+            (self._bidirectional, "{}: run in both directions, numbered as registered"),
+            (self._alternatives, "{}: the inputs choose which one runs, they stand one behind the other"),
+            (self._unresolved, "{}: one loop runs them in a way that its code does not tell, their order is a guess"),
+            (
+                self._carried_over,
+                "{}: from the second turn of a loop on, what runs behind it has run in the turn before",
+            ),
             (self._unmentioned, "{}: no code that runs it was found, it stands where it is registered"),
         ]
         return [sentence.format(", ".join(dict.fromkeys(names))) for names, sentence in found if names]

@@ -10,15 +10,19 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
 
 from torch import nn
 
 from lightning_freeze.layers.discovery.block_lists import Block, Stack
+from lightning_freeze.layers.discovery.connections import (
+    gives_outputs,
+    is_beside,
+    is_chain_of_children,
+    is_in_branch,
+    runs_behind,
+)
 from lightning_freeze.layers.discovery.module_tree import Node, names_head, words_of
 from lightning_freeze.layers.forward_source.reader import use_order
-from lightning_freeze.layers.forward_source.side_by_side import side_by_side
-from lightning_freeze.layers.forward_source.value_flow import value_flow
 
 _BLOCK_WORDS = frozenset({"layer", "layers", "block", "blocks", "stage", "stages", "group"})
 _LIST_NAMES = frozenset({"layers", "blocks", "h", "stages"})
@@ -26,8 +30,6 @@ _WHOLE_MODELS = frozenset({"encoder", "decoder", "tower", "model", "backbone", "
 
 #: Below this share of a model's weights, what was found is not taken for its blocks.
 _ENOUGH = 0.15
-#: From this share of a stage's weights on, its named children are its blocks.
-_NEARLY_ALL = 0.9
 
 
 def find_stacks(root: Node) -> list[Stack]:
@@ -75,7 +77,7 @@ class _Finder:
         return _drop_side_lists(found)
 
     def _listed(self, node: Node) -> Stack | None:
-        if _is_beside(node):
+        if is_beside(node):
             return None
         blocks = [child for child in node.children if _is_block(child)]
         kinds = {block.class_name for block in blocks if _checkpoints(block)}  # the small ones among them too
@@ -94,14 +96,14 @@ class _Finder:
             if match and not node.is_list:
                 families.setdefault(match[1], []).append((int(match[2]), child))
         for child in node.children:
-            for stem, members in families.items():
-                if child.key == stem.rstrip("_"):  # ``repeat``, ``repeat_1``, ``repeat_2``
+            for prefix, members in families.items():
+                if child.key == prefix.rstrip("_"):  # ``repeat``, ``repeat_1``, ``repeat_2``
                     members.append((-1, child))
-        for stem, members in families.items():
+        for prefix, members in families.items():
             nodes = [child for _, child in sorted(members, key=lambda member: member[0]) if _is_block(child)]
-            whole = words_of(stem) & _WHOLE_MODELS or any(map(self._is_tower, nodes))
+            whole = words_of(prefix) & _WHOLE_MODELS or any(map(self._is_tower, nodes))
             if len(nodes) >= 2 and not whole and 2 * sum(n.weights for n in nodes) >= node.weights:
-                return Stack(node, tuple(Block((n,)) for n in nodes), stem.rstrip("_"))
+                return Stack(node, tuple(Block((n,)) for n in nodes), prefix.rstrip("_"))
         return None
 
     def _is_tower(self, node: Node) -> bool:
@@ -133,12 +135,13 @@ class _Finder:
         largest = max(stacks, key=lambda stack: stack.weights, default=None)
         if largest is None or 2 * largest.weights < element.weights or _routes(element, largest):
             return None
-        if largest.home is not element and _is_in_branch(largest.home, element):
+        if largest.home is not element and is_in_branch(largest.home, element):
             return None
         # Parallel lists and numbered attributes inside of a block (branches of a convolution) are no blocks.
         named = words_of(largest.label or largest.home.key) & _BLOCK_WORDS
         branches = largest.zipped or (not named and (largest.label or _checkpoints(element)))
-        return None if branches and not _is_chain_of_children(element, largest) else largest
+        chained = not _checkpoints(element) and is_chain_of_children(element, largest)
+        return None if branches and not chained else largest
 
 
 def _once(found: Stack) -> tuple[Block, ...]:
@@ -183,7 +186,7 @@ def _alike(blocks: Sequence[Node]) -> bool:
 def _zipped(node: Node) -> list[Stack]:
     """Blocks kept in parallel lists of equal length (``attentions``, ``ffns``): the n-th of each make one block."""
     lists = [child for child in node.children if isinstance(child.module, nn.ModuleList) and child.parameters]
-    lists = [child for child in lists if not _is_beside(child)]
+    lists = [child for child in lists if not is_beside(child)]
     lengths = Counter(len(child.children) for child in lists)
     length, count = lengths.most_common(1)[0] if lengths else (0, 0)
     same = [child for child in lists if len(child.children) == length]
@@ -199,7 +202,7 @@ def _one_by_one(node: Node, lists: Sequence[str]) -> bool:
     """Whether the code of a module goes through each of its lists to the end before it takes up the next one."""
     source = use_order(node.module)
     used = [name for name in (step.split(".")[0] for step in source.steps) if name in lists]
-    together = any(len(set(group) & set(lists)) > 1 for group in source.unfollowed)
+    together = any(len(set(group) & set(lists)) > 1 for group in source.unresolved)
     runs = sum(name != before for name, before in zip(used, ["", *used], strict=False))
     return set(used) == set(lists) and runs == len(lists) and not together
 
@@ -217,7 +220,7 @@ def _drop_side_lists(stacks: list[Stack]) -> list[Stack]:
         total[1] += len(stack.blocks)
 
     def side(stack: Stack) -> bool:
-        if _runs_behind(stack, stacks):
+        if runs_behind(stack, stacks):
             return False
         parent, own = stack.home.parent, size[_family(stack)]
         others = [total for family, total in size.items() if family[0] == id(parent) and total is not own]
@@ -237,20 +240,6 @@ def _kind(stack: Stack) -> str:
     return stack.blocks[0].parts[0].class_name if stack.blocks else ""
 
 
-def _runs_behind(stack: Stack, stacks: Sequence[Stack]) -> bool:
-    """Whether a list is a chain that goes on from what the largest list under the same parent computed."""
-    parent = stack.home.parent
-    main = max((s for s in stacks if s.home.parent is parent), key=lambda s: s.weights)
-    if parent is None or main is stack or main.home is stack.home or len(stack.blocks) < 2:
-        return False
-    flow = value_flow(parent.module)
-    first, last = main.home.key, stack.home.key
-    if flow is None or not (flow.runs(first) and flow.runs(last)):
-        return False
-    is_chain = isinstance(stack.home.module, nn.Sequential) or flow.feeds_directly(last, last)
-    return is_chain and flow.feeds(first, last) and not flow.feeds(last, first)
-
-
 def _is_head(node: Node) -> bool:
     """Whether a module stands behind the blocks by its name, and is no list of blocks itself (``cls_blocks``)."""
     return names_head(node.key) and not (node.is_list and words_of(node.key) & _BLOCK_WORDS)
@@ -264,7 +253,7 @@ def _drop_small(stacks: list[Stack]) -> list[Stack]:
     def keeps(stack: Stack) -> bool:
         marked = any(_checkpoints(part) for block in stack.blocks for part in block.parts)
         large = 10 * stack.weights >= largest.weights or 2 * len(stack.blocks) >= len(largest.blocks)
-        return marked or large or _runs_behind(stack, stacks)
+        return marked or large or runs_behind(stack, stacks)
 
     # A short stack of the same blocks as a long one (the stem of a convolutional encoder) is one too.
     kinds = {_kind(stack) for stack in stacks if keeps(stack)} - {*vars(nn)}
@@ -281,7 +270,7 @@ def _empty_stack(root: Node) -> Stack | None:
 def _find_plain(node: Node) -> list[Stack]:
     """Lists of modules of any kind, for models without normalised blocks (a multi-layer perceptron)."""
     members = [child for child in node.children if child.parameters]
-    if _is_beside(node):
+    if is_beside(node):
         return []  # several outputs of one input, or several inputs: no depth
     several = len(members) >= 2 or (len(members) == 1 and node.key in _LIST_NAMES)
     if node.is_list and several and not isinstance(node.module, nn.ModuleDict):
@@ -298,7 +287,7 @@ def _children_as_blocks(root: Node) -> Stack:
     while len(members) == 1 and members[0].children and not node.own:
         node = members[0]
         members = [child for child in node.children if child.parameters]
-    middle = [c for c in members if not (names_head(c.key) or _only_embeds(c) or _gives_outputs(c))]
+    middle = [c for c in members if not (names_head(c.key) or _only_embeds(c) or gives_outputs(c))]
     repeated = {} if node.is_list else use_order(node.module).repeated
     middle = [child for child in middle if child.key in repeated] or middle
     return Stack(node, _with_norms(middle or members or [node]), guessed=len(middle) > 1)
@@ -329,48 +318,3 @@ def _only_embeds(node: Node) -> bool:
     """Whether all that a module holds are embedding tables: one, or one for each categorical column."""
     tables = [n for n in node.walk() if isinstance(n.module, nn.Embedding | nn.EmbeddingBag)]
     return bool(tables) and sum(table.parameters for table in tables) == node.parameters
-
-
-def _is_in_branch(node: Node, element: Node) -> bool:
-    """Whether a module stands in one of several branches of ``element`` that run side by side."""
-    above: Node | None = node
-    while above is not None and above is not element:
-        if _is_beside(above):
-            return True
-        above = above.parent
-    return False
-
-
-def _is_chain_of_children(element: Node, stack: Stack) -> bool:
-    """Whether a stage is a chain of named children of one class (``b1``, ``b2``) and hardly anything else.
-
-    Branches of a convolution look alike but feed nothing into one another; the two feed-forward parts of a Conformer
-    block have attention between them.
-    """
-    if stack.home.is_list or stack.zipped or _checkpoints(element) or len(stack.blocks) < 2:
-        return False
-    if len({block.parts[0].class_name for block in stack.blocks}) > 1 or stack.weights < _NEARLY_ALL * element.weights:
-        return False
-    flow = value_flow(stack.home.module)
-    keys = [block.parts[0].key for block in stack.blocks]
-    return flow is not None and all(flow.feeds_directly(a, b) for a, b in pairwise(keys))
-
-
-def _gives_outputs(node: Node) -> bool:
-    """Whether a list makes several outputs of one input: its elements run side by side and feed nothing else."""
-    around = node.parent
-    flow = value_flow(around.module) if around is not None and _is_beside(node) else None
-    others = [other.key for other in around.children if other is not node] if around is not None else []
-    return flow is not None and flow.runs(node.key) and not any(flow.feeds(node.key, other) for other in others)
-
-
-def _is_beside(node: Node) -> bool:
-    """Whether the code of a module above runs the elements of a list side by side."""
-    if not isinstance(node.module, nn.ModuleList | nn.ModuleDict):
-        return False
-    path, above = node.key, node.parent
-    while above is not None:
-        if path in side_by_side(above.module):
-            return True
-        path, above = f"{above.key}.{path}", above.parent
-    return False

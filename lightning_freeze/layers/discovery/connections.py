@@ -1,15 +1,23 @@
-"""Which tower feeds which, and which towers therefore stand side by side."""
+"""Which parts of a model feed which: towers side by side, branches of a stage, chains behind the blocks."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 
+from torch import nn
+
+from lightning_freeze.layers.discovery.block_lists import Stack
 from lightning_freeze.layers.discovery.module_tree import Node
 from lightning_freeze.layers.discovery.towers import Tower
+from lightning_freeze.layers.forward_source.side_by_side import side_by_side
 from lightning_freeze.layers.forward_source.value_flow import value_flow
 
 FedBy = Mapping[str, frozenset[str]]
 """Name of a tower to the names of all towers that it depends on."""
+
+#: From this share of a stage's weights on, its named children are its blocks.
+_NEARLY_ALL = 0.9
 
 
 def find_sources(towers: Sequence[Tower], reads_code: bool = True) -> dict[str, frozenset[str]]:
@@ -53,6 +61,65 @@ def networks_of(towers: Sequence[str], fed_by: FedBy) -> list[list[str]]:
 def consumers_of(tower: str, towers: Iterable[str], fed_by: FedBy) -> frozenset[str]:
     """The towers among ``towers`` that depend on a tower."""
     return frozenset(other for other in towers if tower in fed_by.get(other, frozenset()))
+
+
+def runs_behind(stack: Stack, stacks: Sequence[Stack]) -> bool:
+    """Whether a list is a chain that goes on from what the largest list under the same parent computed."""
+    parent = stack.home.parent
+    main = max((s for s in stacks if s.home.parent is parent), key=lambda s: s.weights)
+    if parent is None or main is stack or main.home is stack.home or len(stack.blocks) < 2:
+        return False
+    flow = value_flow(parent.module)
+    first, last = main.home.key, stack.home.key
+    if flow is None or not (flow.runs(first) and flow.runs(last)):
+        return False
+    is_chain = isinstance(stack.home.module, nn.Sequential) or flow.feeds_directly(last, last)
+    return is_chain and flow.feeds(first, last) and not flow.feeds(last, first)
+
+
+def is_in_branch(node: Node, element: Node) -> bool:
+    """Whether a module stands in one of several branches of ``element`` that run side by side."""
+    above: Node | None = node
+    while above is not None and above is not element:
+        if is_beside(above):
+            return True
+        above = above.parent
+    return False
+
+
+def is_chain_of_children(element: Node, stack: Stack) -> bool:
+    """Whether a stage is a chain of named children of one class (``b1``, ``b2``) and hardly anything else.
+
+    Branches of a convolution look alike but feed nothing into one another; the two feed-forward parts of a Conformer
+    block have attention between them.
+    """
+    if stack.home.is_list or stack.zipped or len(stack.blocks) < 2:
+        return False
+    if len({block.parts[0].class_name for block in stack.blocks}) > 1 or stack.weights < _NEARLY_ALL * element.weights:
+        return False
+    flow = value_flow(stack.home.module)
+    keys = [block.parts[0].key for block in stack.blocks]
+    return flow is not None and all(flow.feeds_directly(a, b) for a, b in pairwise(keys))
+
+
+def gives_outputs(node: Node) -> bool:
+    """Whether a list makes several outputs of one input: its elements run side by side and feed nothing else."""
+    around = node.parent
+    flow = value_flow(around.module) if around is not None and is_beside(node) else None
+    others = [other.key for other in around.children if other is not node] if around is not None else []
+    return flow is not None and flow.runs(node.key) and not any(flow.feeds(node.key, other) for other in others)
+
+
+def is_beside(node: Node) -> bool:
+    """Whether the code of a module above runs the elements of a list side by side."""
+    if not isinstance(node.module, nn.ModuleList | nn.ModuleDict):
+        return False
+    path, above = node.key, node.parent
+    while above is not None:
+        if path in side_by_side(above.module):
+            return True
+        path, above = f"{above.key}.{path}", above.parent
+    return False
 
 
 def _are_apart(first: Node, second: Node) -> bool:

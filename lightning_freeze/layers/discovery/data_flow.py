@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from lightning_freeze.layers.discovery.assumptions import Doubts
+from lightning_freeze.layers.discovery.assumptions import Ambiguities
 from lightning_freeze.layers.discovery.block_lists import Block, Stack
 from lightning_freeze.layers.discovery.module_tree import Node, names_embedding, names_head
-from lightning_freeze.layers.forward_source.reader import LENT, use_order
+from lightning_freeze.layers.forward_source.reader import PASSED, use_order
 from lightning_freeze.layers.forward_source.use_order import UseOrder
 
 
@@ -27,7 +27,7 @@ class Item:
         block: Index of the block in its stack; -1 marks the place of a stack without blocks.
         passes: How many times the model runs the block in one forward pass.
         again: Those that hold stacks and begin before the code comes back to it for the last time.
-        both_times: Whether a single run uses it both before and after these.
+        reused_in_one_run: Whether a single run uses it both before and after these.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Item:
     block: int = -1
     passes: int = 1
     again: tuple[Node, ...] = ()
-    both_times: bool = False
+    reused_in_one_run: bool = False
 
 
 def flow_of(root: Node, stacks: Sequence[Stack]) -> list[Item]:
@@ -53,10 +53,10 @@ def flow_of(root: Node, stacks: Sequence[Stack]) -> list[Item]:
     Returns:
         Blocks and units; together they cover every parameter. Blocks are numbered in the order of their first use.
     """
-    return flow_and_doubts(root, stacks)[0]
+    return flow_and_ambiguities(root, stacks)[0]
 
 
-def flow_and_doubts(root: Node, stacks: Sequence[Stack], reads_code: bool = True) -> tuple[list[Item], list[str]]:
+def flow_and_ambiguities(root: Node, stacks: Sequence[Stack], reads_code: bool = True) -> tuple[list[Item], list[str]]:
     """As :func:`flow_of`, with one sentence for each place where the code does not tell the order for certain.
 
     Args:
@@ -67,7 +67,7 @@ def flow_and_doubts(root: Node, stacks: Sequence[Stack], reads_code: bool = True
     flow = _Flow(stacks, reads_code)
     items = flow.items(root, 1)
     items = _numbered([*items, *flow.held_only(items)])
-    return items, flow.doubts.sentences()
+    return items, flow.ambiguities.sentences()
 
 
 def _numbered(items: Sequence[Item]) -> list[Item]:
@@ -137,14 +137,14 @@ class _Flow:
         self._empty = {id(stack.home): s for s, stack in enumerate(stacks) if not stack.blocks}
         self._open: set[int] = set()
         self._done: set[tuple[int, str]] = set()
-        self.doubts = Doubts()
+        self.ambiguities = Ambiguities()
         self._tied = _tied(stacks)
         self._aliases: list[Node] = []
         self._begun = False
-        self._handed: dict[int, dict[str, Node]] = {}
-        # Modules that a container registers and lends to blocks: the first block that holds one runs it.
+        self._passed_lists: dict[int, dict[str, Node]] = {}
+        # Modules that a container registers and passes to blocks: the first block that holds one runs it.
         parts = (part for stack in stacks for block in stack.blocks for part in block.parts)
-        self._lent = {id(other) for part in parts for node in part.walk() for other in node.shared.values()}
+        self._passed_modules = {id(other) for part in parts for node in part.walk() for other in node.shared.values()}
         for stack in stacks:
             node: Node | None
             for node in [stack.home, *(part.parent for block in stack.blocks for part in block.parts)]:
@@ -164,19 +164,19 @@ class _Flow:
             return [Item(node.name, parent, node, self._empty[id(node)])]
         if id(node) not in self._open:
             return [Item(node.name, parent, node)]
-        handed = self._handed.get(id(node), {})
-        lent = {name: one.module for name, one in handed.items()}
-        source = use_order(node.module, lent) if self._reads_code and not node.is_list else None
+        received = self._passed_lists.get(id(node), {})
+        passed_lists = {name: one.module for name, one in received.items()}
+        source = use_order(node.module, passed_lists) if self._reads_code and not node.is_list else None
         children = {**node.shared, **{child.key: child for child in node.children}}
         if source:
-            self._hand(source, children)
-        children |= {LENT + name: one for name, one in handed.items()}
+            self._remember_passed_lists(source, children)
+        children |= {PASSED + name: one for name, one in received.items()}
         found: list[Item] = []
         known = {step.split(".")[0] for step in source.steps} if source else set()
         aliases = {c.key for c in node.children if c.key not in known and self._is_alias(c)} if known else set()
         if source:
-            self.doubts.note(node, source, self._open, self._block)
-        for step in _ordered(node, source.steps if source else [], {LENT + name for name in handed}):
+            self.ambiguities.note(node, source, self._open, self._block)
+        for step in _ordered(node, source.steps if source else [], {PASSED + name for name in received}):
             key, _, rest = step.partition(".")
             if key in aliases:
                 self._aliases.append(children[key])
@@ -189,7 +189,7 @@ class _Flow:
             child = self._element(children[key], rest, source is not None and key in source.again)
             if (id(child), "") in self._done or (key in node.shared and self._inside(child)):
                 continue
-            if id(child) in self._lent and (self._begun or step not in (source.steps if source else ())):
+            if id(child) in self._passed_modules and (self._begun or step not in (source.steps if source else ())):
                 continue
             holder = children[key]
             counted = (source.passes.get(key, 0) if source else 0) // max(
@@ -199,19 +199,19 @@ class _Flow:
                 counted = source.repeated.get(key, counted)
             inner = self.items(child, passes * max(1, counted, _copies(node, child)))
             # What comes back once more before another stack has begun has one place.
-            meanwhile = source.meanwhile.get(step, set()) - {key} if source else set()
-            weighty = (children[other] for other in meanwhile if other in children)
+            used_between = source.used_between.get(step, set()) - {key} if source else set()
+            weighty = (children[other] for other in used_between if other in children)
             again = tuple(c for c in weighty if id(c) in self._open or id(c) in self._block)
-            both = source is not None and not rest and step in source.both_times
-            found += [replace(inner[0], again=again, both_times=both)] if again and len(inner) == 1 else inner
+            both = source is not None and not rest and step in source.reused_in_one_run
+            found += [replace(inner[0], again=again, reused_in_one_run=both)] if again and len(inner) == 1 else inner
         return found
 
-    def _hand(self, source: UseOrder, children: Mapping[str, Node]) -> None:
-        """Remember the lists that a container hands to its children: these run their elements."""
-        for key, lent in source.lent.items():
+    def _remember_passed_lists(self, source: UseOrder, children: Mapping[str, Node]) -> None:
+        """Remember the lists that a container passes to its children, which run the elements."""
+        for key, passed_lists in source.passed_lists.items():
             if key in children and id(children[key]) in self._open:
-                found = {name: children[name_here] for name, name_here in lent.items() if name_here in children}
-                self._handed.setdefault(id(children[key]), {}).update(found)
+                found = {name: children[name_here] for name, name_here in passed_lists.items() if name_here in children}
+                self._passed_lists.setdefault(id(children[key]), {}).update(found)
 
     def held_only(self, items: Sequence[Item]) -> list[Item]:
         """Steps for modules that only hold weights of others, where these others are no steps either."""
@@ -272,12 +272,12 @@ def _parameters(node: Node) -> list[int]:
     return [id(p) for below in node.walk() for p in below.module._parameters.values() if p is not None]
 
 
-def _ordered(node: Node, used: Sequence[str], handed: Set[str] = frozenset()) -> list[str]:
+def _ordered(node: Node, used: Sequence[str], received: Set[str] = frozenset()) -> list[str]:
     """Steps of a container: those of its code, and what that does not mention where it is registered."""
     registered = [*node.own, *(child.key for child in node.children)]
     if node.is_list:
         return registered
-    known = {*registered, *node.shared, *handed}
+    known = {*registered, *node.shared, *received}
     order = [step for step in used if step.split(".")[0] in known]
     for position, key in enumerate(registered):
         places = [i for i, step in enumerate(order) if step.split(".")[0] == key]

@@ -53,7 +53,7 @@ class Tie:
     used_by: str
 
 
-class _Use(NamedTuple):
+class _Registration(NamedTuple):
     """One place where a parameter is registered, and the layer that this place belongs to (-1 for none)."""
 
     name: str
@@ -63,7 +63,7 @@ class _Use(NamedTuple):
 
 
 class Ownership:
-    """Deals out every parameter and module of ``root`` to the layers, first come, first served.
+    """Assigns every parameter and module of ``root`` to the first layer that claims it.
 
     Args:
         root: The whole module.
@@ -77,10 +77,10 @@ class Ownership:
     """
 
     def __init__(self, root: nn.Module, layers: Sequence[LayerSpec]) -> None:
-        """Deal out the parameters and modules of ``root``."""
+        """Assign the parameters and modules of ``root``."""
         self._claim(root, layers)
         self._owned: dict[int, tuple[nn.Module, int]] = {}
-        self._uses: list[_Use] = []
+        self._registrations: list[_Registration] = []
         self._span(root, "", None, root)
         self.modules = tuple(
             tuple(module for module, owner in self._owned.values() if owner == index) for index in range(len(layers))
@@ -103,14 +103,16 @@ class Ownership:
     def _span(self, module: nn.Module, name: str, claimed: int | None, root: nn.Module) -> set[int]:
         """Walk the tree; returns the layers that a module's content belongs to, -1 standing for none."""
         if isinstance(module, Metric | MetricCollection):
-            self._uses += [_Use(f"{name}.{key}", *_place(module, key), -1) for key, _ in module.named_parameters()]
+            self._registrations += [
+                _Registration(f"{name}.{key}", *_place(module, key), -1) for key, _ in module.named_parameters()
+            ]
             return set()
         claimed = self._modules_of.get(id(module), claimed)
         spans: set[int] = set()
         for key, parameter in module._parameters.items():
             if parameter is not None:
                 index = self._single.get((id(module), key), -1 if claimed is None else claimed)
-                self._uses.append(_Use(f"{name}.{key}" if name else key, module, key, index))
+                self._registrations.append(_Registration(f"{name}.{key}" if name else key, module, key, index))
                 spans.add(index)
         for key, child in module._modules.items():
             if child is not None:
@@ -123,8 +125,8 @@ class Ownership:
         return spans
 
     def _deal(self, names: Sequence[str]) -> None:
-        places: dict[int, list[_Use]] = {}
-        for use in self._uses:
+        places: dict[int, list[_Registration]] = {}
+        for use in self._registrations:
             places.setdefault(id(getattr(use.owner, use.key)), []).append(use)
         dealt: list[list[ParameterRef]] = [[] for _ in names]
         unassigned: list[ParameterRef] = []

@@ -15,7 +15,7 @@ from lightning_freeze.layers.discovery.block_lists import Stack
 from lightning_freeze.layers.discovery.blocks import find_stacks
 from lightning_freeze.layers.discovery.bystanders import find_bystanders
 from lightning_freeze.layers.discovery.connections import FedBy, find_sources
-from lightning_freeze.layers.discovery.data_flow import Item, flow_and_doubts, interleave
+from lightning_freeze.layers.discovery.data_flow import Item, flow_and_ambiguities, interleave
 from lightning_freeze.layers.discovery.module_tree import Node, build_tree, words_of
 from lightning_freeze.layers.discovery.towers import Tower, name_towers
 from lightning_freeze.layers.forward_source.reader import DEBUG_VARIABLE
@@ -92,15 +92,19 @@ def discover(module: nn.Module) -> Structure:
 
 
 def _placed(root: Node, found: Sequence[Stack], reads_code: bool) -> Structure:
-    laid_out, doubts = flow_and_doubts(root, found, reads_code)
+    laid_out, ambiguities = flow_and_ambiguities(root, found, reads_code)
     stacks, items = interleave(found, laid_out)
     placement = _Placement(stacks, items, reads_code)
     structure = placement.structure()
-    structure.assumptions += _assumptions(found, stacks, [*doubts, *placement.fed_later()], placement.side_by_side())
+    structure.assumptions += _assumptions(
+        found, stacks, [*ambiguities, *placement.fed_later()], placement.side_by_side()
+    )
     return structure
 
 
-def _assumptions(found: Sequence[Stack], stacks: Sequence[Stack], doubts: Sequence[str], parallel: str) -> list[str]:
+def _assumptions(
+    found: Sequence[Stack], stacks: Sequence[Stack], ambiguities: Sequence[str], parallel: str
+) -> list[str]:
     lines = []
     if any(stack.guessed for stack in found):
         where = f"the parts of {found[0].home.name}" if found[0].home.name else "the parts of the module"
@@ -109,7 +113,7 @@ def _assumptions(found: Sequence[Stack], stacks: Sequence[Stack], doubts: Sequen
         names = [stack.home.name for stack in found if stack.home.name not in {s.home.name for s in stacks}]
         names = names or [stack.home.name for stack in found]
         lines.append(f"{', '.join(names)} take turns: numbered as one stack, as they run")
-    return [*lines, *doubts, *[parallel] * bool(parallel)]
+    return [*lines, *ambiguities, *[parallel] * bool(parallel)]
 
 
 class _Placement:
@@ -176,7 +180,9 @@ class _Placement:
     def fed_later(self) -> list[str]:
         """A sentence on units that one run uses again, on what a later stack computes; a table is fed by none."""
         shared = {name for names in self._common.values() for name in names}
-        apart = [i for i in self._items if i.both_times and i.name not in shared and i.node and i.node.parameters]
+        apart = [
+            i for i in self._items if i.reused_in_one_run and i.name not in shared and i.node and i.node.parameters
+        ]
         names = [i.name for i in apart if i.node is not None and not isinstance(i.node.module, nn.Embedding)]
         what = "run once more behind layers that come later: where they run first counts"
         return [f"{', '.join(names)}: {what}"] * (bool(names) and self._parallel)

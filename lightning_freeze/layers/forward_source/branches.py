@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from copy import copy
 
 from lightning_freeze.layers.forward_source.calls import Numbers
-from lightning_freeze.layers.forward_source.syntax import assigned, leaves, running, woven
+from lightning_freeze.layers.forward_source.syntax import assigned, leaves, merge_orders, running
 from lightning_freeze.layers.forward_source.use_order import Notes
 
 
@@ -20,7 +20,7 @@ class Branches(Numbers, Notes):
                 self.visit(node)
 
     def _without_short_cut(self, body: list[ast.stmt]) -> list[ast.stmt]:
-        """The statements of a method, less a first branch that leaves it early and leaves out steps.
+        """The statements of a method without a first branch that returns early and skips steps.
 
         ``if plain: return self.model(x)``, and behind it ``x = self.prompt(x)`` before the same model: only the long
         way tells where the prompt runs.
@@ -40,11 +40,11 @@ class Branches(Numbers, Notes):
     def _tried(self, nodes: Sequence[ast.stmt]) -> Branches:
         """What statements use, as if nothing had been used before, without taking note of it."""
         trial = copy(self)
-        trial._trying = True
-        trial.order, trial.steps, trial.again, trial.both_ways = [], {}, set(), set()
-        trial.passes, trial.repeated, trial.either, trial.unfollowed = {}, {}, set(), set()
-        trial.meanwhile, trial._begun, trial._trace, trial.both_times = {}, {}, [], set()
-        trial.carried, trial.lent = set(), {}
+        trial._is_trial = True
+        trial.order, trial.steps, trial.again, trial.bidirectional = [], {}, set(), set()
+        trial.passes, trial.repeated, trial.alternatives, trial.unresolved = {}, {}, set(), set()
+        trial.used_between, trial._begun, trial._trace, trial.reused_in_one_run = {}, {}, [], set()
+        trial.carried_over, trial.passed_lists = set(), {}
         trial._scope = copy(self._scope)
         trial._scope.bound = dict(self._scope.bound)
         trial._looped = [set(names) for names in self._looped]
@@ -53,28 +53,28 @@ class Branches(Numbers, Notes):
 
     def _visit_both(self, node: ast.If) -> None:
         """Go through two branches: what one of them runs before a step that both run stands before that step."""
-        known, before, outer = dict(self.steps), self._scope.numbers(self._scope.bound), self._fresh
-        outside, begun, whole = self._elsewhere, set(self._begun), self._whole
-        self._whole = whole | self._called(node.orelse)
+        known, before, outer = dict(self.steps), self._scope.numbers(self._scope.bound), self._in_other_branch
+        outside, begun, whole = self._begun_in_other_branch, set(self._begun), self._called_in_other_branch
+        self._called_in_other_branch = whole | self._called(node.orelse)
         self._visit_all(node.body)
-        self._whole = whole
+        self._called_in_other_branch = whole
         elsewhere = outside | (self._begun.keys() - begun)
         self._scope.forget(assigned(node.body))
         self._scope.bound.update(before)
         first = [step for step in self.steps if step not in known]
-        second = [s for s in self._tried(node.orelse).steps if s not in known] if first and not self._trying else []
-        self._fresh = outer | {step.split(".")[0] for step in first}  # not used once more, but instead
-        self._elsewhere = elsewhere
+        second = [s for s in self._tried(node.orelse).steps if s not in known] if first and not self._is_trial else []
+        self._in_other_branch = outer | {step.split(".")[0] for step in first}  # not used once more, but instead
+        self._begun_in_other_branch = elsewhere
         self._visit_all(node.orelse)
-        self._fresh = outer
-        self._elsewhere = elsewhere if leaves(node.body) else outside
+        self._in_other_branch = outer
+        self._begun_in_other_branch = elsewhere if leaves(node.body) else outside
         self._scope.forget(assigned([*node.body, *node.orelse]))
-        steps = woven(first, second)
+        steps = merge_orders(first, second)
         if set(steps) == self.steps.keys() - known.keys():
             self.steps = known | dict.fromkeys(steps)
-            fresh = set(self.order) - {step.split(".")[0] for step in known}
+            new = set(self.order) - {step.split(".")[0] for step in known}
             names = dict.fromkeys(step.split(".")[0] for step in steps)
-            self.order = [n for n in self.order if n not in fresh] + [n for n in names if n in fresh]
+            self.order = [n for n in self.order if n not in new] + [n for n in names if n in new]
             for step in steps:
                 self._begun[step] = self.order.index(step.split(".")[0]) + 1
 

@@ -1,4 +1,4 @@
-"""What the calls in a module's code hand over: numbers of layers, and modules."""
+"""The arguments of calls in a module's code: numbers of layers, and modules."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lightning_freeze.layers.forward_source.scope import Scope
 from lightning_freeze.layers.forward_source.syntax import Function, assigned
 
 
-def handed(tree: Function, call: ast.Call | None, bound: bool) -> dict[str, ast.expr]:
+def arguments_by_name(tree: Function, call: ast.Call | None, bound: bool) -> dict[str, ast.expr]:
     """The arguments of a call by the names that they have inside of the function.
 
     Args:
@@ -29,9 +29,9 @@ def handed(tree: Function, call: ast.Call | None, bound: bool) -> dict[str, ast.
     return found | {part.arg: part.value for part in call.keywords if part.arg in known and part.arg is not None}
 
 
-def numbers_handed(tree: Function, call: ast.Call | None, scope: Scope) -> dict[str, Any]:
+def integer_arguments(tree: Function, call: ast.Call | None, scope: Scope) -> dict[str, Any]:
     """The numbers among the arguments of a call of a method of the same object."""
-    values = {name: scope.evaluate(value) for name, value in handed(tree, call, bound=True).items()}
+    values = {name: scope.evaluate(value) for name, value in arguments_by_name(tree, call, bound=True).items()}
     return {name: value for name, value in values.items() if type(value) is int}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from lightning_freeze.layers.forward_source.getters import handed_out
+from lightning_freeze.layers.forward_source.getters import getter_path
 
 UNKNOWN = object()
 
@@ -187,7 +187,7 @@ class Evaluation:
 
     def _method(self, node: ast.Call, function: ast.Attribute) -> Any:
         base = Element("", self._module) if self._chain(function.value) == [] else self.value(function.value)
-        path = handed_out(base.module, function.attr, called=True) if isinstance(base, Element) else None
+        path = getter_path(base.module, function.attr, called=True) if isinstance(base, Element) else None
         if isinstance(base, Element) and path is not None and not (node.args or node.keywords):
             return _below(base, path)
         if function.attr == "index" and isinstance(base, list | tuple) and len(node.args) == 1:

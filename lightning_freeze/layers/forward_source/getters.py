@@ -1,4 +1,4 @@
-"""Properties and methods that do nothing but hand out a part of their object (``get_input_embeddings``)."""
+"""Properties and methods that only return a part of their object (``get_input_embeddings``)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ACCESSORS = frozenset({"get_input_embeddings", "get_output_embeddings"})
 _DEPTH = 8
 
 
-def handed_out(module: nn.Module, name: str, called: bool, depth: int = 0) -> list[str] | None:
+def getter_path(module: nn.Module, name: str, called: bool, depth: int = 0) -> list[str] | None:
     """The path of the child that ``module.name`` or ``module.name()`` stands for.
 
     Args:
@@ -41,7 +41,7 @@ def handed_out(module: nn.Module, name: str, called: bool, depth: int = 0) -> li
     here = module
     for key, is_call in _returned(function) or ():
         below = here._modules.get(key)
-        part = [key] if below is not None and not is_call else handed_out(here, key, is_call, depth + 1)
+        part = [key] if below is not None and not is_call else getter_path(here, key, is_call, depth + 1)
         for step in part or ():
             here = here._modules[step]  # type: ignore[assignment]
         if not part:

@@ -1,4 +1,4 @@
-"""What the loops in a module's code go over: which modules each turn stands for, and how many turns there are."""
+"""Loops in a module's code: the modules that each iteration uses, and the number of iterations."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ _LONGEST = 256
 
 
 def turns_of(node: ast.For, scope: Scope) -> list[Any] | None:
-    """What the target of a loop stands for in each turn; ``None`` if unknown, or if there is no need to know."""
+    """The value of a loop's target in each iteration; ``None`` if it is unknown or not needed."""
     turns = items_of(scope.evaluate(node.iter))
     if turns is None or len(turns) > _LONGEST:
         return None
     lists = {e.path.rpartition(".")[0] for turn in turns for e in elements_in(turn)}
     chains = [chain for part in node.body for sub in ast.walk(part) if (chain := scope.chain(sub))]
     more = len(lists) > 1 or any(chain[0] in scope.names for chain in chains) or looks_inside(node)
-    more = more or hands_number(node, scope) or _takes_from_outer(node, scope)
+    more = more or passes_counter(node, scope) or _takes_from_outer(node, scope)
     nested = any(isinstance(sub, ast.For) for part in node.body for sub in ast.walk(part)) and scope.bound
     ordered = [e.path for turn in turns for e in elements_in(turn)]
     plain = not (more or nested) and ordered == _all_of(lists, scope)
     return None if plain or not (lists or more) else list(turns)
 
 
-def hands_number(node: ast.For, scope: Scope) -> bool:
-    """Whether a loop hands its number to a method of the same object, which may pick a layer by it."""
+def passes_counter(node: ast.For, scope: Scope) -> bool:
+    """Whether a loop passes its counter to a method of the same object, which may pick a layer by it."""
     first = node.target.elts[0] if isinstance(node.target, ast.Tuple) else node.target
     counts = isinstance(node.iter, ast.Call) and getattr(node.iter.func, "id", "") in {"range", "enumerate"}
     calls = (s for part in node.body for s in ast.walk(part) if isinstance(s, ast.Call) if scope.chain(s.func))
-    handed = (part for s in calls for value in [*s.args, *(k.value for k in s.keywords)] for part in ast.walk(value))
-    return counts and isinstance(first, ast.Name) and any(getattr(part, "id", "") == first.id for part in handed)
+    arguments = (part for s in calls for value in [*s.args, *(k.value for k in s.keywords)] for part in ast.walk(value))
+    return counts and isinstance(first, ast.Name) and any(getattr(part, "id", "") == first.id for part in arguments)
 
 
 def _takes_from_outer(node: ast.For, scope: Scope) -> bool:
@@ -66,11 +66,11 @@ def runs_nothing(loop: ast.For | ast.comprehension, body: Sequence[ast.AST], sco
 
 
 def other_each_turn(trace: Sequence[str], starts: Sequence[int]) -> set[str]:
-    """The lists of which each turn of a loop uses elements of its own, as the loop's inner loops pick them.
+    """The lists of which each iteration of a loop uses different elements, picked by inner loops.
 
     Args:
         trace: All uses, in order.
-        starts: Where in ``trace`` each turn starts.
+        starts: Where in ``trace`` each iteration starts.
     """
     turns = [set(trace[a:b]) for a, b in pairwise([*starts, len(trace)])]
     uses = Counter(step for turn in turns for step in turn)

@@ -17,7 +17,7 @@ from typing import Any
 from torch import nn
 
 from lightning_freeze.layers.forward_source.branches import Branches
-from lightning_freeze.layers.forward_source.calls import handed, numbers_handed
+from lightning_freeze.layers.forward_source.calls import arguments_by_name, integer_arguments
 from lightning_freeze.layers.forward_source.expressions import Either, Element
 from lightning_freeze.layers.forward_source.loops import changes_only, count_of, other_each_turn, runs_nothing, turns_of
 from lightning_freeze.layers.forward_source.scope import Scope, elements_in
@@ -38,8 +38,8 @@ from lightning_freeze.layers.forward_source.use_order import UseOrder
 
 #: Set to 1 to see an error with its traceback where it is otherwise worded in one line.
 DEBUG_VARIABLE = "LIGHTNING_FREEZE_DEBUG"
-#: What the name of a list begins with that is handed to the code which picks from it.
-LENT = "@"
+#: Prefix in the names of lists that a module's ``forward`` receives as arguments.
+PASSED = "@"
 _QUESTIONS = frozenset({"len", "isinstance", "hasattr", "id", "type"})
 _FRAMEWORK = (
     "torch.nn.modules.module",
@@ -51,20 +51,20 @@ _FRAMEWORK = (
 )
 
 
-def use_order(module: nn.Module, lent: Mapping[str, nn.Module] | None = None) -> UseOrder:
+def use_order(module: nn.Module, passed_lists: Mapping[str, nn.Module] | None = None) -> UseOrder:
     """Read the code of ``module`` for the order in which it uses its children and its own parameters.
 
     Args:
         module: The module; its code is parsed, not run.
-        lent: Lists of modules that its ``forward`` is handed, by the names of the parameters. What it uses of them
-            is named with a leading ``LENT``.
+        passed_lists: Lists of modules that its ``forward`` receives as arguments, by parameter name. Their elements are
+            named with a leading ``PASSED``.
 
     Returns:
         What the code says, starting with a LightningModule's ``training_step``, else with ``forward``. If reading it
         fails, nothing but the problem; ``LIGHTNING_FREEZE_DEBUG=1`` raises the error instead.
     """
     try:
-        found = vars(_Reader(module, lent=lent))
+        found = vars(_Reader(module, passed_lists=passed_lists))
     except Exception as error:  # code may be written in any way; what cannot be read must not end the search for layers
         if os.environ.get(DEBUG_VARIABLE, "0") == "1":
             raise
@@ -74,17 +74,17 @@ def use_order(module: nn.Module, lent: Mapping[str, nn.Module] | None = None) ->
 
 
 class _Reader(Branches):
-    """Visits code in the order in which it is evaluated."""
+    """Visits code in the order of evaluation."""
 
     def __init__(
         self,
         module: nn.Module,
         methods: Sequence[str] = (),
         opened: set[Any] | None = None,
-        lent: Mapping[str, nn.Module] | None = None,
+        passed_lists: Mapping[str, nn.Module] | None = None,
     ) -> None:
         super().__init__()
-        self._held = {name: Element(LENT + name, lists) for name, lists in (lent or {}).items()}
+        self._held = {name: Element(PASSED + name, lists) for name, lists in (passed_lists or {}).items()}
         self._module = module
         self._scope = Scope(module)
         self._open: set[Any] = set() if opened is None else opened
@@ -106,21 +106,21 @@ class _Reader(Branches):
         self._scope = Scope(
             self._module, tree.args.args[0].arg if tree.args.args else "", owner, names_around(function)
         )
-        self._scope.bound = numbers_handed(tree, call, before)
+        self._scope.bound = integer_arguments(tree, call, before)
         if self._held and name == "forward":
             self._scope.bound.update(self._held)
             self._scope.names |= {element.path for element in self._held.values()}
         self._open.add(function)
-        outside = self._elsewhere
+        outside = self._begun_in_other_branch
         self._visit_all(self._without_short_cut(tree.body))
-        self._elsewhere = outside
+        self._begun_in_other_branch = outside
         self._open.discard(function)
         self._scope = before
 
     def visit_Name(self, node: ast.Name) -> None:
         element = self._scope.bound.get(node.id)
         if isinstance(element, Either):
-            self.either.add(tuple(one.path for one in elements_in(element)))
+            self.alternatives.add(tuple(one.path for one in elements_in(element)))
         for one in elements_in(element) if isinstance(element, Element | Either) else ():
             self._use(one.path.split(".")[0], one.path)
 
@@ -145,8 +145,8 @@ class _Reader(Branches):
         if self._follow_function(node):
             return
         chain = self._scope.chain(node.func)
-        lent = self._lend(chain[0], node) if chain and len(chain) == 1 else []
-        self._visit_all(value for value in [*node.args, *(k.value for k in node.keywords)] if value not in lent)
+        noted = self._note_passed_lists(chain[0], node) if chain and len(chain) == 1 else []
+        self._visit_all(value for value in [*node.args, *(k.value for k in node.keywords)] if value not in noted)
         if chain == []:
             self._follow("forward", type(self._module), node)
         elif chain and len(chain) == 1 and chain[0] not in self._scope.names:
@@ -160,16 +160,18 @@ class _Reader(Branches):
             self.visit(node.func)
 
     def _follow_function(self, node: ast.Call) -> bool:
-        """Read a function that is handed modules: it need not run them in the order in which it takes them."""
+        """Read a function that receives modules: it may run them in any order."""
         function = self._scope.function(node.func)
         tree = None if function is None or function in self._open else parse(function)
         if tree is None or function is None:
             return False
-        values = {name: self._scope.evaluate(value) for name, value in handed(tree, node, bound=False).items()}
+        values = {
+            name: self._scope.evaluate(value) for name, value in arguments_by_name(tree, node, bound=False).items()
+        }
         modules = {name: value for name, value in values.items() if isinstance(value, Element)}
         if len(modules) < 2:
             return False
-        others = [value for name, value in handed(tree, node, bound=False).items() if name not in modules]
+        others = [value for name, value in arguments_by_name(tree, node, bound=False).items() if name not in modules]
         self._visit_all([*others, *(part for part in node.args if isinstance(part, ast.Starred))])
         before = self._scope
         self._scope = Scope(self._module, "", type(self._module), names_around(function))
@@ -180,26 +182,28 @@ class _Reader(Branches):
         self._scope = before
         return True
 
-    def _lend(self, key: str, node: ast.Call) -> list[ast.expr]:
-        """Note which lists a child is handed to pick from: their elements run inside of it."""
+    def _note_passed_lists(self, key: str, node: ast.Call) -> list[ast.expr]:
+        """Note the lists that a child receives as arguments: their elements run inside the child."""
         child = self._module._modules.get(key)
         values = [*node.args, *(part.value for part in node.keywords)]
         if child is None or not any(self._scope.lists(value) for value in values):
             return []
         tree = parse(forward) if inspect.isfunction(forward := getattr(type(child), "forward", None)) else None
-        given = handed(tree, node, bound=True) if tree is not None else {}
+        given = arguments_by_name(tree, node, bound=True) if tree is not None else {}
         found = {name: part for name, value in given.items() if (part := self._scope.lists(value))}
-        picked = {step.split(".")[0] for step in _Reader(child, lent=found).steps if "." in step}
-        lent = [name for name in found if LENT + name in picked]
-        self.lent.setdefault(key, {}).update({name: (self._scope.chain(given[name]) or [""])[0] for name in lent})
-        return [given[name] for name in lent]
+        picked = {step.split(".")[0] for step in _Reader(child, passed_lists=found).steps if "." in step}
+        passed_lists = [name for name in found if PASSED + name in picked]
+        self.passed_lists.setdefault(key, {}).update(
+            {name: (self._scope.chain(given[name]) or [""])[0] for name in passed_lists}
+        )
+        return [given[name] for name in passed_lists]
 
     def _enter(self, chain: list[str]) -> bool:
         """Read a method of a child (``self.child.embed(x)``): it may run a part of the child only.
 
         Where another branch calls the child itself, that says it better.
         """
-        child = None if tuple(chain[:-1]) in self._whole else self._scope.child(chain[:-1])
+        child = None if tuple(chain[:-1]) in self._called_in_other_branch else self._scope.child(chain[:-1])
         if child is None or chain[-1] in child._modules or chain[-1] == "forward" or is_fact(chain[-1]):
             return False
         steps = _Reader(child, chain[-1:], self._open).steps
@@ -266,16 +270,16 @@ class _Reader(Branches):
             kept = dict(self._scope.bound)
             numbers = [e.path.rpartition(".")[2] for turn in turns for e in elements_in(turn)]
             if len(numbers) > 1 and numbers[0].isdecimal() and numbers[-1].isdecimal():
-                self.both_ways |= looped & set(self.order) if int(numbers[0]) > int(numbers[-1]) else set()
+                self.bidirectional |= looped & set(self.order) if int(numbers[0]) > int(numbers[-1]) else set()
             self._looped.append(looped)
-            outer, marks = self._fresh, list[int]()
+            outer, marks = self._in_other_branch, list[int]()
             for turn in turns:
-                self._fresh = outer | {name for name in self.order if name not in plain}
+                self._in_other_branch = outer | {name for name in self.order if name not in plain}
                 self._scope.bind(node.target, turn)
                 marks.append(len(self._trace))
                 self._visit_all(node.body)
             looped = self._looped.pop() | other_each_turn(self._trace, marks)
-            self._fresh = outer
+            self._in_other_branch = outer
             self._scope.bound = kept
             self._scope.forget(assigned([node]))
             self._visit_all(node.orelse)
@@ -283,8 +287,8 @@ class _Reader(Branches):
             self._note_passes(node, looped, inside)
             return
         start = len(self.order)
-        for later, at_first in [] if self._trying else from_second_turn(node):
-            self.carried |= set(self._tried(later).order) - set(self._tried(at_first).order) - set(self.order)
+        for later, at_first in [] if self._is_trial else from_second_turn(node):
+            self.carried_over |= set(self._tried(later).order) - set(self._tried(at_first).order) - set(self.order)
         looped = {
             chain[0]
             for part in ast.walk(node.iter)
@@ -296,7 +300,7 @@ class _Reader(Branches):
         self._scope.forget(assigned([node]))
         self._looped.pop()
         if len(looped) > 1:
-            self.unfollowed.add(tuple(sorted(looped)))
+            self.unresolved.add(tuple(sorted(looped)))
         inside = self.order[start:]
         self.order[start:] = [n for n in inside if n not in looped] + [n for n in inside if n in looped]
         self._reorder(inside, looped)

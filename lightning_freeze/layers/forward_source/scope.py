@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from lightning_freeze.layers.forward_source.expressions import UNKNOWN, Element, Evaluation
-from lightning_freeze.layers.forward_source.getters import handed_out
+from lightning_freeze.layers.forward_source.getters import getter_path
 from lightning_freeze.layers.forward_source.syntax import WEIGHTS
 
 
@@ -51,7 +51,7 @@ class Scope:
         if not (isinstance(node, ast.Name) and node.id == self.me):
             return None
         first = names[-1] if names else ""
-        given = None if not first or first in self.names else handed_out(self.module, first, called=False)
+        given = None if not first or first in self.names else getter_path(self.module, first, called=False)
         return [*(given or names[-1:]), *names[-2::-1]]
 
     def deepest(self, chain: list[str]) -> str:

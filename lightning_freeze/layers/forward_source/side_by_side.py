@@ -1,7 +1,7 @@
 """Lists whose elements run side by side: each on the same input, none on what another one returned.
 
-``[head(h) for head in self.heads]`` makes several outputs of one; such elements are no depth. A loop that hands what
-one element returned to the next is a chain.
+``[head(h) for head in self.heads]`` makes several outputs of one; such elements are no depth. A loop that passes what
+one element returned to the next one is a chain.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def _lists_in(iterated: ast.expr, this: str) -> list[str]:
 
 
 def _runs(call: ast.Call, names: set[str], path: str, this: str) -> bool:
-    """Whether a call runs an element: itself, a method of it, or a function that is handed it."""
+    """Whether a call runs an element: itself, a method of it, or a function that receives it."""
     if any(isinstance(sub, ast.Name) and sub.id in names for sub in ast.walk(call.func)):
         return _indexed(call.func, this, names) in (None, path)
     return any(isinstance(argument, ast.Name) and argument.id in names for argument in call.args) and len(call.args) > 1

@@ -37,7 +37,7 @@ def _assigned_in(node: ast.AST) -> frozenset[str]:
 
 
 def from_second_turn(loop: ast.For) -> list[tuple[list[ast.stmt], list[ast.stmt]]]:
-    """Branches that a loop takes from its second turn on, with what the turn before has left, and in its first one."""
+    """The branches that a loop takes from its second iteration on, each with the one of the first iteration."""
     found = []
     for place, node in enumerate(loop.body):
         test = node.test if isinstance(node, ast.If) else None
@@ -51,7 +51,7 @@ def from_second_turn(loop: ast.For) -> list[tuple[list[ast.stmt], list[ast.stmt]
     return found
 
 
-def woven(first: Sequence[str], second: Sequence[str]) -> list[str]:
+def merge_orders(first: Sequence[str], second: Sequence[str]) -> list[str]:
     """Two orders as one: that of the first, with what only the second has before what follows it there."""
     merged = list(first)
     last: list[str] = []

@@ -20,14 +20,14 @@ class UseOrder:
         passes: Attribute name to the number of times a counted loop runs it, for loops like
             ``for i in range(self.config.num_hidden_layers)`` (weights shared between depths).
         repeated: The same for names that the loop runs without an index: one module for every depth.
-        again: Names that are used once more after something else was used.
-        meanwhile: Step to the names that are used for the first time between its first use and its last.
-        both_times: Steps in ``meanwhile`` of which one run makes both uses: they are no branches of one choice.
-        both_ways: Lists that one loop runs forwards and another one backwards.
-        either: Groups of children of which the inputs choose one.
-        unfollowed: Groups of lists that one loop runs in a way that the code does not tell.
-        carried: Names that a loop uses from its second turn on, with what the turn before has left.
-        lent: Child to the lists that it is handed and picks from: names of its parameters, to the names of the lists.
+        again: Names that are used again after something else was used.
+        used_between: Step to the names that are used for the first time between its first use and its last.
+        reused_in_one_run: Steps in ``used_between`` whose uses all happen in one run, not in alternative branches.
+        bidirectional: Lists that one loop runs forwards and another one backwards.
+        alternatives: Groups of children of which the inputs choose one.
+        unresolved: Groups of lists that one loop runs in an order that the code does not tell.
+        carried_over: Names that a loop uses from its second iteration on, on values of the iteration before.
+        passed_lists: Child to the lists that it receives as arguments: parameter name to the name of the list.
         problem: Why the code could not be read, ``""`` if it could.
     """
 
@@ -36,13 +36,13 @@ class UseOrder:
     passes: dict[str, int] = field(default_factory=dict)
     repeated: dict[str, int] = field(default_factory=dict)
     again: set[str] = field(default_factory=set)
-    meanwhile: dict[str, set[str]] = field(default_factory=dict)
-    both_times: set[str] = field(default_factory=set)
-    both_ways: set[str] = field(default_factory=set)
-    either: set[tuple[str, ...]] = field(default_factory=set)
-    unfollowed: set[tuple[str, ...]] = field(default_factory=set)
-    carried: set[str] = field(default_factory=set)
-    lent: dict[str, dict[str, str]] = field(default_factory=dict)
+    used_between: dict[str, set[str]] = field(default_factory=dict)
+    reused_in_one_run: set[str] = field(default_factory=set)
+    bidirectional: set[str] = field(default_factory=set)
+    alternatives: set[tuple[str, ...]] = field(default_factory=set)
+    unresolved: set[tuple[str, ...]] = field(default_factory=set)
+    carried_over: set[str] = field(default_factory=set)
+    passed_lists: dict[str, dict[str, str]] = field(default_factory=dict)
     problem: str = ""
 
 
@@ -58,22 +58,22 @@ class Notes:
         self.passes: dict[str, int] = {}
         self.repeated: dict[str, int] = {}
         self.again: set[str] = set()
-        self.meanwhile: dict[str, set[str]] = {}
-        self.both_times: set[str] = set()
-        self.both_ways: set[str] = set()
-        self.either: set[tuple[str, ...]] = set()
-        self.unfollowed: set[tuple[str, ...]] = set()
-        self.carried: set[str] = set()
-        self.lent: dict[str, dict[str, str]] = {}
+        self.used_between: dict[str, set[str]] = {}
+        self.reused_in_one_run: set[str] = set()
+        self.bidirectional: set[str] = set()
+        self.alternatives: set[tuple[str, ...]] = set()
+        self.unresolved: set[tuple[str, ...]] = set()
+        self.carried_over: set[str] = set()
+        self.passed_lists: dict[str, dict[str, str]] = {}
         self._latest = ""
         self._begun: dict[str, int] = {}
         self._trace: list[str] = []
-        self._elsewhere: set[str] = set()
+        self._begun_in_other_branch: set[str] = set()
         self._tables: set[str] = set()
         self._looped: list[set[str]] = []
-        self._fresh: set[str] = set()
-        self._whole: set[tuple[str, ...]] = set()  # what another branch calls
-        self._trying = False
+        self._in_other_branch: set[str] = set()
+        self._called_in_other_branch: set[tuple[str, ...]] = set()  # what another branch calls
+        self._is_trial = False
 
     def _use(self, name: str, path: str = "") -> None:
         """Note the use of an attribute, or of one element (``path``) of the list that it is."""
@@ -82,11 +82,11 @@ class Notes:
         self.steps.setdefault(path or name)
         if name not in self.order:
             self.order.append(name)
-        elif name != self._latest and name not in self._fresh:
+        elif name != self._latest and name not in self._in_other_branch:
             self.again.add(name)
             for step in {name, path or name} & self._begun.keys():
-                self.meanwhile[step] = set(self.order[self._begun[step] :])
-                self.both_times |= {step} - self._elsewhere - self._tables
+                self.used_between[step] = set(self.order[self._begun[step] :])
+                self.reused_in_one_run |= {step} - self._begun_in_other_branch - self._tables
         self._begun.setdefault(path or name, len(self.order))
         self._trace.append(path or name)
         self._latest = name
@@ -95,7 +95,7 @@ class Notes:
         """Note the use of a child that a method hands out: ``self.get_input_embeddings()(tokens)``."""
         given = self._scope.evaluate(node) if isinstance(node, ast.Call) else None
         if isinstance(given, Element):
-            self._tables.add(given.path)  # no step feeds what is handed out by itself: it works on the tokens
+            self._tables.add(given.path)  # what a getter returns works on the tokens; no step feeds it
             self._use(given.path.split(".")[0], given.path)
         return isinstance(given, Element)
 

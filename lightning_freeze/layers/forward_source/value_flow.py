@@ -310,7 +310,7 @@ class _Interpreter:
         if called.modules:
             return self._run(called.modules, given.sources | called.sources)
         if given.modules and not (isinstance(function, ast.Name) and _is_view(function.id)):
-            return self._run(given.modules, given.sources)  # a function that is handed modules runs them
+            return self._run(given.modules, given.sources)  # a function that receives modules runs them
         return called | given
 
     def _only_views(self, function: ast.Attribute) -> bool:

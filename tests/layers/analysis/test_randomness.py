@@ -16,7 +16,12 @@ from torch.utils.data import DataLoader
 
 from lightning_freeze import LayerFreezing
 from lightning_freeze.layers import LayerStack
-from lightning_freeze.layers.analysis.randomness import Noise, find_noise, noise_lines, unrest
+from lightning_freeze.layers.analysis.randomness import (
+    RandomSource,
+    active_random_sources,
+    find_random_sources,
+    random_source_lines,
+)
 
 SOUND = {**SPEECH, "mask_time_length": 2, "mask_time_prob": 0.5, "layerdrop": 0.9}
 WHISPER_NOISY = {**WHISPER, "dropout": 0.3, "attention_dropout": 0.3, "activation_dropout": 0.3}
@@ -196,11 +201,11 @@ def test_without_frozen_eval_statistics_move(name: str) -> None:
 
 
 def kinds(stack: LayerStack, layer: str) -> set[str]:
-    return {noise.kind for noise in find_noise(stack) if layer in noise.layers and not noise.is_shared}
+    return {noise.kind for noise in find_random_sources(stack) if layer in noise.layers and not noise.is_shared}
 
 
-def shared(stack: LayerStack) -> dict[tuple[str, str], Noise]:
-    return {(noise.kind, noise.name): noise for noise in find_noise(stack) if noise.is_shared}
+def shared(stack: LayerStack) -> dict[tuple[str, str], RandomSource]:
+    return {(noise.kind, noise.name): noise for noise in find_random_sources(stack) if noise.is_shared}
 
 
 def test_kinds_that_modules_have_themselves() -> None:
@@ -219,7 +224,7 @@ def test_functional_dropout_counts_where_its_rate_is_not_zero(off: bool) -> None
     stack = LayerStack(
         hf("BartModel", "BartConfig", **{**SEQ2SEQ, **(rates if off else {**rates, "attention_dropout": 0.2})})()
     )
-    found = {(noise.name, noise.rate) for noise in find_noise(stack)}
+    found = {(noise.name, noise.rate) for noise in find_random_sources(stack)}
     assert found == (
         set()
         if off
@@ -252,7 +257,7 @@ def test_checkpointing_in_train_mode_is_no_noise() -> None:
         "vocab_size": 100,
         "dropout_rate": 0,
     }
-    assert find_noise(LayerStack(hf("T5Model", "T5Config", **settings)())) == []
+    assert find_random_sources(LayerStack(hf("T5Model", "T5Config", **settings)())) == []
 
 
 # ------------------------------------------------------------------------------------------------- what does not rest
@@ -289,7 +294,7 @@ def test_a_container_of_which_nothing_trains_rests_with_its_layers() -> None:
     stack.module.train()
     for module in selected.modules:
         module.training = False
-    assert unrest(stack) == []
+    assert active_random_sources(stack) == []
     inputs = CASES["wav2vec2"].inputs()
     assert torch.equal(run(stack.module.wav2vec2, inputs)[0], run(stack.module.wav2vec2, inputs)[0])
     assert "not still" not in stack.describe()
@@ -305,13 +310,13 @@ def test_batch_statistics_that_are_never_stored_do_not_rest() -> None:
     assert "not still in frozen 0, 1: batch statistics, in eval mode too: no running ones are kept" in stack.describe()
     stack = LayerStack(Net(momentum=None).eval())
     stack.module.requires_grad_(False)
-    assert unrest(stack) == []
+    assert active_random_sources(stack) == []
 
 
 def test_nothing_is_told_of_layers_that_train() -> None:
     stack = LayerStack(CASES["wav2vec2"].build().train())
-    assert unrest(stack) == []
-    assert noise_lines(stack, unrest(stack)) == []
+    assert active_random_sources(stack) == []
+    assert random_source_lines(stack, active_random_sources(stack)) == []
 
 
 def test_a_dropout_between_groups_rests_with_the_container_around_it() -> None:
@@ -329,7 +334,7 @@ def test_a_dropout_between_groups_rests_with_the_container_around_it() -> None:
     assert dropout not in stack.select("low").modules
     for parameter in stack.select("low").parameters:
         parameter.requires_grad_(False)
-    (noise,) = unrest(stack)
+    (noise,) = active_random_sources(stack)
     assert (noise.kind, noise.name, noise.layers) == ("dropout", "0.dropout.0", ("low",))
 
 
@@ -360,8 +365,8 @@ def test_a_prefix_is_deterministic_unless_something_is_told_of(name: str) -> Non
     still = len(firsts) == 4 * top.repeats and all(
         torch.equal(a, b) for a, b in zip(firsts, firsts[top.repeats :], strict=False)
     )
-    assert still or unrest(stack)
-    assert unrest(stack) == [] or name in {"wav2vec2", "wav2vec2-final-norm", "bart"}
+    assert still or active_random_sources(stack)
+    assert active_random_sources(stack) == [] or name in {"wav2vec2", "wav2vec2-final-norm", "bart"}
 
 
 def test_it_needs_no_data_and_little_time() -> None:
@@ -375,6 +380,6 @@ def test_it_needs_no_data_and_little_time() -> None:
     seconds = []
     for _ in range(3):
         start = time.perf_counter()
-        find_noise(stack)
+        find_random_sources(stack)
         seconds.append(time.perf_counter() - start)
     assert min(seconds) < 0.05

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from lightning_freeze.layers import LayerStack
-from lightning_freeze.layers.forward_source.getters import handed_out
+from lightning_freeze.layers.forward_source.getters import getter_path
 from lightning_freeze.layers.forward_source.reader import use_order
 
 TOKENS = torch.arange(3)[None]
@@ -104,10 +104,10 @@ def test_a_table_that_is_handed_out_late_stands_with_its_tower() -> None:
 
 def test_what_is_handed_out() -> None:
     model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=8))
-    assert handed_out(model, "get_input_embeddings", called=True) == ["transformer", "wte"]
-    assert handed_out(model, "get_input_embeddings", called=False) is None
-    assert handed_out(Reads(), "get_input_embeddings", called=True) == ["text_model", "embeddings", "tokens"]
-    assert handed_out(Reads(), "forward", called=True) is None
+    assert getter_path(model, "get_input_embeddings", called=True) == ["transformer", "wte"]
+    assert getter_path(model, "get_input_embeddings", called=False) is None
+    assert getter_path(Reads(), "get_input_embeddings", called=True) == ["text_model", "embeddings", "tokens"]
+    assert getter_path(Reads(), "forward", called=True) is None
 
 
 class Mergers(nn.Module):

@@ -221,8 +221,8 @@ def test_a_list_that_runs_in_both_directions() -> None:
                     x = block(x)
             return x
 
-    assert use_order(Flow()).both_ways == {"blocks"}
-    assert use_order(Reversed()).both_ways == set()
+    assert use_order(Flow()).bidirectional == {"blocks"}
+    assert use_order(Reversed()).bidirectional == set()
 
 
 class Looks(nn.Module):

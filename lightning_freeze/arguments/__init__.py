@@ -1,9 +1,9 @@
 """Arguments in Python are checked as the command line checks options: against their annotations, in one place.
 
-Begin reading with :func:`~lightning_freeze.arguments.checking.check_arguments`, which constructors of public classes call
-first. Ranges, and what depends on data or a model, stay with the class that knows them.
+Constructors of public classes call ``check_arguments`` first. Ranges, and what depends on data or a model, stay with the
+class that knows them.
 
-The room may import ``lightning_freeze.errors`` and nothing else of the package.
+May import ``errors`` and nothing else of the package. Begin reading with ``checking.py``.
 """
 
 from lightning_freeze.arguments.checking import check_arguments

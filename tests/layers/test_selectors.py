@@ -215,12 +215,21 @@ def test_percentage_of_a_model_without_embeddings() -> None:
     assert torch.is_tensor(stack.select("all").parameters[0])
 
 
+class MessagePassing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inputs, self.hidden = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.hidden(torch.relu(self.inputs(x)))
+
+
 class Graphs(nn.Module):
     """A module whose parts have names of their own and are no blocks."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.message_passing = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+        self.message_passing = MessagePassing()
         self.agg = nn.Identity()
         self.predictor = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))
 

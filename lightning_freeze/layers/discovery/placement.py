@@ -14,7 +14,7 @@ from torchmetrics import Metric, MetricCollection
 from lightning_freeze.layers.discovery.block_lists import Stack
 from lightning_freeze.layers.discovery.blocks import find_stacks
 from lightning_freeze.layers.discovery.bystanders import find_bystanders
-from lightning_freeze.layers.discovery.connections import FedBy, find_sources
+from lightning_freeze.layers.discovery.connections import FedBy, consumers_of, find_sources
 from lightning_freeze.layers.discovery.data_flow import Item, flow_and_ambiguities, interleave
 from lightning_freeze.layers.discovery.module_tree import Node, build_tree, words_of
 from lightning_freeze.layers.discovery.towers import Tower, name_towers
@@ -126,7 +126,8 @@ class _Placement:
         self._towers = name_towers(stacks)
         self._order = order
         self._fed_by = find_sources([self._towers[s] for s in order], reads_code)
-        self._parallel = any(not self._feeds(a, b) for a, b in pairwise(order))
+        self._parallel = any(self._towers[s].has_own_inputs for s in order[1:])
+        self._branches = any(not self._feeds(a, b) for a, b in pairwise(order))
         self._layers: dict[str, LayerSpec] = {}
         self._common: dict[str, list[str]] = {}
         self._prepared: set[tuple[int, int]] = set()
@@ -164,11 +165,11 @@ class _Placement:
 
     def _bystanders(self) -> set[str]:
         behind = [item.node for item in self._items if item.node and item.name in self._layers["head"].prefixes]
-        return find_bystanders(self._towers, self._parallel, behind, self._fed_by)
+        return find_bystanders(self._towers, self._branches, behind, self._fed_by)
 
     def side_by_side(self) -> str:
         """A sentence on towers that do not feed each other, ``""`` if there are none."""
-        if not self._parallel:
+        if not self._branches:
             return ""
         names = ", ".join(self._towers[s].label for s in self._order)
         common = (
@@ -196,7 +197,7 @@ class _Placement:
                 self._add(f"{label}.embeddings", "embeddings")
             for b in range(len(self._stacks[s].blocks)):
                 self._add(self._block(s, b), "block")
-            if self._parallel:
+            if self._branches:
                 self._add(f"{label}.head", "head")
         self._add("head", "head")
 
@@ -276,7 +277,8 @@ class _Placement:
         """The layer for a unit that runs behind a stack."""
         tower = self._towers[stack]
         final = stack == self._order[-1]
-        if self._parallel and (_inside(item, tower) or not final):
+        is_output = self._branches and not final and not consumers_of(tower.label, self._fed_by, self._fed_by)
+        if is_output or (self._parallel and (_inside(item, tower) or not final)):
             return f"{tower.label}.head"
         if final or not self._stacks[stack].blocks:
             return "head"

@@ -43,7 +43,7 @@ def _blt(config: Any) -> int:
 
 
 def _uvdoc(config: Any) -> int:
-    return sum(map(len, config.resnet_configs)) + len(config.stage_configs)
+    return sum(map(len, config.resnet_configs))
 
 
 def _sam3_video(config: Any) -> list[int]:
@@ -115,7 +115,7 @@ _ONEFORMER = Count(
     "OneFormerTransformerDecoder makes decoder_layers - 1 behind query_dec_layers; before it the backbone, and "
     "encoder_layers of the pixel decoder; the text encoder only with is_training",
 )
-_UVDOC = "modeling_uvdoc: every residual block of UVDocResNet, and one UVDocBridgeBlock for each of stage_configs"
+_UVDOC = "modeling_uvdoc: every residual block of UVDocResNet; its UVDocBridgeBlocks all run on the same hidden states"
 _EOMT = Count(
     lambda c: c.num_hidden_layers + c.num_upscale_blocks,
     "modeling_eomt: the layers, and num_upscale_blocks of EomtScaleBlock, which predict() runs between the last "

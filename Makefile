@@ -1,5 +1,6 @@
 # make demo   fine-tune a real transformer on real reviews (sets up everything it needs; about five minutes)
-# make test   the tests, in the same environment
+# make test   the tests, in the same environment, without those marked slow
+# make test-slow  the others
 # make test-vision  the tests on timm and torchvision models, in an environment with the torch that these need
 # make test-oldest  the tests with the oldest versions that pyproject.toml allows, in an environment of their own
 # make fuzz   a thousand wrong command lines, config files and constructor calls, in under a minute
@@ -19,7 +20,7 @@ WORKERS   ?= auto
 # Made anew by each demo.
 DEMO_RUN  := runs/reviews/demo
 
-.PHONY: demo test test-vision test-oldest fuzz dist lint clean
+.PHONY: demo test test-vision test-oldest fuzz dist lint clean test-slow
 .DEFAULT_GOAL := test
 
 demo: $(READY)
@@ -32,7 +33,10 @@ demo: $(READY)
 	@echo "Next: the config is experiments/reviews/gradual.yaml, the curves are in $(DEMO_RUN)/metrics.csv, more in README.md"
 
 test: $(READY_DEV)
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
+
+test-slow: $(READY_DEV)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) -m slow
 
 # In an environment of its own: timm and torchvision want another build of torch, a large one.
 test-vision:
@@ -46,7 +50,7 @@ test-oldest:
 	test -x $(VENV)-oldest/bin/python || $(PYTHON) -m venv $(VENV)-oldest
 	$(VENV)-oldest/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-oldest.txt \
 		--editable '.[data,dev]'
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VENV)-oldest/bin/python -m pytest -n $(WORKERS)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VENV)-oldest/bin/python -m pytest -n $(WORKERS) -m "not slow"
 
 fuzz: $(READY_DEV)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/fuzz_command_line.py --lines 300 --calls 700

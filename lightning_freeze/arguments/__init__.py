@@ -1,7 +1,7 @@
 """Arguments in Python are checked as the command line checks options: against their annotations, in one place.
 
-Constructors of public classes call ``check_arguments`` first. Ranges, and what depends on data or a model, stay with the
-class that knows them.
+Constructors of public classes call ``check_arguments`` first. Ranges, and what depends on data or a model, stay with
+the class that knows them.
 
 May import ``errors`` and nothing else of the package. Begin reading with ``checking.py``.
 """

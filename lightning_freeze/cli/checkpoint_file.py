@@ -12,6 +12,8 @@ from lightning_freeze.errors import ConfigurationError, suggest
 
 #: What the trainer itself turns into a path.
 _SPECIAL = ("best", "last", "hpc", "registry")
+# Every checkpoint of a Trainer has these.
+_KEYS = ("state_dict", "pytorch-lightning_version")
 
 
 def saved_hyperparameters(path: str | None) -> dict[str, Any]:
@@ -39,9 +41,15 @@ def saved_hyperparameters(path: str | None) -> dict[str, Any]:
         return {}
     try:
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        hyperparameters: dict[str, Any] = content.get("hyper_parameters", {})
-    except (pickle.UnpicklingError, RuntimeError, EOFError, IndexError, AttributeError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, IndexError, AttributeError, KeyError, ValueError) as error:
         raise ConfigurationError(
             f"{str(path)!r} is not a checkpoint that can be read: expected a .ckpt file of an earlier run."
         ) from error
+    missing = [key for key in _KEYS if not isinstance(content, dict) or key not in content]
+    if missing:
+        raise ConfigurationError(
+            f"{str(path)!r} is not a checkpoint of a Trainer, it has no {missing[0]!r}: expected a .ckpt file of an "
+            "earlier run."
+        )
+    hyperparameters: dict[str, Any] = content.get("hyper_parameters", {})
     return hyperparameters

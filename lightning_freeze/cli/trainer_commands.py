@@ -17,7 +17,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 import lightning_freeze  # noqa: F401  (makes the callbacks and triggers known by their short names)
 from lightning_freeze.cli.checkpoint_file import saved_hyperparameters
 from lightning_freeze.cli.divergence import check_finite
-from lightning_freeze.cli.parsing.class_defaults import check_order, check_paths, own_defaults
+from lightning_freeze.cli.parsing.class_defaults import check_order, check_values, own_defaults
+from lightning_freeze.cli.parsing.config_files import problems
 from lightning_freeze.cli.parsing.given_options import refuse_out_of_range, remember_options
 from lightning_freeze.cli.parsing.parser import FreezeArgumentParser
 from lightning_freeze.data import TextDataModule
@@ -74,10 +75,11 @@ class FreezeCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, and see that the checkpoint can be read before Lightning takes the hyperparameters from it."""
+        problems.clear()
         given = sys.argv[1:] if args is None else args
         if isinstance(given, list):
             check_order(given)
-            check_paths(given)
+            check_values(given)
         with own_defaults():
             super().parse_arguments(parser, args)
         subcommand = self.config.get("subcommand")

@@ -50,6 +50,8 @@ WRONG = [
     ([f"{ADD}X", "--trainer.callbacks=[{class_path: LayerFreezing, init_args: {layers: '3', layers: '4'}}]"],
      "'X' is not the name of a class"),
     (["--trainer.callbacks=[{class_path: LayerFreezing, init_args: {layers: '3', layers: '4'}}]"], "stands twice"),
+    (["--data.batch_size=4:8"], "data.batch_size is '4:8': expected a number."),
+    (["--trainer.max_epochs", "1:30"], "trainer.max_epochs is '1:30': expected a number."),
     # Lightning, torch and transformers complain.
     (["--trainer.strategy=dpp"], "trainer.strategy is 'dpp'"),
     (["--trainer.strategy=deepspeed"], "trainer.strategy: To use the `DeepSpeedStrategy`, you must have DeepSpeed"),
@@ -156,6 +158,7 @@ def test_labels_that_are_numbers() -> None:
          "booleans. Put quotes around it"),
         ({"data": "labels: [0.5, 1]"}, "labels[0] is 0.5: expected text. Put quotes around it"),
         ({"callbacks": "[{class_path: LayerFreezing, init_args: {layers: on}}]"}, "layers is True: expected text"),
+        ({"data": "batch_size: 4:8"}, "batch_size is '4:8': expected a number"),
         ({"data": "batch_size: 4, batch_size: 8"}, "the key 'batch_size' stands twice"),
         ({"more": "data: {data: other.csv}\n"}, "the key 'data' stands twice, in lines 8 and 9"),
         ({"more": "seed_everything: [\n"}, "line"),

@@ -8,8 +8,10 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import yaml
 from jsonargparse import Namespace, _typehints
 
+from lightning_freeze.cli.expected_text import check_option
 from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.schedule.triggers import Trigger
 
@@ -58,8 +60,10 @@ def check_order(args: Sequence[str]) -> None:
         seen.append(name)
 
 
-def check_paths(args: Sequence[str]) -> None:
-    """Refuse a file where the folder of a model is expected: the parser would read the value from the file.
+def check_values(args: Sequence[str]) -> None:
+    """Refuse values that the parser would take for something else.
+
+    It would read the value from a file that stands where the folder of a model is expected, and take ``4:8`` for 248.
 
     Raises:
         ConfigurationError: For example for ``--model.encoder reviews.csv``.
@@ -71,6 +75,10 @@ def check_paths(args: Sequence[str]) -> None:
             raise ConfigurationError(
                 f"{name.lstrip('-')} is {path!r}, a file: expected the folder that holds the model, or a hub name."
             )
+        try:
+            check_option(name.removeprefix("--"), path)
+        except yaml.YAMLError as error:
+            raise ConfigurationError(f"{name.lstrip('-').rpartition('.')[0]}.{error}.") from None
 
 
 def described(config: Any) -> Any:

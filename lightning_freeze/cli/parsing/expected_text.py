@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import collections.abc
 import dataclasses
+import re
 import types
 import typing
 from typing import Any, Union
 
 import yaml
+from lightning.pytorch import Trainer
 
 from lightning_freeze.cli.parsing.known_classes import find_class
 from lightning_freeze.data import TextDataModule
 from lightning_freeze.module import TransformerModule
 
-_SECTIONS: dict[str, type] = {"data": TextDataModule, "model": TransformerModule}
+_SECTIONS: dict[str, type] = {"data": TextDataModule, "model": TransformerModule, "trainer": Trainer}
+# What YAML 1.1 takes for a number to the base of 60. The parser would do so too where it expects a number.
+_BASE_60 = re.compile(r"[-+]?\d[\d_]*(:[0-5]?\d)+(\.[\d_]*)?")
 
 
 def numbers_as_text(config: Any) -> Any:
@@ -42,6 +46,21 @@ def numbers_as_text(config: Any) -> Any:
             value = _arguments(value, section)
         result[name] = numbers_as_text(value)
     return result
+
+
+def check_option(name: str, value: str) -> None:
+    """Check a value from the command line as if it stood in a config file.
+
+    Args:
+        name: The option, as in ``"data.batch_size"``.
+        value: What was given.
+
+    Raises:
+        yaml.YAMLError: If a number to the base of 60 stands where a number is expected.
+    """
+    section, _, argument = name.partition(".")
+    if section in _SECTIONS and _BASE_60.fullmatch(value):
+        _arguments({argument: value}, _SECTIONS[section])
 
 
 def _class(config: dict[Any, Any], cls: type | None) -> dict[Any, Any]:
@@ -70,6 +89,8 @@ def _adapted(value: Any, hint: Any, name: str) -> Any:
         return value
     if isinstance(value, dict):
         return _adapted_map(value, options, name)
+    if isinstance(value, str) and _BASE_60.fullmatch(value) and str not in options and {int, float} & set(options):
+        raise yaml.YAMLError(f"{name} is {value!r}: expected a number")
     if value is None or isinstance(value, str) or str not in options or _fits(value, options):
         return value
     if isinstance(value, int) and not isinstance(value, bool):

@@ -47,7 +47,7 @@ class FreezeArgumentParser(LightningArgumentParser):
         if not self.exit_on_error:
             super().error(message, ex)
         where = f"{self.source}: " if self.source else ""
-        unread = next((problem for text, problem in problems.items() if text in message), None)
+        unread = next((problem for text, problem in problems.items() if len(text) > 2 and text in message), None)
         if unread is not None:
             message = f"{message.partition(':')[0].removeprefix('Parser key ')}: {unread}".replace('"', "")
         sys.stderr.write(f"error: {where}{shortened(message, self._option_names())}\n")

@@ -51,7 +51,7 @@ def shortened(message: str, options: Iterable[str]) -> str:
     """
     unknown = re.search(r"unrecognized arguments?: (.*)|Unrecognized arguments?: (.*)", message, re.DOTALL)
     if unknown:
-        return _unknown_options((unknown[1] or unknown[2]).split(), options)
+        return _unknown_options((unknown[1] or unknown[2] or "?").split() or ["?"], options)
     if linked := re.search(r"argument (\S+) --> (\S+):", message):
         return f"{linked[2]} is taken from {linked[1]}: expected it to be left out, or {linked[1]} to be given."
     found = _reasons(message)
@@ -167,7 +167,7 @@ def _unknown_options(given: list[str], options: Iterable[str]) -> str:
     plain = name.lstrip("-")
     hint = suggest(plain, names) or suggest(plain.rpartition(".")[2], [n.rpartition(".")[2] for n in names])
     what = "There is no option" if name.startswith("-") else "There is no place for"
-    return f"{what} {name}.{hint}"
+    return f"{what} {_cut(name)}.{hint}"
 
 
 def _one_line(text: str) -> str:

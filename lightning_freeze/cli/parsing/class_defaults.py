@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from jsonargparse import Namespace, _typehints
 
-from lightning_freeze.cli.expected_text import check_option
+from lightning_freeze.cli.parsing.expected_text import check_option
 from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.schedule.triggers import Trigger
 

@@ -20,7 +20,7 @@ from lightning_freeze.session.moments import Moments
 from lightning_freeze.session.observer import Schedule
 from lightning_freeze.session.session import Session
 
-Groups = Mapping[str, Sequence[str]]
+Groups = Mapping[str, str | Sequence[str]]
 """Layer name to the module-name prefixes that it holds, in the order of the data flow."""
 
 

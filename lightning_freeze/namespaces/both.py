@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import lightning.pytorch
 from lightning.pytorch import LightningModule
+from lightning_utilities.core import rank_zero
 from lightning_utilities.core.overrides import is_overridden
 
 _COPIES = {"lightning.pytorch": "pytorch_lightning", "lightning.fabric": "lightning_fabric"}
@@ -24,8 +25,12 @@ if TYPE_CHECKING:
         """``MisconfigurationException`` of the other namespace."""
 
 else:
+    # Each namespace makes its logger that of Lightning's messages when it is imported: the user's stays.
+    _logger = rank_zero.log
     import pytorch_lightning
     from lightning_fabric.utilities import exceptions
+
+    rank_zero.log = _logger
 
     Misconfiguration = exceptions.MisconfigurationException
 

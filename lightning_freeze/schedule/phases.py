@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, Literal
 
 from lightning_freeze.errors import ConfigurationError
@@ -130,7 +131,7 @@ def _check_rates(number: int, phase: Phase) -> None:
 
 def is_factor(value: object) -> bool:
     """Whether a value can be a factor of a learning rate: a finite number, 0 or more."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf
+    return not isinstance(value, bool) and isinstance(value, Real) and 0 <= float(value) < math.inf
 
 
 def advance(phases: Sequence[Phase], progress: Progress, clock: Clock) -> Progress:

@@ -58,7 +58,7 @@ WRONG = [
     (["--trainer.accelerator=tpuu"], "trainer.accelerator is 'tpuu'"),
     (["--trainer.devices=-5"], "trainer.devices is '-5'"),
     (["--trainer.profiler=x"], "trainer.profiler is 'x'"),
-    (["--model.optimizer.lr=-1"], "model.optimizer.lr is -1.0: Invalid learning rate"),
+    (["--model.optimizer.lr=-1"], "Invalid learning rate: -1.0"),
     (["--model.model_kwargs={num_hidden_layers: x}"], "model: Validation error for field 'num_hidden_layers'"),
     (["--seed_everything=-7"], "seed_everything is -7"),
     # Lightning does not complain.

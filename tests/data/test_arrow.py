@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from tiny_models import make_tokenizer
 
-from lightning_freeze.data import TextDataModule, arrow, read_table
+from lightning_freeze.data import TextDataModule, read_table
+from lightning_freeze.data.reading import arrow
 from lightning_freeze.data.reading.arrow import SMALLEST_LIMIT
 from lightning_freeze.errors import ConfigurationError
 

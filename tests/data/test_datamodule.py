@@ -166,9 +166,9 @@ def test_bad_rows_of_any_split_show_before_training(
         ({"data": "a.csv", "task": "clasification"}, r"Unknown task 'clasification'.*Did you mean 'classification'"),
         ({"data": "a.csv", "task": "pair-classification"}, r"needs two texts: expected data\.text_pair"),
         ({"data": "a.csv", "label": ["x", "y"]}, r"expected one column .*'multilabel'"),
-        ({"data": "a.csv", "labels": "positive"}, r"data\.labels is 'positive': expected a list of class names"),
-        ({"data": "a.csv", "labels": ["1", 1.0]}, r"data\.labels is \['1', 1\.0\]: the class '1' occurs twice"),
-        ({"data": "a.csv", "labels": ["a", ["b"]]}, r"data\.labels has an item that is \['b'\]"),
+        ({"data": "a.csv", "labels": "positive"}, r"labels='positive'\): expected a list"),
+        ({"data": "a.csv", "labels": ["1", 1.0]}, r"labels=\['1', 1\.0\]\): expected a list"),
+        ({"data": "a.csv", "labels": ["a", ["b"]]}, r"labels=\['a', \['b'\]\]\): expected a list"),
         ({"data": "a.csv", "empty_text": "skip"}, r"data\.empty_text is 'skip'"),
     ],
 )

@@ -84,13 +84,16 @@ def test_the_patch_trains_gradually_and_at_discriminative_rates(project):
     replace(project / "train.py", "max_epochs=3", "max_epochs=6")  # one for each layer
     before = train(project)
     add_lightning_freeze(project)
+    replace(project / "train.py", "DiscriminativeLR(decay=0.9)", "DiscriminativeLR(decay=0.9, log_rates=True)")
     after = train(project)
     assert after["train_loss"] != before["train_loss"]
     assert math.isfinite(after["val_loss"][-1])
     assert after["val_loss"][-1] < after["val_loss"][0]
     # One curve per layer; each is the user's OneCycle curve times a constant factor.
-    rates = {name: curve for name, curve in after.items() if name.startswith("lr-AdamW/")}
     user = before["lr-AdamW/pg1"]
+    assert after["lr-AdamW/pg1"] == user  # LearningRateMonitor shows the user's own groups
+    own = [name for name in before if name.startswith("lr-AdamW/")]
+    rates = {name: curve for name, curve in after.items() if name.startswith("lr-AdamW/") and name not in own}
     factors = {round(curve[0] / user[0], 6) for curve in rates.values()}
     assert factors == {round(0.9**distance, 6) for distance in range(6)}  # head, four blocks, embeddings
     for curve in rates.values():

@@ -95,8 +95,14 @@ def _lists_in(iterated: ast.expr, this: str) -> list[str]:
 
 def _runs(call: ast.Call, names: set[str], path: str, this: str) -> bool:
     """Whether a call runs an element: itself, a method of it, or a function that receives it."""
+    # ``layer.output.parameters()`` and the like only look at an element.
+    base = call.func.value if isinstance(call.func, ast.Attribute) else call.func
+    if not (call.args or call.keywords):
+        return False
+    if isinstance(base, ast.Name) and base.id in names:
+        return True
     if any(isinstance(sub, ast.Name) and sub.id in names for sub in ast.walk(call.func)):
-        return _indexed(call.func, this, names) in (None, path)
+        return _indexed(call.func, this, names) == path
     return any(isinstance(argument, ast.Name) and argument.id in names for argument in call.args) and len(call.args) > 1
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from compatibility_toys import Classifier, batches
 from lightning.pytorch import Callback, LightningModule
+from step_rates import StepRates
 from torch import nn
 from toys import Toy, fit, moved, trainer, weights
 from transformers import (
@@ -105,10 +106,16 @@ def test_albert_has_one_block_that_is_frozen_for_all_passes_or_none(capsys: pyte
     before = weights(module)
     callback = PhasedFineTuning([Phase("head", EpochTrigger(1)), Phase("0,head")])
     rates: list[dict[str, float]] = []
+    step_rates = StepRates()
 
     class Rates(Callback):
-        def on_before_optimizer_step(self, trainer: Any, pl_module: LightningModule, optimizer: Any) -> None:
-            rates.append({group["name"].split("#")[0]: group["lr"] for group in optimizer.param_groups})
+        def on_train_batch_start(self, trainer: Any, pl_module: LightningModule, *args: Any) -> None:
+            step_rates.begin(
+                trainer.optimizers,
+                lambda found: rates.append(
+                    {layer.name: found[p] for layer in callback.stack for p in layer.parameters()}
+                ),
+            )
 
     trainer(callback, DiscriminativeLR(0.5, verbose=False), Rates(), max_epochs=2).fit(module, batches())
     assert callback.stack.names == ["embeddings", "0", "head"]

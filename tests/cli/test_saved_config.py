@@ -85,7 +85,6 @@ def init_args(*more: str) -> dict[str, object]:
 
 
 def test_class_named_alone_has_its_own_defaults() -> None:
-    assert init_args()["weight_decay"] == 0.01
     arguments = init_args("--model.optimizer=Adam")
     assert (arguments["lr"], arguments["weight_decay"]) == (0.001, 0)
     arguments = init_args("--model.optimizer=Adam", "--model.optimizer.lr=0.5")

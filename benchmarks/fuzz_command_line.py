@@ -257,7 +257,9 @@ RIGHT: dict[str, Any] = {
 def construct(cls: Callable[..., Any], arguments: dict[str, Any], must_fail: bool) -> str | None:
     """Call a constructor; returns what is wrong with the outcome."""
     try:
-        cls(**arguments)
+        made = cls(**arguments)
+        if isinstance(made, lightning_freeze.Phase):  # checked by the callback that takes it
+            lightning_freeze.PhasedFineTuning([made])
     except ConfigurationError as error:
         return None if str(error).strip() else "an empty message"
     except TypeError as error:

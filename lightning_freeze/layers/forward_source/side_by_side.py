@@ -13,7 +13,7 @@ from functools import lru_cache
 
 from torch import nn
 
-from lightning_freeze.layers.forward_source.syntax import parse
+from lightning_freeze.layers.forward_source.syntax import Function, entries, parse
 
 _FRAMEWORK = ("torch.", "lightning.", "pytorch_lightning.", "transformers.modeling_utils", "transformers.generation")
 #: Stands for what an element returns.
@@ -40,16 +40,29 @@ def _in_class(cls: Hashable) -> frozenset[str]:
     assert isinstance(cls, type)
     beside: set[str] = set()
     chained: set[str] = set()
-    for owner in cls.__mro__:
-        if owner is object or (owner.__module__ + ".").startswith(_FRAMEWORK):
-            continue
-        for function in vars(owner).values():
-            tree = parse(function) if inspect.isfunction(function) else None
-            if tree is None or not tree.args.args:
-                continue
-            for path, is_chain in _loops(tree, tree.args.args[0].arg):
-                (chained if is_chain else beside).add(path)
+    for tree in _run_in_forward(cls):
+        for path, is_chain in _loops(tree, tree.args.args[0].arg):
+            (chained if is_chain else beside).add(path)
     return frozenset(beside - chained)
+
+
+def _run_in_forward(cls: type) -> list[Function]:
+    """The methods that a forward pass runs. Others only prepare: they shard, compile or freeze one element at a time."""
+    found: dict[str, Function] = {}
+    names = list(entries(cls))
+    while names:
+        name = names.pop()
+        owner = next((base for base in cls.__mro__ if name in vars(base)), None)
+        function = vars(owner)[name] if owner is not None else None
+        if owner is None or name in found or (owner.__module__ + ".").startswith(_FRAMEWORK):
+            continue
+        tree = parse(function) if inspect.isfunction(function) else None
+        if tree is None or not tree.args.args:
+            continue
+        found[name] = tree
+        attributes = (sub for sub in ast.walk(tree) if isinstance(sub, ast.Attribute))
+        names += [path for sub in attributes if (path := _path(sub, tree.args.args[0].arg)) and "." not in path]
+    return list(found.values())
 
 
 def _loops(tree: ast.AST, this: str) -> Iterator[tuple[str, bool]]:

@@ -341,3 +341,36 @@ def test_metrics_belong_to_no_layer_and_change_no_fit(kind: str, callback: Any) 
         trainer(callback(), max_epochs=5).fit(module, loader(2))
         states.append({n: p for n, p in module.state_dict().items() if not n.startswith("metrics")})
     torch.testing.assert_close(states[1], states[0], rtol=0, atol=0)
+
+
+class Chain(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8)) for _ in range(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+class Prepared(nn.Module):
+    """Does something with each block before it trains, as ``fully_shard(block, mesh=...)`` in ``configure_model``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.head = Chain(), nn.Linear(8, 2)
+
+    def configure_model(self) -> None:
+        for block in self.encoder.blocks:
+            prepare(block, "mesh")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.encoder(x))
+
+
+def prepare(block: nn.Module, mesh: str) -> None: ...
+
+
+def test_a_loop_that_only_prepares_blocks_does_not_run_them() -> None:
+    assert LayerStack(Prepared()).names == ["0", "1", "2", "3", "head"]

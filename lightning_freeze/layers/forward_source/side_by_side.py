@@ -47,7 +47,7 @@ def _in_class(cls: Hashable) -> frozenset[str]:
 
 
 def _run_in_forward(cls: type) -> list[Function]:
-    """The methods that a forward pass runs. Others only prepare: they shard, compile or freeze one element at a time."""
+    """The methods that a forward pass runs; others only prepare, as those that shard or compile each element."""
     found: dict[str, Function] = {}
     names = list(entries(cls))
     while names:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +11,7 @@ from transformers import PreTrainedModel
 
 from lightning_freeze.data.reading.table import Table
 from lightning_freeze.errors import ConfigurationError
-
-_POSITION_TABLE = re.compile(r"(^|[._])(wpe|pos(ition)?s?_emb\w*|embed_pos\w*)$")
-"""Names of learned tables of absolute positions. Relative positions and rotations have no end."""
+from lightning_freeze.module.pretrained.limits import find_limits
 
 
 @dataclass(frozen=True)
@@ -89,23 +86,5 @@ def model_limits(module: nn.Module | None) -> ModelLimits:
     model = next(iter(models), None)
     if model is None:
         return ModelLimits()
-    return ModelLimits(min(_position_counts(model), default=None), _vocabulary(model))
-
-
-def _vocabulary(model: PreTrainedModel) -> int | None:
-    try:
-        embeddings = model.get_input_embeddings()
-    except (NotImplementedError, AttributeError):
-        return None
-    count = getattr(embeddings, "num_embeddings", None)
-    return count if isinstance(count, int) else None
-
-
-def _position_counts(model: PreTrainedModel) -> Iterator[int]:
-    for name, child in model.named_modules():
-        if isinstance(child, nn.Embedding) and _POSITION_TABLE.search(name):
-            # BART and OPT shift positions by a fixed offset, RoBERTa counts them from the padding id on.
-            offset = getattr(child, "offset", None)
-            if not isinstance(offset, int):
-                offset = 0 if child.padding_idx is None else child.padding_idx + 1
-            yield child.num_embeddings - offset
+    limits = find_limits(model)
+    return ModelLimits(limits.positions, limits.vocabulary)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,9 @@ import torch
 from torch import nn
 
 from lightning_freeze.errors import ConfigurationError
+
+# Names of learned tables of absolute positions. Relative positions and rotations have no end.
+_POSITION_TABLE = re.compile(r"(^|[._])(wpe|pos(ition)?s?_emb\w*|embed_pos\w*)$")
 
 
 @dataclass(frozen=True)
@@ -70,10 +74,9 @@ def find_limits(model: nn.Module) -> InputLimits:
     positions, token_types = [], []
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding):
-            own_name = name.rpartition(".")[2]
-            if own_name in _POSITION_TABLES:
+            if _POSITION_TABLE.search(name):
                 positions.append(module.num_embeddings - _offset(module))
-            elif own_name == "token_type_embeddings":
+            elif name.rpartition(".")[2] == "token_type_embeddings":
                 token_types.append(module.num_embeddings)
     return InputLimits(min(positions, default=None), vocabulary_size(model), min(token_types, default=None))
 
@@ -96,16 +99,6 @@ def vocabulary_size(model: nn.Module) -> int | None:
     return (
         len(weight) if isinstance(weight, torch.Tensor) and weight.ndim == 2 and hasattr(table, "padding_idx") else None
     )
-
-
-_POSITION_TABLES = (
-    "position_embeddings",
-    "position_embedding",
-    "positions_embed",
-    "embed_positions",
-    "embed_position",
-    "wpe",
-)
 
 
 def _offset(table: nn.Embedding) -> int:

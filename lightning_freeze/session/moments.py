@@ -92,8 +92,9 @@ class Moments:
         self.session.at_close(restore_where_saved(self.session.trainer, self.session.module))
         if self.session.is_built:
             self.session.holds.follow(self._snapshot.replaced_modules(self.session.module))
-            is_held = lambda parameter: bool(self.session.holds.holders(parameter))  # noqa: E731
-            self._snapshot.check_parameters(self._rate_owners(), self.session.module, is_held)
+            self._snapshot.check_parameters(
+                self._rate_owners(), self.session.module, lambda parameter: bool(self.session.holds.holders(parameter))
+            )
         self.session.at_close(check_before_restoring(self.session.trainer))
         self.session.at_close(consistency.call_if_a_step_raises(self.session.trainer, self.session.rates.restore))
         self.session.rates.attach(self.session.trainer.optimizers)

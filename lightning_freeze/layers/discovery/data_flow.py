@@ -40,7 +40,7 @@ class Item:
     reused_in_one_run: bool = False
 
 
-def flow_of(root: Node, stacks: Sequence[Stack]) -> list[Item]:
+def flow_and_ambiguities(root: Node, stacks: Sequence[Stack], reads_code: bool = True) -> tuple[list[Item], list[str]]:
     """Lay out everything that ``root`` holds in the order of the data flow.
 
     Containers are opened until blocks and units remain. Inside a container the order of first use in its source counts;
@@ -49,20 +49,11 @@ def flow_of(root: Node, stacks: Sequence[Stack]) -> list[Item]:
     Args:
         root: Tree of the whole model.
         stacks: The stacks of blocks found in it.
+        reads_code: Whether the code of the modules is read; registration order and names decide alone otherwise.
 
     Returns:
-        Blocks and units; together they cover every parameter. Blocks are numbered in the order of their first use.
-    """
-    return flow_and_ambiguities(root, stacks)[0]
-
-
-def flow_and_ambiguities(root: Node, stacks: Sequence[Stack], reads_code: bool = True) -> tuple[list[Item], list[str]]:
-    """As :func:`flow_of`, with one sentence for each place where the code does not tell the order for certain.
-
-    Args:
-        root: Tree of the whole model.
-        stacks: The stacks of blocks found in it.
-        reads_code: Whether the code of the modules is read; registration order and names decide alone otherwise.
+        Blocks and units, which together cover every parameter, with the blocks numbered in the order of their first
+        use; and one sentence for each place where the code does not tell the order for certain.
     """
     flow = _Flow(stacks, reads_code)
     items = flow.items(root, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -12,6 +13,15 @@ from lightning_freeze.namespaces import Misconfiguration
 
 class ConfigurationError(MisconfigurationException, Misconfiguration, ValueError):
     """A wrong set-up: Lightning's ``MisconfigurationException``, and a ``ValueError`` because some value is wrong."""
+
+
+#: Set to 1 to see an error with its traceback where it is otherwise worded in one line.
+DEBUG_VARIABLE = "LIGHTNING_FREEZE_DEBUG"
+
+
+def debugging() -> bool:
+    """Whether the user wants tracebacks rather than one line."""
+    return os.environ.get(DEBUG_VARIABLE, "0") == "1"
 
 
 def suggest(value: object, choices: Iterable[object]) -> str:

@@ -9,9 +9,9 @@ import warnings
 
 from lightning_freeze.cli.divergence import DivergedError
 from lightning_freeze.cli.parsing.given_options import forget_options, given_options
-from lightning_freeze.cli.parsing.user_errors import debugging, message_for
+from lightning_freeze.cli.parsing.user_errors import message_for
 from lightning_freeze.cli.trainer_commands import DEFAULT_EPOCHS, FreezeCLI
-from lightning_freeze.errors import ConfigurationError, listing, suggest
+from lightning_freeze.errors import ConfigurationError, debugging, listing, suggest
 
 COMMANDS = ("fit", "validate", "test", "predict", "layers", "cache")
 

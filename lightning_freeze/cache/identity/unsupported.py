@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import traceback
 
-from lightning_freeze.layers.forward_source.reader import DEBUG_VARIABLE
+from lightning_freeze.errors import debugging
 
 
 class Unsupported(Exception):
@@ -23,6 +22,6 @@ def reason_of(error: Exception) -> str:
         return str(error)
     what = ": ".join(filter(None, ("while its frozen layers were looked at", " ".join(str(error).split())[:300])))
     trace = ""
-    if os.environ.get(DEBUG_VARIABLE, "0") == "1":
+    if debugging():
         trace = "\n" + "".join(traceback.format_exception(error)).rstrip()
     return f"something in its code could not be followed ({type(error).__name__} {what}){trace}"

@@ -13,8 +13,8 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning_freeze.cli.parsing.class_defaults import described
 from lightning_freeze.cli.parsing.config_files import MODE, problems
 from lightning_freeze.cli.parsing.parser_messages import shortened
-from lightning_freeze.cli.parsing.user_errors import debugging
 from lightning_freeze.data import TextDataModule
+from lightning_freeze.errors import debugging
 
 # What Lightning calls `skip_none`, jsonargparse calls `skip_unset` since 4.49.
 _RENAMED = {"skip_none": "skip_unset"}

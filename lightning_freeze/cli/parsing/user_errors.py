@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-DEBUG_VARIABLE = "LIGHTNING_FREEZE_DEBUG"
 _OURS = "lightning_freeze"
 # Libraries that complain about what they are given, with an exception of their own or one of Python's.
 _LIBRARIES = {
@@ -43,11 +42,6 @@ _PLACES = (
     ("lightning.pytorch.callbacks", "trainer.callbacks"),
 )
 _LONGEST = 500
-
-
-def debugging() -> bool:
-    """Whether the user has asked for tracebacks."""
-    return os.environ.get(DEBUG_VARIABLE, "0") == "1"
 
 
 def message_for(error: BaseException, config: Mapping[str, Any] | None = None) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -11,6 +10,7 @@ from typing import Literal
 from torch import nn
 from torchmetrics import Metric, MetricCollection
 
+from lightning_freeze.errors import debugging
 from lightning_freeze.layers.discovery.block_lists import Stack
 from lightning_freeze.layers.discovery.blocks import find_stacks
 from lightning_freeze.layers.discovery.bystanders import find_bystanders
@@ -18,7 +18,6 @@ from lightning_freeze.layers.discovery.connections import FedBy, consumers_of, f
 from lightning_freeze.layers.discovery.data_flow import Item, flow_and_ambiguities, interleave
 from lightning_freeze.layers.discovery.module_tree import Node, build_tree, words_of
 from lightning_freeze.layers.discovery.towers import Tower, name_towers
-from lightning_freeze.layers.forward_source.reader import DEBUG_VARIABLE
 
 Kind = Literal["embeddings", "block", "head", "group"]
 
@@ -83,7 +82,7 @@ def discover(module: nn.Module) -> Structure:
     try:
         return _placed(root, found, reads_code=True)
     except Exception as error:  # what the code of a model says must not end the search for its layers
-        if os.environ.get(DEBUG_VARIABLE, "0") == "1":
+        if debugging():
             raise
         structure = _placed(root, found, reads_code=False)
         problem = f"{type(error).__name__}: {error}"

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import ast
 import inspect
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
 from torch import nn
 
+from lightning_freeze.errors import debugging
 from lightning_freeze.layers.forward_source.branches import Branches
 from lightning_freeze.layers.forward_source.calls import arguments_by_name, integer_arguments
 from lightning_freeze.layers.forward_source.expressions import Either, Element
@@ -36,8 +36,6 @@ from lightning_freeze.layers.forward_source.syntax import (
 )
 from lightning_freeze.layers.forward_source.use_order import UseOrder
 
-#: Set to 1 to see an error with its traceback where it is otherwise worded in one line.
-DEBUG_VARIABLE = "LIGHTNING_FREEZE_DEBUG"
 #: Prefix in the names of lists that a module's ``forward`` receives as arguments.
 PASSED = "@"
 _QUESTIONS = frozenset({"len", "isinstance", "hasattr", "id", "type"})
@@ -66,7 +64,7 @@ def use_order(module: nn.Module, passed_lists: Mapping[str, nn.Module] | None = 
     try:
         found = vars(_Reader(module, passed_lists=passed_lists))
     except Exception as error:  # code may be written in any way; what cannot be read must not end the search for layers
-        if os.environ.get(DEBUG_VARIABLE, "0") == "1":
+        if debugging():
             raise
         return UseOrder(problem=f"{type(error).__name__}: {error}")
     noted = {part.name: found[part.name] for part in fields(UseOrder) if part.name != "problem"}

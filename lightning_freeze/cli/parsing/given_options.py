@@ -55,7 +55,7 @@ def refuse_out_of_range(config: Namespace) -> None:
     for name, least in _LEAST.items():
         value = config.get(f"trainer.{name}")
         if isinstance(value, int | float) and not isinstance(value, bool) and not value >= least:
-            raise ConfigurationError(f"trainer.{name} is {value}: expected {least} or more.")
+            raise ConfigurationError(f"trainer.{name} is {value:g}: expected {least} or more.")
 
 
 def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:

@@ -51,8 +51,8 @@ class OptimizerRates:
     def attach(self, optimizers: Sequence[Optimizer]) -> None:
         """Scale the rates of these optimizers from now on, and no longer those of others.
 
-        Cheap where nothing has changed, so it can be called before every batch: optimizers may be rebuilt, and get
-        further parameters, in the midst of a run. An optimizer none of whose rates is ever scaled is not touched.
+        This is cheap where nothing has changed, so it can be called before every batch: optimizers may be rebuilt or
+        get further parameters during a run. An optimizer none of whose rates is ever scaled is not touched.
 
         Args:
             optimizers: The optimizers of the run, in their order.
@@ -64,14 +64,18 @@ class OptimizerRates:
         for index, optimizer in enumerate(optimizers):
             size = sum(len(group["params"]) for group in optimizer.param_groups)
             known, groups = self._attached.get(optimizer, (None, None))
-            if groups is not None:
-                groups.move_innermost()
-            elif known != size:
+            if groups is None and known != size:
                 state = self._saved[index] if index < len(self._saved) else []
                 self._attached[optimizer] = size, self._groups(optimizer, state)
         if optimizers:
             self._attached = {optimizer: self._attached[optimizer] for optimizer in optimizers}
             self._saved = []
+
+    def move_innermost(self) -> None:
+        """Move the hooks of all optimizers next to the step again, inside those that others have registered since."""
+        for _, groups in self._attached.values():
+            if groups is not None:
+                groups.move_innermost()
 
     def detach(self) -> None:
         """Give all optimizers back as they were; :meth:`state_dict` goes on returning the last state."""

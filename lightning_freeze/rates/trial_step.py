@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,9 +20,9 @@ from lightning_freeze.rates.group_values import copy_value, scaled
 from lightning_freeze.rates.split_group import PER_PARAMETER
 
 
-def is_known(optimizer: Optimizer) -> bool:
-    """Whether the class is one of torch's own."""
-    return type(optimizer).__module__.startswith("torch.optim.")
+def has_known_step(optimizer: Optimizer) -> bool:
+    """Whether the step is one of torch's own, which needs no trial."""
+    return type(optimizer).step.__module__.startswith("torch.optim.")
 
 
 def moves_without_gradient(optimizer: Optimizer) -> bool:
@@ -31,7 +31,7 @@ def moves_without_gradient(optimizer: Optimizer) -> bool:
     Returns:
         Whether the copy has done so; true as well where no step of a copy can be tried.
     """
-    if is_known(optimizer):
+    if has_known_step(optimizer):
         return False
     try:
         with _trial(optimizer, [1.0]) as (trial, parameters):
@@ -54,17 +54,18 @@ def refusal_of_rates(optimizer: Optimizer, factors: tuple[float, ...]) -> Except
         optimizer: The optimizer.
         factors: The factors of the groups to try.
     """
-    if is_known(optimizer):
+    if has_known_step(optimizer):
         return None
+    refusal = _error_of_step(optimizer, list(factors))
+    is_tried = refusal is None or _error_of_step(optimizer, [1.0]) is None
+    return refusal if is_tried else None
+
+
+def _error_of_step(optimizer: Optimizer, factors: list[float]) -> Exception | None:
     try:
-        with _trial(optimizer, [1.0]) as (trial, _):
+        with _trial(optimizer, factors) as (trial, _):
             trial.step()
-    except Exception:  # it cannot be tried
-        return None
-    try:
-        with _trial(optimizer, list(factors)) as (trial, _):
-            trial.step()
-    except Exception as error:
+    except Exception as error:  # whatever the unknown code raises
         return error
     return None
 
@@ -93,7 +94,8 @@ def _trial(optimizer: Optimizer, factors: list[float]) -> Iterator[tuple[Optimiz
     counters = {k: copy_value(v) for k, v in optimizer.state.items() if not isinstance(k, torch.Tensor)}
     vars(trial).update(attributes, **hooks, state=defaultdict(dict, counters), param_groups=groups)
     devices = {parameter.device.index for parameter in parameters if parameter.device.type == "cuda"}
-    with torch.random.fork_rng(devices=devices), _uncompiled():
+    with torch.random.fork_rng(devices=devices), torch.compiler.set_stance("force_eager"):
+        getattr(trial, "train", lambda: None)()  # schedule-free optimizers step in train mode only
         yield trial, parameters
 
 
@@ -103,8 +105,3 @@ def _stand_in(parameter: Parameter) -> Parameter:
     stand_in = Parameter(torch.full(shape, 0.5, dtype=parameter.dtype, device=parameter.device))
     stand_in.grad = torch.full_like(stand_in, 0.1)
     return stand_in
-
-
-def _uncompiled() -> Any:
-    set_stance = getattr(torch.compiler, "set_stance", None)  # since torch 2.6
-    return nullcontext() if set_stance is None else set_stance("force_eager")

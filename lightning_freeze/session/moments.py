@@ -86,7 +86,7 @@ class Moments:
             return
         self.session.is_running = True
         self._undo_configure_optimizers()
-        self.session.at_close(consistency.hold_before_training_step(self.session.trainer, self.assert_frozen))
+        self.session.at_close(consistency.call_before_training_step(self.session.trainer, self._before_training_step))
         with self.session.holds.lifted():
             check_wrapped(self._rate_owners(), self.session.trainer, self.session.module)
         self.session.at_close(restore_where_saved(self.session.trainer, self.session.module))
@@ -117,8 +117,14 @@ class Moments:
                 schedule.advance()
             self.session.rates.restore()
             self.session.rates.attach(self.session.trainer.optimizers)
+            self.session.rates.move_innermost()
         self.assert_frozen()
         self._tell("start_batch")
+
+    def _before_training_step(self) -> None:
+        # The module's own hook, and those of later callbacks, may have changed modes, optimizers and their groups.
+        self.assert_frozen()
+        self.session.rates.attach(self.session.trainer.optimizers)
 
     def before_backward(self) -> None:
         """Tell that a forward pass has ended."""

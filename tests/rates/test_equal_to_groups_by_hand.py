@@ -128,6 +128,21 @@ def copies(parameters: list[Parameter]) -> list[Parameter]:
     return [Parameter(parameter.detach().clone()) for parameter in parameters]
 
 
+def test_values_stay_with_their_parameters_when_the_user_reorders_or_rebuilds_the_groups() -> None:
+    expected, parameters = make_parameters(), make_parameters()
+    factors = (0.25, 0.5, 1.0) * 2
+    by_hand = [{"params": [p], "lr": 5e-2 * f} for p, f in zip(expected, factors, strict=True)]
+    train(StepInGroup(by_hand, lr=5e-2), expected, range(9), closure=False)
+    optimizer = StepInGroup([{"params": parameters[:2]}, {"params": parameters[2:]}], lr=5e-2)
+    attached(parameters, optimizer, factors)
+    train(optimizer, parameters, range(3), closure=False)
+    optimizer.param_groups.reverse()
+    train(optimizer, parameters, range(3, 6), closure=False)
+    optimizer.param_groups = [dict(group) for group in reversed(optimizer.param_groups)]
+    train(optimizer, parameters, range(6, 9), closure=False)
+    assert all(map(torch.equal, weights(parameters), weights(expected)))
+
+
 def test_an_optimizer_that_keeps_nothing_in_its_groups_adds_nothing_to_a_checkpoint() -> None:
     parameters = make_parameters()
     optimizer = torch.optim.AdamW(parameters)

@@ -227,7 +227,7 @@ def test_the_hooks_of_others_see_and_write_the_users_groups() -> None:
     optimizer.register_step_post_hook(after)
     rates = attached(parameters, optimizer)
     optimizer.register_step_pre_hook(before)
-    rates.attach([optimizer])
+    rates.move_innermost()
     assert effective_rates(parameters, optimizer.step) == times(0.3)
     assert effective_rates(parameters, optimizer.step) == times(0.3)
     assert seen == [1] * 4

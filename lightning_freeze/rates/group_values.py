@@ -1,4 +1,4 @@
-"""Copying and comparing the values of a parameter group: numbers, tensors and containers of them."""
+"""Copying and comparing the values of a parameter group: numbers, tensors, and lists and tuples of them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,11 @@ class _TensorMark(NamedTuple):
 
 
 def copy_value(value: Any) -> Any:
-    """A copy that shares no tensor and no container with ``value``; parameters and other objects stay themselves."""
+    """A copy that shares no tensor, list or tuple with ``value``; parameters and other objects stay themselves."""
     if isinstance(value, Tensor) and not isinstance(value, Parameter):
         return value.detach().clone()
-    if type(value) in (list, tuple, set):
+    if type(value) in (list, tuple):
         return type(value)(map(copy_value, value))
-    if type(value) is dict:
-        return {key: copy_value(item) for key, item in value.items()}
     return value
 
 
@@ -41,7 +39,7 @@ def is_unchanged(value: Any, marked: Any) -> bool:
 
 
 def is_equal(left: Any, right: Any) -> bool:
-    """Whether two values are the same object or equal, tensors and containers of tensors too."""
+    """Whether two values are the same object or equal; tensors may be on different devices."""
     if left is right:
         return True
     if type(left) in (list, tuple) and type(right) in (list, tuple):

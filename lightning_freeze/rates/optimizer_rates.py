@@ -38,8 +38,8 @@ class OptimizerRates:
 
     Attributes:
         sources: What scales rates.
-        freezes: Whether parameters are frozen at some time of the run. Optimizers that move parameters without a
-            gradient then do not see those that are frozen.
+        freezes: Whether any parameter is frozen during the run. If so, optimizers that move parameters without a
+            gradient do not see the frozen ones.
     """
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class OptimizerRates:
         self._saved: State = []
 
     def attach(self, optimizers: Sequence[Optimizer]) -> None:
-        """Scale the rates of these optimizers from now on, and no longer those of others.
+        """Scale the rates of these optimizers from now on, and stop scaling those of others.
 
         This is cheap where nothing has changed, so it can be called before every batch: optimizers may be rebuilt or
         get further parameters during a run. An optimizer none of whose rates is ever scaled is not touched.
@@ -78,12 +78,12 @@ class OptimizerRates:
                 groups.move_innermost()
 
     def detach(self) -> None:
-        """Give all optimizers back as they were; :meth:`state_dict` goes on returning the last state."""
+        """Restore all optimizers; :meth:`state_dict` still returns the last state."""
         self._saved = self.state_dict() or []
         self._remove(list(self._attached))
 
     def restore(self) -> None:
-        """Put the user's groups back if an optimizer step that raised has left others."""
+        """Put the user's groups back after an optimizer step that raised."""
         for _, groups in self._attached.values():
             if groups is not None:
                 groups.restore()
@@ -121,7 +121,7 @@ class OptimizerRates:
         return found
 
     def state_dict(self) -> State | None:
-        """What optimizers keep in the groups that they see, as plain data; ``None`` if they keep nothing there."""
+        """What optimizers keep in the groups that they see; ``None`` if they keep nothing there."""
         states = [groups.state_dict() if groups is not None else [] for _, groups in self._attached.values()]
         states = states or self._saved
         return states if any(states) else None
@@ -130,7 +130,7 @@ class OptimizerRates:
         """Restore :meth:`state_dict`, at once or as soon as the optimizers are attached."""
         optimizers = list(self._attached)
         self.detach()
-        # The callbacks' checkpoints once had the user's groups in this place.
+        # Older checkpoints have the user's groups in this place.
         self._saved = [[each for each in states if "part_of" in each] for states in state or []]
         if optimizers:
             self.attach(optimizers)

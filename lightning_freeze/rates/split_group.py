@@ -46,8 +46,8 @@ class SplitGroup:
     itself writes into a part (Prodigy's ``d``, schedule-free's ``weight_sum``) stays with that part from step to step,
     until another value is written into the user's group. That value then holds for all parts.
 
-    The user's group shows the written values of one part: the one whose factor is nearest to 1, among those with
-    gradients if there are any. A learning rate that the optimizer has written is divided by the part's factor.
+    The user's group shows the written values of the part whose factor is nearest to 1. A learning rate that the
+    optimizer has written is divided by the part's factor.
 
     Args:
         group: The user's group.
@@ -82,7 +82,7 @@ class SplitGroup:
 
         Args:
             factor_of: The factor of a key.
-            sees: Whether the optimizer shall see a parameter; by default all. Parts without any are left out.
+            sees: Whether the optimizer sees a parameter; by default it sees all. Parts without any are left out.
         """
         changed = [name for name in self.user if name not in PER_PARAMETER and not self._is_as_seen(name)]
         removed = self._seen.keys() - self.user.keys()
@@ -108,7 +108,7 @@ class SplitGroup:
         written = {name for part in self.parts for name in part.written()}
         if not written:
             return
-        ranked = sorted(self.parts, key=lambda part: (not self._has_gradients(part), abs(part.factor - 1)))
+        ranked = sorted(self.parts, key=lambda part: abs(part.factor - 1))
         for name in written:
             shown = next(part for part in ranked if name in part.group)
             value = shown.group[name]
@@ -171,6 +171,3 @@ class SplitGroup:
     def _select(self, part: _Part, sees: Callable[[Parameter], bool] | None) -> dict[str, list[Any]]:
         positions = [i for i in part.positions if sees is None or sees(self._parameters[i])]
         return {name: [self.user[name][i] for i in positions] for name in PER_PARAMETER if name in self.user}
-
-    def _has_gradients(self, part: _Part) -> bool:
-        return any(self._parameters[position].grad is not None for position in part.positions)

@@ -1,8 +1,8 @@
 """The parameter groups that an optimizer sees while it steps: the user's, split by the factor of each rate.
 
 Outside of ``optimizer.step()``, and within the closure that it calls, the groups are the user's own objects in the
-user's own list. Schedulers, finders, monitors, checkpoints, ``add_param_group`` and access by index therefore need to
-know nothing of the factors.
+user's own list. Schedulers, finders, monitors, checkpoints, ``add_param_group`` and access by index therefore do not
+depend on the factors.
 """
 
 from __future__ import annotations
@@ -27,14 +27,13 @@ class _Replaced(NamedTuple):
 
 
 class StepGroups:
-    """Replaces the groups of an optimizer, and of those that it drives, for the time of each step.
+    """Replaces the groups of an optimizer, and of the optimizers that it drives, during each step.
 
     Args:
         optimizer: The optimizer.
         key_of: The key of a parameter. Parameters of one group with equal keys share a group within the step.
         factor_of: The factor of a key now.
-        leaves_out: The optimizers that shall not see, within a step, the parameters that are frozen and have no
-            gradient.
+        leaves_out: The optimizers that do not see, within a step, parameters that are frozen and have no gradient.
         state: What :meth:`state_dict` returned, to go on from.
     """
 
@@ -62,12 +61,12 @@ class StepGroups:
             hooks.move_innermost()
 
     def restore(self) -> None:
-        """Put the user's groups back if a step that raised has left others."""
+        """Put the user's groups back after a step that raised."""
         for optimizer in list(self._replaced):
             self._restore(optimizer)
 
     def remove(self) -> None:
-        """Put the user's groups back, and leave them alone from now on."""
+        """Put the user's groups back and remove the hooks."""
         self.restore()
         for hooks in self._hooks:
             hooks.remove()
@@ -82,7 +81,7 @@ class StepGroups:
         return rates
 
     def state_dict(self) -> list[dict[str, Any]]:
-        """The values that the optimizers keep in the groups that they see, as plain data; often none."""
+        """The values that the optimizers keep in the groups that they see; often none."""
         states = dict(self._saved)
         for place, group in self._places():
             split = self._splits.get(_identity(group))

@@ -1,7 +1,8 @@
 """What an unknown class of optimizer does in a step, tried on a copy of it with small parameters of its own.
 
-``torch.optim`` skips parameters without a gradient and takes any learning rate for each group. Other classes need not:
-some Muon implementations turn a missing gradient into zeros and go on decaying the weights, Prodigy accepts one rate.
+The steps of ``torch.optim`` skip parameters without a gradient and accept any learning rate for each group. Other steps
+may not: some Muon implementations turn a missing gradient into zeros and go on decaying the weights, and Prodigy
+accepts only one rate.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ def call_before_training_step(trainer: Trainer, called: Callable[[], None]) -> C
 
 
 def call_if_a_step_raises(trainer: Trainer, restore: Callable[[], None]) -> Callable[[], object]:
-    """Call a function as soon as an optimizer step raises, before anything else learns of the exception.
+    """Call a function as soon as an optimizer step raises, before any other code handles the exception.
 
     Args:
         trainer: The running trainer.

@@ -81,7 +81,7 @@ class Moments:
         consistency.check_something_trains(self.session.module, self.session.members)
 
     def begin(self) -> None:
-        """The fit proper begins: scale the learning rates within each optimizer step from now on."""
+        """Start the fit proper: scale the learning rates within each optimizer step from now on."""
         if self.session.is_running:
             return
         self.session.is_running = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 from collections.abc import Callable
 from typing import Any
@@ -184,12 +185,54 @@ class HalvesItsRate(Optimizer):
             group["lr"] = group["lr"] / 2
 
 
-def test_an_optimizer_that_changes_its_own_rate_goes_on_from_it() -> None:
+@pytest.mark.parametrize("factors", [FACTORS, (0.25, 0.25, 0.25, 0.5, 0.5, 0.5)])
+def test_an_optimizer_that_changes_its_own_rate_goes_on_from_it(factors: tuple[float, ...]) -> None:
     expected, parameters = make_parameters(), make_parameters()
-    train(HalvesItsRate(groups_by_hand(expected, FACTORS, 0.1), 0.1), expected, range(5), closure=False)
+    train(HalvesItsRate(groups_by_hand(expected, factors, 0.1), 0.1), expected, range(5), closure=False)
     optimizer = HalvesItsRate(parameters, 0.1)
-    rates = attached(parameters, optimizer)
+    rates = attached(parameters, optimizer, factors)
     train(optimizer, parameters, range(5), closure=False)
     assert all(map(torch.equal, weights(parameters), weights(expected)))
     assert optimizer.param_groups[0]["lr"] == 0.1 / 32
-    assert list(rates.rates_of(optimizer).values()) == [0.1 / 32 * factor for factor in FACTORS]
+    assert list(rates.rates_of(optimizer).values()) == [0.1 / 32 * factor for factor in factors]
+
+
+class HalvesLargeRates(HalvesItsRate):
+    """Comes to a rate of its own in each group, as SWATS does."""
+
+    def step(self, closure: Any = None) -> None:
+        before = [group["lr"] for group in self.param_groups]
+        super().step()
+        for group, lr in zip(self.param_groups, before, strict=True):
+            group["lr"] = lr / 2 if lr > 0.03 else lr
+
+
+def test_rates_that_an_optimizer_sets_in_each_group_are_the_ones_reported_and_resumed() -> None:
+    by_hand, parameters = make_parameters(), make_parameters()
+    expected = HalvesLargeRates(groups_by_hand(by_hand, FACTORS, 0.1), 0.1)
+    train(expected, by_hand, range(5), closure=False)
+    optimizer = HalvesLargeRates(parameters, 0.1)
+    rates = attached(parameters, optimizer)
+    train(optimizer, parameters, range(3), closure=False)
+    saved = saved_and_loaded({"optimizer": optimizer.state_dict(), "rates": rates.state_dict()})
+    optimizer = HalvesLargeRates(parameters, 0.1)
+    rates = attached(parameters, optimizer, state=saved["rates"])
+    optimizer.load_state_dict(saved["optimizer"])
+    train(optimizer, parameters, range(3, 5), closure=False)
+    assert all(map(torch.equal, weights(parameters), weights(by_hand)))
+    assert list(rates.rates_of(optimizer).values()) == [g["lr"] for g in expected.param_groups for _ in g["params"]]
+
+
+def test_a_state_from_before_the_first_step_may_be_loaded_in_mid_run() -> None:
+    expected, parameters = make_parameters(), make_parameters()
+    train(StepInGroup(groups_by_hand(expected, FACTORS, 5e-2), 5e-2), expected, range(3), closure=False)
+    optimizer = StepInGroup(parameters, 5e-2)
+    attached(parameters, optimizer)
+    begun, state = weights(parameters), copy.deepcopy(optimizer.state_dict())
+    for _ in range(2):
+        with torch.no_grad():
+            for parameter, value in zip(parameters, begun, strict=True):
+                parameter.copy_(value)
+        optimizer.load_state_dict(state)
+        train(optimizer, parameters, range(3), closure=False)
+    assert all(map(torch.equal, weights(parameters), weights(expected)))

@@ -1,4 +1,4 @@
-"""The parameter groups stay the user's: whoever reads, writes, saves, indexes or adds to them goes on working."""
+"""The parameter groups stay the user's: code that reads, writes, saves, indexes or adds to them keeps working."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
@@ -36,13 +37,13 @@ def moves_without_gradient(optimizer: Optimizer) -> bool:
         return False
     try:
         with _trial(optimizer, [1.0]) as (trial, parameters):
-            trial.step()
+            trial.step(_closure)
             frozen = parameters[::2]  # the others go on having a gradient: some steps insist on one
             for parameter in frozen:
                 parameter.grad = None
                 parameter.requires_grad_(False)
             before = [parameter.clone() for parameter in frozen]
-            trial.step()
+            trial.step(_closure)
             return not all(map(torch.equal, before, frozen))
     except Exception:  # whatever the unknown code raises
         return True
@@ -65,7 +66,7 @@ def refusal_of_rates(optimizer: Optimizer, factors: tuple[float, ...]) -> Except
 def _error_of_step(optimizer: Optimizer, factors: list[float]) -> Exception | None:
     try:
         with _trial(optimizer, factors) as (trial, _):
-            trial.step()
+            trial.step(_closure)
     except Exception as error:  # whatever the unknown code raises
         return error
     return None
@@ -82,8 +83,6 @@ def _trial(optimizer: Optimizer, factors: list[float]) -> Iterator[tuple[Optimiz
             if group.get("lr") is not None:
                 # Large rates: a small one times a small decay would be lost in rounding.
                 values["lr"] = scaled(group["lr"], 0.0) + factor
-            if "param_names" in group:
-                values["param_names"] = ["first", "second"]
             groups.append({**values, "params": pair})
             parameters += pair
             stand_ins.update({id(parameter): pair[0] for parameter in group["params"]})
@@ -92,12 +91,17 @@ def _trial(optimizer: Optimizer, factors: list[float]) -> Iterator[tuple[Optimiz
     hooks: dict[str, Any] = {k: OrderedDict() for k in own if k.endswith("_hooks")}
     rest = {k: v for k, v in own.items() if k not in hooks}
     attributes = copy.deepcopy(rest, {id(optimizer): trial, **stand_ins})
-    counters = {k: copy_value(v) for k, v in optimizer.state.items() if not isinstance(k, torch.Tensor)}
+    counters = {k: copy_value(v) for k, v in optimizer.state.items() if not isinstance(k, Tensor)}
     vars(trial).update(attributes, **hooks, state=defaultdict(dict, counters), param_groups=groups)
     devices = {parameter.device.index for parameter in parameters if parameter.device.type == "cuda"}
     with torch.random.fork_rng(devices=devices), torch.compiler.set_stance("force_eager"):
         getattr(trial, "train", lambda: None)()  # schedule-free optimizers step in train mode only
         yield trial, parameters
+
+
+def _closure() -> Tensor:
+    # Lightning passes a closure to every step, and some steps insist on one.
+    return torch.zeros(())
 
 
 def _stand_in(parameter: Parameter) -> Parameter:

@@ -359,7 +359,9 @@ def test_without_us_that_optimizer_moves_frozen_parameters() -> None:
     assert not torch.equal(before[0], parameters[0])
 
 
-@pytest.mark.parametrize("name", ["Lion", "SOAP", "Prodigy", "Muon", "ScheduleFreeAdamW", "Lamb", "Ranger21", "AdamP"])
+@pytest.mark.parametrize(
+    "name", ["Lion", "SOAP", "Prodigy", "Muon", "ScheduleFreeAdamW", "Lamb", "Ranger21", "AdamP", "SPAM"]
+)
 def test_optimizers_that_skip_parameters_without_gradients_are_not_touched(name: str) -> None:
     package = pytest.importorskip("pytorch_optimizer")
     parameters = make_parameters()
@@ -373,12 +375,13 @@ def test_optimizers_that_skip_parameters_without_gradients_are_not_touched(name:
     assert all(map(torch.equal, before, weights(parameters)))
 
 
-def test_an_optimizer_that_steps_in_train_mode_only_is_not_touched() -> None:
+@pytest.mark.parametrize("name", ["AdamWScheduleFree", "SGDScheduleFreeClosure"])
+def test_an_optimizer_that_steps_in_train_mode_or_with_a_closure_only_is_not_touched(name: str) -> None:
     parameters = make_parameters()
-    optimizer = pytest.importorskip("schedulefree").AdamWScheduleFree(parameters)
+    optimizer = getattr(pytest.importorskip("schedulefree"), name)(parameters, lr=0.1)
     attached(parameters, optimizer, [1.0] * 6, freezes=True)
     assert hooks_of(optimizer) == 0
-    assert not optimizer.param_groups[0]["train_mode"]
+    assert not optimizer.param_groups[0].get("train_mode")
 
 
 def test_a_class_that_inherits_its_step_from_torch_is_not_tried() -> None:

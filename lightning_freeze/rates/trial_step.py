@@ -99,7 +99,7 @@ def _trial(optimizer: Optimizer, factors: list[float]) -> Iterator[tuple[Optimiz
         yield trial, parameters
 
 
-def _closure() -> Tensor:
+def _closure() -> Any:
     # Lightning passes a closure to every step, and some steps insist on one.
     return torch.zeros(())
 

@@ -161,16 +161,16 @@ def test_the_users_group_shows_the_values_of_the_part_at_the_users_rate() -> Non
 
 
 def test_a_value_that_the_user_writes_holds_for_all_parts() -> None:
-    parameters = make_parameters()
+    expected, parameters = make_parameters(), make_parameters()
+    by_hand = StepInGroup(groups_by_hand(expected, FACTORS, 5e-2), lr=5e-2)
     optimizer = StepInGroup(parameters, lr=5e-2)
-    rates = attached(parameters, optimizer)
-    train(optimizer, parameters, range(3), closure=False)
-    optimizer.param_groups[0]["step"] = 100
-    assert rates.state_dict() is None
-    train(optimizer, parameters, range(3, 4), closure=False)
-    state = rates.state_dict()
-    assert state is not None
-    assert sorted(state[0][0]["values"]["step"].values()) == [101, 102, 102]
+    attached(parameters, optimizer)
+    for each, trained in ((by_hand, expected), (optimizer, parameters)):
+        train(each, trained, range(3), closure=False)
+        for group in each.param_groups:
+            group["step"] = 100
+        train(each, trained, range(3, 6), closure=False)
+    assert all(map(torch.equal, weights(parameters), weights(expected)))
 
 
 class HalvesItsRate(Optimizer):

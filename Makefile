@@ -43,7 +43,8 @@ test-vision:
 	test -x $(VENV)-vision/bin/python || $(PYTHON) -m venv $(VENV)-vision
 	$(VENV)-vision/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-vision.txt \
 		--editable '.[vision,dev]'
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VENV)-vision/bin/python -m pytest -n $(WORKERS) tests/layers
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VENV)-vision/bin/python -m pytest -n $(WORKERS) tests/layers \
+		tests/rates/test_schedulers.py
 
 # In an environment of its own, with exactly the lower bounds of pyproject.toml.
 test-oldest:

@@ -1,4 +1,4 @@
-"""Which optimizers can take one learning rate per layer; the others are refused at the start, with the way out."""
+"""Which optimizers can take one learning rate per layer; the others are refused at the start, with the alternative."""
 
 from __future__ import annotations
 

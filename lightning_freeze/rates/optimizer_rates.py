@@ -38,8 +38,8 @@ class OptimizerRates:
 
     Attributes:
         sources: What scales rates.
-        freezes: Whether parameters are frozen at some time of the run. Optimizers that move parameters without a
-            gradient then do not see those that are frozen.
+        freezes: Whether any parameter is frozen during the run. If so, optimizers that move parameters without a
+            gradient do not see the frozen ones.
     """
 
     def __init__(self) -> None:
@@ -49,10 +49,10 @@ class OptimizerRates:
         self._saved: State = []
 
     def attach(self, optimizers: Sequence[Optimizer]) -> None:
-        """Scale the rates of these optimizers from now on, and no longer those of others.
+        """Scale the rates of these optimizers from now on, and stop scaling those of others.
 
-        Cheap where nothing has changed, so it can be called before every batch: optimizers may be rebuilt, and get
-        further parameters, in the midst of a run. An optimizer none of whose rates is ever scaled is not touched.
+        This is cheap where nothing has changed, so it can be called before every batch: optimizers may be rebuilt or
+        get further parameters during a run. An optimizer none of whose rates is ever scaled is not touched.
 
         Args:
             optimizers: The optimizers of the run, in their order.
@@ -64,22 +64,26 @@ class OptimizerRates:
         for index, optimizer in enumerate(optimizers):
             size = sum(len(group["params"]) for group in optimizer.param_groups)
             known, groups = self._attached.get(optimizer, (None, None))
-            if groups is not None:
-                groups.move_innermost()
-            elif known != size:
+            if groups is None and known != size:
                 state = self._saved[index] if index < len(self._saved) else []
                 self._attached[optimizer] = size, self._groups(optimizer, state)
         if optimizers:
             self._attached = {optimizer: self._attached[optimizer] for optimizer in optimizers}
             self._saved = []
 
+    def move_innermost(self) -> None:
+        """Move the hooks of all optimizers next to the step again, inside those that others have registered since."""
+        for _, groups in self._attached.values():
+            if groups is not None:
+                groups.move_innermost()
+
     def detach(self) -> None:
-        """Give all optimizers back as they were; :meth:`state_dict` goes on returning the last state."""
+        """Restore all optimizers; :meth:`state_dict` still returns the last state."""
         self._saved = self.state_dict() or []
         self._remove(list(self._attached))
 
     def restore(self) -> None:
-        """Put the user's groups back if an optimizer step that raised has left others."""
+        """Put the user's groups back after an optimizer step that raised."""
         for _, groups in self._attached.values():
             if groups is not None:
                 groups.restore()
@@ -117,7 +121,7 @@ class OptimizerRates:
         return found
 
     def state_dict(self) -> State | None:
-        """What optimizers keep in the groups that they see, as plain data; ``None`` if they keep nothing there."""
+        """What optimizers keep in the groups that they see; ``None`` if they keep nothing there."""
         states = [groups.state_dict() if groups is not None else [] for _, groups in self._attached.values()]
         states = states or self._saved
         return states if any(states) else None
@@ -126,7 +130,7 @@ class OptimizerRates:
         """Restore :meth:`state_dict`, at once or as soon as the optimizers are attached."""
         optimizers = list(self._attached)
         self.detach()
-        # The callbacks' checkpoints once had the user's groups in this place.
+        # Older checkpoints have the user's groups in this place.
         self._saved = [[each for each in states if "part_of" in each] for states in state or []]
         if optimizers:
             self.attach(optimizers)

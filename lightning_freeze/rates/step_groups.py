@@ -1,8 +1,8 @@
 """The parameter groups that an optimizer sees while it steps: the user's, split by the factor of each rate.
 
 Outside of ``optimizer.step()``, and within the closure that it calls, the groups are the user's own objects in the
-user's own list. Schedulers, finders, monitors, checkpoints, ``add_param_group`` and access by index therefore need to
-know nothing of the factors.
+user's own list. Schedulers, finders, monitors, checkpoints, ``add_param_group`` and access by index therefore do not
+depend on the factors.
 """
 
 from __future__ import annotations
@@ -27,14 +27,13 @@ class _Replaced(NamedTuple):
 
 
 class StepGroups:
-    """Replaces the groups of an optimizer, and of those that it drives, for the time of each step.
+    """Replaces the groups of an optimizer, and of the optimizers that it drives, during each step.
 
     Args:
         optimizer: The optimizer.
         key_of: The key of a parameter. Parameters of one group with equal keys share a group within the step.
         factor_of: The factor of a key now.
-        leaves_out: The optimizers that shall not see, within a step, the parameters that are frozen and have no
-            gradient.
+        leaves_out: The optimizers that do not see, within a step, parameters that are frozen and have no gradient.
         state: What :meth:`state_dict` returned, to go on from.
     """
 
@@ -51,7 +50,7 @@ class StepGroups:
         self._key_of = key_of
         self._factor_of = factor_of
         self._leaves_out = leaves_out
-        self._splits: dict[tuple[int, int], SplitGroup] = {}
+        self._splits: dict[tuple[int, ...], SplitGroup] = {}  # by the identity of the parameters
         self._saved: dict[tuple[int, int], Mapping[str, Any]] = {(s["optimizer"], s["group"]): s for s in state}
         self._replaced: dict[Optimizer, _Replaced] = {}
         self._hooks = [StepHooks(m, self._before, self._after) for m in self._members if runs_hooks(m)]
@@ -62,12 +61,12 @@ class StepGroups:
             hooks.move_innermost()
 
     def restore(self) -> None:
-        """Put the user's groups back if a step that raised has left others."""
+        """Put the user's groups back after a step that raised."""
         for optimizer in list(self._replaced):
             self._restore(optimizer)
 
     def remove(self) -> None:
-        """Put the user's groups back, and leave them alone from now on."""
+        """Put the user's groups back and remove the hooks."""
         self.restore()
         for hooks in self._hooks:
             hooks.remove()
@@ -76,16 +75,17 @@ class StepGroups:
         """The learning rate of each parameter now."""
         rates: dict[Parameter, float] = {}
         for optimizer in self._members:
-            for group in self._users_groups(optimizer):
+            for group in self._own_groups(optimizer):
                 if group.get("lr") is not None:
                     rates.update(self._split(group).rates(self._factor_of))
         return rates
 
     def state_dict(self) -> list[dict[str, Any]]:
-        """The values that the optimizers keep in the groups that they see, as plain data; often none."""
-        states = {place: state for place, state in self._saved.items() if place not in self._splits}
-        for place, split in self._splits.items():
-            state = split.state_dict()
+        """The values that the optimizers keep in the groups that they see; often none."""
+        states = dict(self._saved)
+        for place, group in self._places():
+            split = self._splits.get(_identity(group))
+            state = split.state_dict() if split is not None else None
             if state is not None:
                 states[place] = state
         return [{**state, "optimizer": member, "group": group} for (member, group), state in states.items()]
@@ -113,13 +113,15 @@ class StepGroups:
         return with_users_groups
 
     def _replace(self, optimizer: Optimizer) -> None:
-        by_others = {id(split.user) for each in self._replaced.values() for split in each.splits}
         sees = _has_gradient_or_trains if optimizer in self._leaves_out else None
+        replaced_already = {id(part.group) for each in self._replaced.values() for s in each.splits for part in s.parts}
         parts: dict[int, list[Group]] = {}
         splits = []
-        for group in self._users_groups(optimizer):
+        for group in self._own_groups(optimizer):
+            if id(group) in replaced_already:
+                continue
             split = self._split(group)
-            if id(group) not in by_others and (split.is_scaled or sees is not None):
+            if split.is_scaled or sees is not None:
                 parts[id(group)] = split.enter(self._factor_of, sees)
                 splits.append(split)
         lists = {id(member.param_groups): member.param_groups for member in self._members}.values()
@@ -133,47 +135,41 @@ class StepGroups:
         replaced = self._replaced.pop(optimizer, None)
         if replaced is None:
             return
-        parts = {id(part.group) for split in replaced.splits for part in split.parts}
+        known = {id(part.group) for split in replaced.splits for part in split.parts}
         for groups, users in replaced.lists:
-            known = parts | {id(group) for group in users}
+            known.update(map(id, users))
             groups[:] = [*users, *(group for group in groups if id(group) not in known)]
         for split in replaced.splits:
             split.leave()
 
-    def _users(self, optimizer: Optimizer) -> list[Group]:
-        for each in self._replaced.values():  # the step that began first stands first
-            for groups, users in each.lists:
-                if groups is optimizer.param_groups:
-                    return users
-        return optimizer.param_groups
-
-    def _users_groups(self, optimizer: Optimizer) -> list[Group]:
-        groups = self._users(optimizer)
-        if not self._driven[optimizer]:
-            return groups
+    def _own_groups(self, optimizer: Optimizer) -> list[Group]:
         # Some wrappers copy the values of their groups to those of the optimizer that they drive, which has its own
         # hooks; in the wrapper's step such groups stay as they are.
-        ids = {id(group) for group in groups}
-        copies = [g for driven in self._driven[optimizer] for g in self._users(driven) if id(g) not in ids]
+        ids = {id(group) for group in optimizer.param_groups}
+        copies = [g for driven in self._driven[optimizer] for g in driven.param_groups if id(g) not in ids]
         elsewhere = {id(parameter) for group in copies for parameter in group["params"]}
-        return [group for group in groups if not any(id(parameter) in elsewhere for parameter in group["params"])]
+        return [g for g in optimizer.param_groups if elsewhere.isdisjoint(map(id, g["params"]))]
 
     def _split(self, group: Group) -> SplitGroup:
-        place = self._place(group)
-        split = self._splits.get(place)
-        if split is None or not split.holds(group):
-            state = self._saved.pop(place, None) if split is None else split.state_dict()
-            split = self._splits[place] = SplitGroup(group, self._key_of, state)
+        identity = _identity(group)
+        if identity not in self._splits:
+            place = next(place for place, each in self._places() if each is group)
+            self._splits[identity] = SplitGroup(group, self._key_of, self._saved.pop(place, None))
+        split = self._splits[identity]
         split.user = group  # `load_state_dict` makes new ones
         return split
 
-    def _place(self, group: Group) -> tuple[int, int]:
-        return next(
-            (index, position)
-            for index, member in enumerate(self._members)
-            for position, held in enumerate(self._users(member))
-            if held is group
-        )
+    def _places(self) -> list[tuple[tuple[int, int], Group]]:
+        # Wrappers share groups with the optimizers that they drive.
+        places: dict[int, tuple[tuple[int, int], Group]] = {}
+        for index, member in enumerate(self._members):
+            for position, group in enumerate(member.param_groups):
+                places.setdefault(id(group), ((index, position), group))
+        return list(places.values())
+
+
+def _identity(group: Group) -> tuple[int, ...]:
+    return tuple(map(id, group["params"]))
 
 
 def _has_gradient_or_trains(parameter: Parameter) -> bool:

@@ -56,8 +56,8 @@ class StepHooks:
 def is_nested(optimizer: Optimizer) -> bool:
     """Whether the step whose hook is running has been called by another step of the same optimizer.
 
-    A class whose ``step`` calls that of its parent runs the hooks twice. The frames on the stack say so, and unlike a
-    counter they are right after a step that has raised, too.
+    A class whose ``step`` calls that of its parent runs the hooks twice. Unlike a counter, the frames on the stack are
+    also right after a step that has raised.
     """
     frame: FrameType | None = sys._getframe(1)
     steps = 0

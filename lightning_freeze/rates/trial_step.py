@@ -1,7 +1,8 @@
 """What an unknown class of optimizer does in a step, tried on a copy of it with small parameters of its own.
 
-``torch.optim`` skips parameters without a gradient and takes any learning rate for each group. Other classes need not:
-some Muon implementations turn a missing gradient into zeros and go on decaying the weights, Prodigy accepts one rate.
+The steps of ``torch.optim`` skip parameters without a gradient and accept any learning rate for each group. Other steps
+may not: some Muon implementations turn a missing gradient into zeros and go on decaying the weights, and Prodigy
+accepts only one rate.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
@@ -20,9 +22,9 @@ from lightning_freeze.rates.group_values import copy_value, scaled
 from lightning_freeze.rates.split_group import PER_PARAMETER
 
 
-def is_known(optimizer: Optimizer) -> bool:
-    """Whether the class is one of torch's own."""
-    return type(optimizer).__module__.startswith("torch.optim.")
+def has_known_step(optimizer: Optimizer) -> bool:
+    """Whether the step is one of torch's own, which needs no trial."""
+    return type(optimizer).step.__module__.startswith("torch.optim.")
 
 
 def moves_without_gradient(optimizer: Optimizer) -> bool:
@@ -31,17 +33,17 @@ def moves_without_gradient(optimizer: Optimizer) -> bool:
     Returns:
         Whether the copy has done so; true as well where no step of a copy can be tried.
     """
-    if is_known(optimizer):
+    if has_known_step(optimizer):
         return False
     try:
         with _trial(optimizer, [1.0]) as (trial, parameters):
-            trial.step()
+            trial.step(_closure)
             frozen = parameters[::2]  # the others go on having a gradient: some steps insist on one
             for parameter in frozen:
                 parameter.grad = None
                 parameter.requires_grad_(False)
             before = [parameter.clone() for parameter in frozen]
-            trial.step()
+            trial.step(_closure)
             return not all(map(torch.equal, before, frozen))
     except Exception:  # whatever the unknown code raises
         return True
@@ -54,17 +56,18 @@ def refusal_of_rates(optimizer: Optimizer, factors: tuple[float, ...]) -> Except
         optimizer: The optimizer.
         factors: The factors of the groups to try.
     """
-    if is_known(optimizer):
+    if has_known_step(optimizer):
         return None
+    refusal = _error_of_step(optimizer, list(factors))
+    is_tried = refusal is None or _error_of_step(optimizer, [1.0]) is None
+    return refusal if is_tried else None
+
+
+def _error_of_step(optimizer: Optimizer, factors: list[float]) -> Exception | None:
     try:
-        with _trial(optimizer, [1.0]) as (trial, _):
-            trial.step()
-    except Exception:  # it cannot be tried
-        return None
-    try:
-        with _trial(optimizer, list(factors)) as (trial, _):
-            trial.step()
-    except Exception as error:
+        with _trial(optimizer, factors) as (trial, _):
+            trial.step(_closure)
+    except Exception as error:  # whatever the unknown code raises
         return error
     return None
 
@@ -80,8 +83,6 @@ def _trial(optimizer: Optimizer, factors: list[float]) -> Iterator[tuple[Optimiz
             if group.get("lr") is not None:
                 # Large rates: a small one times a small decay would be lost in rounding.
                 values["lr"] = scaled(group["lr"], 0.0) + factor
-            if "param_names" in group:
-                values["param_names"] = ["first", "second"]
             groups.append({**values, "params": pair})
             parameters += pair
             stand_ins.update({id(parameter): pair[0] for parameter in group["params"]})
@@ -90,11 +91,17 @@ def _trial(optimizer: Optimizer, factors: list[float]) -> Iterator[tuple[Optimiz
     hooks: dict[str, Any] = {k: OrderedDict() for k in own if k.endswith("_hooks")}
     rest = {k: v for k, v in own.items() if k not in hooks}
     attributes = copy.deepcopy(rest, {id(optimizer): trial, **stand_ins})
-    counters = {k: copy_value(v) for k, v in optimizer.state.items() if not isinstance(k, torch.Tensor)}
+    counters = {k: copy_value(v) for k, v in optimizer.state.items() if not isinstance(k, Tensor)}
     vars(trial).update(attributes, **hooks, state=defaultdict(dict, counters), param_groups=groups)
     devices = {parameter.device.index for parameter in parameters if parameter.device.type == "cuda"}
-    with torch.random.fork_rng(devices=devices), _uncompiled():
+    with torch.random.fork_rng(devices=devices), torch.compiler.set_stance("force_eager"):
+        getattr(trial, "train", lambda: None)()  # schedule-free optimizers step in train mode only
         yield trial, parameters
+
+
+def _closure() -> Any:
+    # Lightning passes a closure to every step, and some steps insist on one.
+    return torch.zeros(())
 
 
 def _stand_in(parameter: Parameter) -> Parameter:
@@ -103,8 +110,3 @@ def _stand_in(parameter: Parameter) -> Parameter:
     stand_in = Parameter(torch.full(shape, 0.5, dtype=parameter.dtype, device=parameter.device))
     stand_in.grad = torch.full_like(stand_in, 0.1)
     return stand_in
-
-
-def _uncompiled() -> Any:
-    set_stance = getattr(torch.compiler, "set_stance", None)  # since torch 2.6
-    return nullcontext() if set_stance is None else set_stance("force_eager")

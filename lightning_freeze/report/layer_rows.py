@@ -22,7 +22,7 @@ class LayerRow(NamedTuple):
         size: Number of elements in its parameters.
         tensors: Number of its parameters.
         trainable: How many of them train.
-        rates: The distinct learning rates of those, ascending; empty before an optimizer holds any.
+        rates: The distinct learning rates of its trainable parameters, ascending; empty before an optimizer holds any.
         since: When the last of them began to train, where a schedule decides about it.
         is_bystander: Whether the layer belongs to a network that takes no part in training.
     """

@@ -25,7 +25,7 @@ class RateLog(Observer):
         self._stacks = stacks
 
     def start_batch(self) -> None:  # noqa: D102
-        # A module that optimizes by hand may step without Lightning, and then nobody is told of the step.
+        # With manual optimization, the module may step the optimizer without Lightning, and then no hook runs.
         if not self._session.module.automatic_optimization:
             self._log()
 

@@ -51,15 +51,15 @@ def refuse_unfrozen(module: LightningModule, holds: Holds) -> None:
         )
 
 
-def hold_before_training_step(trainer: Trainer, assert_frozen: Callable[[], None]) -> Callable[[], object]:
-    """Hold what is frozen right before each training step, after all callbacks and the module's own hooks.
+def call_before_training_step(trainer: Trainer, called: Callable[[], None]) -> Callable[[], object]:
+    """Call a function right before each training step, after all callbacks and the module's own hooks.
 
-    The module's ``on_train_batch_start`` and those of later callbacks run after ours, and may call ``train()``. The
-    strategy's hook of this name is the last one before the training step.
+    The ``on_train_batch_start`` of the module and of later callbacks runs after ours. The strategy's hook of this name
+    is the last one before the training step.
 
     Args:
         trainer: The running trainer.
-        assert_frozen: What to call.
+        called: What to call.
 
     Returns:
         Undoes it.
@@ -69,14 +69,14 @@ def hold_before_training_step(trainer: Trainer, assert_frozen: Callable[[], None
 
     def on_train_batch_start(batch: Any, batch_idx: int) -> None:
         hook(batch, batch_idx)
-        assert_frozen()
+        called()
 
     strategy.on_train_batch_start = on_train_batch_start  # type: ignore[method-assign]
     return lambda: vars(strategy).pop("on_train_batch_start", None)
 
 
 def call_if_a_step_raises(trainer: Trainer, restore: Callable[[], None]) -> Callable[[], object]:
-    """Call a function as soon as an optimizer step raises, before anything else learns of the exception.
+    """Call a function as soon as an optimizer step raises, before any other code handles the exception.
 
     Args:
         trainer: The running trainer.

@@ -81,12 +81,12 @@ class Moments:
         consistency.check_something_trains(self.session.module, self.session.members)
 
     def begin(self) -> None:
-        """The fit proper begins: scale the learning rates within each optimizer step from now on."""
+        """Start the fit proper: scale the learning rates within each optimizer step from now on."""
         if self.session.is_running:
             return
         self.session.is_running = True
         self._undo_configure_optimizers()
-        self.session.at_close(consistency.hold_before_training_step(self.session.trainer, self.assert_frozen))
+        self.session.at_close(consistency.call_before_training_step(self.session.trainer, self._before_training_step))
         with self.session.holds.lifted():
             check_wrapped(self._rate_owners(), self.session.trainer, self.session.module)
         self.session.at_close(restore_where_saved(self.session.trainer, self.session.module))
@@ -100,12 +100,12 @@ class Moments:
         self.session.rates.attach(self.session.trainer.optimizers)
 
     def start_fit(self) -> None:
-        """Tell that the optimizers exist."""
+        """Tell the observers that the optimizers exist."""
         self.begin()
         self._tell("start_fit")
 
     def start_training(self) -> None:
-        """Tell that everything is restored and training begins."""
+        """Tell the observers that everything is restored and training begins."""
         if self.session.is_running:
             self.assert_frozen()
             self._tell("start_training")
@@ -117,38 +117,44 @@ class Moments:
                 schedule.advance()
             self.session.rates.restore()
             self.session.rates.attach(self.session.trainer.optimizers)
+            self.session.rates.move_innermost()
         self.assert_frozen()
         self._tell("start_batch")
 
+    def _before_training_step(self) -> None:
+        # The module's own hook, and those of later callbacks, may have changed modes, optimizers and their groups.
+        self.assert_frozen()
+        self.session.rates.attach(self.session.trainer.optimizers)
+
     def before_backward(self) -> None:
-        """Tell that a forward pass has ended."""
+        """Tell the observers that a forward pass has ended."""
         self._tell("before_backward")
 
     def before_step(self, optimizer: Optimizer) -> None:
-        """Check that what is frozen is, and tell that an optimizer is about to step."""
+        """Check that frozen parameters still are, and tell the observers that an optimizer is about to step."""
         consistency.refuse_unfrozen(self.session.module, self.session.holds)
         self._tell("before_step", optimizer)
 
     def end_batch(self, batch_idx: int) -> None:
-        """Tell that a training batch has ended."""
+        """Tell the observers that a training batch has ended."""
         self._tell("end_batch", batch_idx)
 
     def end_validation(self) -> None:
-        """Tell that a validation has ended."""
+        """Tell the observers that a validation has ended."""
         if self.session.is_running:
             self._tell("end_validation")
 
     def change_phase(self, change: PhaseChange) -> None:
-        """Tell that other layers train from now on."""
+        """Tell the observers that other layers train from now on."""
         self._tell("change_phase", change)
 
     def end_training(self) -> None:
-        """Tell that training has ended as planned."""
+        """Tell the observers that training has ended as planned."""
         if self.session.is_running:
             self._tell("end_training")
 
     def fail(self, exception: BaseException) -> None:
-        """Tell, once, that training ends with an exception."""
+        """Tell the observers, once, that training ends with an exception."""
         if self.session.is_first("exception"):
             self.session.rates.restore()
             self._tell("fail", exception)

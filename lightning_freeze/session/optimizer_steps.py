@@ -1,7 +1,7 @@
 """How many steps each of several optimizers has taken.
 
-``Trainer.global_step`` adds up the steps of all optimizers. A warm-up is a matter of one optimizer, the one that holds
-the layer: it shall last as many of *its* steps as the user asked for, however often the others step meanwhile.
+``Trainer.global_step`` adds up the steps of all optimizers. A warm-up counts only the steps of the optimizer that holds
+the layer, however often the others step in the meantime.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class OptimizerSteps:
     def attach(self, optimizers: Sequence[Optimizer]) -> None:
         """Count the steps of these optimizers from now on, whether a step goes through Lightning or not.
 
-        Cheap where nothing has changed, so it can be called before every batch.
+        This is cheap where nothing has changed, so it can be called before every batch.
         """
         if [*map(id, self._counted)] == [*map(id, optimizers)]:
             return
@@ -38,11 +38,11 @@ class OptimizerSteps:
         self._handles = [
             optimizer.register_step_post_hook(lambda optimizer, *_, index=index: self._count(optimizer, index))
             for index, optimizer in enumerate(optimizers)
-            if hasattr(optimizer, "register_step_post_hook")  # engines bring optimizers of their own
+            if hasattr(optimizer, "register_step_post_hook")  # the optimizers of some engines have no hooks
         ]
 
     def detach(self) -> None:
-        """Count no longer."""
+        """Stop counting."""
         for handle in self._handles:
             handle.remove()
         self._handles = []

@@ -1,4 +1,4 @@
-"""Optimizer states in a checkpoint: they go by position, so they fit only the groups that they were saved with."""
+"""Optimizer states in a checkpoint: they are stored by position, so they fit only the groups they were saved with."""
 
 from __future__ import annotations
 

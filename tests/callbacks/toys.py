@@ -1,5 +1,4 @@
-"""A tiny transformer in a LightningModule that has never heard of this package, in float64 so that equality can be "
-"exact."""
+"""A tiny transformer in a LightningModule without this package, in float64 so that equality can be exact."""
 
 from __future__ import annotations
 
@@ -41,8 +40,7 @@ class Encoder(nn.Module):
 
 
 class Toy(LightningModule):
-    """Classifies token sequences; ``make_optimizers`` gets the module and returns what ``configure_optimizers`` "
-    "should."""
+    """Classifies token sequences; ``make_optimizers`` makes what ``configure_optimizers`` returns, from the module."""
 
     def __init__(
         self,
@@ -133,8 +131,7 @@ def layer_of(name: str) -> str:
 
 
 class Recorder(Callback):
-    """Notes at each training batch what is trainable, in eval mode and at which rate; comes last in the list of "
-    "callbacks."""
+    """Notes at each training batch what is trainable, in eval mode and at which rate; the last of the callbacks."""
 
     def __init__(self) -> None:
         self.trains: list[set[str]] = []

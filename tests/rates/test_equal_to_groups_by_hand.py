@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 from collections.abc import Callable
 from typing import Any
@@ -128,6 +129,21 @@ def copies(parameters: list[Parameter]) -> list[Parameter]:
     return [Parameter(parameter.detach().clone()) for parameter in parameters]
 
 
+def test_values_stay_with_their_parameters_when_the_user_reorders_or_rebuilds_the_groups() -> None:
+    expected, parameters = make_parameters(), make_parameters()
+    factors = (0.25, 0.5, 1.0) * 2
+    by_hand = [{"params": [p], "lr": 5e-2 * f} for p, f in zip(expected, factors, strict=True)]
+    train(StepInGroup(by_hand, lr=5e-2), expected, range(9), closure=False)
+    optimizer = StepInGroup([{"params": parameters[:2]}, {"params": parameters[2:]}], lr=5e-2)
+    attached(parameters, optimizer, factors)
+    train(optimizer, parameters, range(3), closure=False)
+    optimizer.param_groups.reverse()
+    train(optimizer, parameters, range(3, 6), closure=False)
+    optimizer.param_groups = [dict(group) for group in reversed(optimizer.param_groups)]
+    train(optimizer, parameters, range(6, 9), closure=False)
+    assert all(map(torch.equal, weights(parameters), weights(expected)))
+
+
 def test_an_optimizer_that_keeps_nothing_in_its_groups_adds_nothing_to_a_checkpoint() -> None:
     parameters = make_parameters()
     optimizer = torch.optim.AdamW(parameters)
@@ -145,16 +161,16 @@ def test_the_users_group_shows_the_values_of_the_part_at_the_users_rate() -> Non
 
 
 def test_a_value_that_the_user_writes_holds_for_all_parts() -> None:
-    parameters = make_parameters()
+    expected, parameters = make_parameters(), make_parameters()
+    by_hand = StepInGroup(groups_by_hand(expected, FACTORS, 5e-2), lr=5e-2)
     optimizer = StepInGroup(parameters, lr=5e-2)
-    rates = attached(parameters, optimizer)
-    train(optimizer, parameters, range(3), closure=False)
-    optimizer.param_groups[0]["step"] = 100
-    assert rates.state_dict() is None
-    train(optimizer, parameters, range(3, 4), closure=False)
-    state = rates.state_dict()
-    assert state is not None
-    assert sorted(state[0][0]["values"]["step"].values()) == [101, 102, 102]
+    attached(parameters, optimizer)
+    for each, trained in ((by_hand, expected), (optimizer, parameters)):
+        train(each, trained, range(3), closure=False)
+        for group in each.param_groups:
+            group["step"] = 100
+        train(each, trained, range(3, 6), closure=False)
+    assert all(map(torch.equal, weights(parameters), weights(expected)))
 
 
 class HalvesItsRate(Optimizer):
@@ -169,12 +185,54 @@ class HalvesItsRate(Optimizer):
             group["lr"] = group["lr"] / 2
 
 
-def test_an_optimizer_that_changes_its_own_rate_goes_on_from_it() -> None:
+@pytest.mark.parametrize("factors", [FACTORS, (0.25, 0.25, 0.25, 0.5, 0.5, 0.5)])
+def test_an_optimizer_that_changes_its_own_rate_goes_on_from_it(factors: tuple[float, ...]) -> None:
     expected, parameters = make_parameters(), make_parameters()
-    train(HalvesItsRate(groups_by_hand(expected, FACTORS, 0.1), 0.1), expected, range(5), closure=False)
+    train(HalvesItsRate(groups_by_hand(expected, factors, 0.1), 0.1), expected, range(5), closure=False)
     optimizer = HalvesItsRate(parameters, 0.1)
-    rates = attached(parameters, optimizer)
+    rates = attached(parameters, optimizer, factors)
     train(optimizer, parameters, range(5), closure=False)
     assert all(map(torch.equal, weights(parameters), weights(expected)))
     assert optimizer.param_groups[0]["lr"] == 0.1 / 32
-    assert list(rates.rates_of(optimizer).values()) == [0.1 / 32 * factor for factor in FACTORS]
+    assert list(rates.rates_of(optimizer).values()) == [0.1 / 32 * factor for factor in factors]
+
+
+class HalvesLargeRates(HalvesItsRate):
+    """Comes to a rate of its own in each group, as SWATS does."""
+
+    def step(self, closure: Any = None) -> None:
+        before = [group["lr"] for group in self.param_groups]
+        super().step()
+        for group, lr in zip(self.param_groups, before, strict=True):
+            group["lr"] = lr / 2 if lr > 0.03 else lr
+
+
+def test_rates_that_an_optimizer_sets_in_each_group_are_the_ones_reported_and_resumed() -> None:
+    by_hand, parameters = make_parameters(), make_parameters()
+    expected = HalvesLargeRates(groups_by_hand(by_hand, FACTORS, 0.1), 0.1)
+    train(expected, by_hand, range(5), closure=False)
+    optimizer = HalvesLargeRates(parameters, 0.1)
+    rates = attached(parameters, optimizer)
+    train(optimizer, parameters, range(3), closure=False)
+    saved = saved_and_loaded({"optimizer": optimizer.state_dict(), "rates": rates.state_dict()})
+    optimizer = HalvesLargeRates(parameters, 0.1)
+    rates = attached(parameters, optimizer, state=saved["rates"])
+    optimizer.load_state_dict(saved["optimizer"])
+    train(optimizer, parameters, range(3, 5), closure=False)
+    assert all(map(torch.equal, weights(parameters), weights(by_hand)))
+    assert list(rates.rates_of(optimizer).values()) == [g["lr"] for g in expected.param_groups for _ in g["params"]]
+
+
+def test_a_state_from_before_the_first_step_may_be_loaded_in_mid_run() -> None:
+    expected, parameters = make_parameters(), make_parameters()
+    train(StepInGroup(groups_by_hand(expected, FACTORS, 5e-2), 5e-2), expected, range(3), closure=False)
+    optimizer = StepInGroup(parameters, 5e-2)
+    attached(parameters, optimizer)
+    begun, state = weights(parameters), copy.deepcopy(optimizer.state_dict())
+    for _ in range(2):
+        with torch.no_grad():
+            for parameter, value in zip(parameters, begun, strict=True):
+                parameter.copy_(value)
+        optimizer.load_state_dict(state)
+        train(optimizer, parameters, range(3), closure=False)
+    assert all(map(torch.equal, weights(parameters), weights(expected)))

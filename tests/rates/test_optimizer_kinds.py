@@ -359,7 +359,9 @@ def test_without_us_that_optimizer_moves_frozen_parameters() -> None:
     assert not torch.equal(before[0], parameters[0])
 
 
-@pytest.mark.parametrize("name", ["Lion", "SOAP", "Prodigy", "Muon", "ScheduleFreeAdamW", "Lamb", "Ranger21", "AdamP"])
+@pytest.mark.parametrize(
+    "name", ["Lion", "SOAP", "Prodigy", "Muon", "ScheduleFreeAdamW", "Lamb", "Ranger21", "AdamP", "SPAM"]
+)
 def test_optimizers_that_skip_parameters_without_gradients_are_not_touched(name: str) -> None:
     package = pytest.importorskip("pytorch_optimizer")
     parameters = make_parameters()
@@ -371,6 +373,32 @@ def test_optimizers_that_skip_parameters_without_gradients_are_not_touched(name:
     assert hooks_of(optimizer) == 0
     assert not any(parameter.grad is not None for parameter in parameters)
     assert all(map(torch.equal, before, weights(parameters)))
+
+
+@pytest.mark.parametrize("name", ["AdamWScheduleFree", "SGDScheduleFreeClosure"])
+def test_an_optimizer_that_steps_in_train_mode_or_with_a_closure_only_is_not_touched(name: str) -> None:
+    parameters = make_parameters()
+    optimizer = getattr(pytest.importorskip("schedulefree"), name)(parameters, lr=0.1)
+    attached(parameters, optimizer, [1.0] * 6, freezes=True)
+    assert hooks_of(optimizer) == 0
+    assert not optimizer.param_groups[0].get("train_mode")
+
+
+def test_a_class_that_inherits_its_step_from_torch_is_not_tried() -> None:
+    seen: list[float] = []
+
+    class Watched(AdamW):
+        def _init_group(self, group: dict[str, Any], *args: Any) -> Any:
+            seen.append(group["lr"])
+            return super()._init_group(group, *args)
+
+    parameters = make_parameters()
+    optimizer = Watched(parameters, lr=0.1)
+    attached(parameters, optimizer, freezes=True)
+    assert seen == []
+    set_gradients(parameters, 0)
+    optimizer.step()
+    assert seen == times(0.1, [0.25, 0.5, 1.0])
 
 
 def test_torchs_own_optimizers_are_not_tried() -> None:

@@ -1,4 +1,4 @@
-"""The parameter groups stay the user's: whoever reads, writes, saves, indexes or adds to them goes on working."""
+"""The parameter groups stay the user's: code that reads, writes, saves, indexes or adds to them keeps working."""
 
 from __future__ import annotations
 
@@ -307,6 +307,48 @@ def test_an_optimizer_that_is_rebuilt_in_mid_run_is_scaled() -> None:
     fit(Rebuilds(), DiscriminativeLR(0.5, verbose=False), recorder)
     third = [rates["encoder.layers.3.linear.weight"] for rates in recorder.rates]
     assert third == pytest.approx([0.05] * 4 + [0.1] * 8)
+
+
+class WithUnitGradients(Toy):
+    """Changes its optimizer at the start of batch 5, after all callbacks, and notes each layer's displacement."""
+
+    def __init__(self, change: Any, **options: Any) -> None:
+        super().__init__(**options)
+        self.change = change
+        self.rates: list[dict[str, float]] = []
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        if self.global_step == 5:
+            self.change(self)
+        self.before = weights(self)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        for parameter in self.parameters():
+            parameter.grad = torch.ones_like(parameter)
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        now = dict(self.named_parameters())
+        self.rates.append({layer_of(name): float((self.before[name] - p).mean()) for name, p in now.items()})
+
+
+def add_the_encoder(module: LightningModule) -> None:
+    module.optimizers().add_param_group({"params": list(module.encoder.parameters()), "lr": 0.2})
+
+
+def rebuild(module: LightningModule) -> None:
+    head = {"params": module.classifier.parameters(), "lr": 0.1}
+    module.trainer.optimizers = [torch.optim.SGD([head, {"params": module.encoder.parameters()}], lr=0.2)]
+
+
+@pytest.mark.parametrize("change", [add_the_encoder, rebuild])
+def test_what_the_module_changes_right_before_a_training_step_is_scaled_in_that_step(change: Any) -> None:
+    module = WithUnitGradients(change, make_optimizers=lambda m: torch.optim.SGD(m.classifier.parameters(), lr=0.1))
+    fit(module, DiscriminativeLR(0.5, verbose=False))
+    assert [rates["head"] for rates in module.rates] == pytest.approx([0.1] * 12)
+    for layer, depth in DEPTHS.items():
+        if depth > 0:
+            expected = [0.0] * 5 + [0.2 * 0.5**depth] * 7
+            assert [rates[layer] for rates in module.rates] == pytest.approx(expected)
 
 
 def phased(**options: Any) -> list[Callback]:

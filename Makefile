@@ -3,6 +3,7 @@
 # make test-slow  the others
 # make test-vision  the tests on timm and torchvision models, in an environment with the torch that these need
 # make test-oldest  the tests with the oldest versions that pyproject.toml allows, in an environment of their own
+# make test-projects  the checks on projects that build on Lightning, which write the table in docs/compatibility.md
 # make fuzz   a thousand wrong command lines, config files and constructor calls, in under a minute
 # make dist   the wheel and the source archive, checked
 # make lint   ruff, mypy and import-linter
@@ -20,7 +21,7 @@ WORKERS   ?= auto
 # Made anew by each demo.
 DEMO_RUN  := runs/reviews/demo
 
-.PHONY: demo test test-vision test-oldest fuzz dist lint clean test-slow
+.PHONY: demo test test-vision test-oldest test-projects fuzz dist lint clean test-slow
 .DEFAULT_GOAL := test
 
 demo: $(READY)
@@ -53,6 +54,10 @@ test-oldest:
 		--editable '.[data,dev]'
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VENV)-oldest/bin/python -m pytest -n $(WORKERS) -m "not slow"
 
+# In environments of their own (.venv-projects): each project installs what its own quick start needs.
+test-projects:
+	$(PYTHON) benchmarks/projects/run.py
+
 fuzz: $(READY_DEV)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/fuzz_command_line.py --lines 300 --calls 700
 
@@ -84,6 +89,6 @@ $(READY_DEV): $(READY)
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-vision $(VENV)-oldest runs lightning_logs build dist *.egg-info .ruff_cache .mypy_cache .pytest_cache .coverage
+	rm -rf $(VENV) $(VENV)-vision $(VENV)-oldest $(VENV)-projects runs lightning_logs build dist *.egg-info .ruff_cache .mypy_cache .pytest_cache .coverage
 	rm -f experiments/reviews/data
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

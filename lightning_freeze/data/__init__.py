@@ -1,7 +1,7 @@
 """Text data from files: read, checked, split, tokenised and batched.
 
 This room turns the files that a user has into batches, or says in one message which file and row is wrong. It may
-import ``module`` (for the tasks) and ``errors``; it knows nothing of layers, callbacks or the cache.
+import ``module`` (for the tasks), ``namespaces`` and ``errors``; it knows nothing of layers, callbacks or the cache.
 
 Begin reading with ``datamodule.py``. It calls the others in this order: ``reading/`` finds the splits and makes a table
 of each, ``splitting.py`` divides one that has no splits, ``unlabelled.py`` leaves out rows without a label,

@@ -7,7 +7,6 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal
 
-from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.utils.data import DataLoader
@@ -35,6 +34,7 @@ from lightning_freeze.data.tokenizer import checked_tokenizer, load_tokenizer
 from lightning_freeze.data.unlabelled import LabelColumns, without_unlabelled
 from lightning_freeze.errors import ConfigurationError, listing
 from lightning_freeze.module.tasks import TaskName, get_task
+from lightning_freeze.namespaces import LightningDataModule
 
 _STAGES = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
 _DEFAULT_COLUMNS = {"token": ("tokens", "tags"), "target-token": ("source", "target")}

@@ -4,7 +4,8 @@
 a small head on a bare encoder (``pooling.py``). Everything about a task is in ``tasks.py``; the default optimizer and
 schedule are in ``optim.py``.
 
-May import ``errors`` and nothing else of the package. Begin reading with ``transformer.py``.
+May import ``arguments``, ``errors`` and ``namespaces``, nothing else of the package. Begin reading with
+``transformer.py``.
 """
 
 from lightning_freeze.module.optim import DefaultAdamW, linear_warmup_decay, split_decay

@@ -6,7 +6,6 @@ import os
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -26,6 +25,7 @@ from lightning_freeze.module.pretrained.limits import InputLimits, find_limits
 from lightning_freeze.module.pretrained.precision import warn_about_half_precision
 from lightning_freeze.module.pretrained.special_tokens import align_special_tokens, check_end_tokens, prepare_inputs
 from lightning_freeze.module.tasks import IGNORE_INDEX, TaskName, first_tensor, get_task
+from lightning_freeze.namespaces import LightningModule
 
 Interval = Literal["step", "epoch"]
 

@@ -5,6 +5,13 @@ Every other room asks here whenever the class of one of the user's objects decid
 May import nothing else of the package. Begin reading with ``both.py``.
 """
 
-from lightning_freeze.namespaces.both import Callback, Misconfiguration, either, overrides
+from lightning_freeze.namespaces.both import (
+    Callback,
+    LightningDataModule,
+    LightningModule,
+    Misconfiguration,
+    either,
+    overrides,
+)
 
-__all__ = ["Callback", "Misconfiguration", "either", "overrides"]
+__all__ = ["Callback", "LightningDataModule", "LightningModule", "Misconfiguration", "either", "overrides"]

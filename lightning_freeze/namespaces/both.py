@@ -7,19 +7,53 @@ A project's modules, Trainer, callbacks and strategies come from the namespace t
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable
+from inspect import getattr_static, isfunction
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import lightning.pytorch
-from lightning.pytorch import LightningModule
 from lightning_utilities.core import rank_zero
 from lightning_utilities.core.overrides import is_overridden
+from torch import nn
 
 _COPIES = {"lightning.pytorch": "pytorch_lightning", "lightning.fabric": "lightning_fabric"}
 
 T = TypeVar("T")
 
+
+class _MethodOfItsTrainer:
+    """A method that both namespaces define: bound is the one of the namespace that the object's Trainer comes from.
+
+    Lightning compares a hook with that of its own base class to see whether somebody has overridden it.
+    """
+
+    def __init__(self, own: Callable[..., Any], other: Callable[..., Any], other_trainer: type) -> None:
+        self._own, self._other, self._other_trainer = own, other, other_trainer
+
+    def __get__(self, instance: object, owner: type | None = None) -> Any:
+        if instance is None:
+            return self._own
+        values = vars(instance)
+        trainer = values.get("_trainer", values.get("trainer"))
+        method = self._other if isinstance(trainer, self._other_trainer) else self._own
+        return method.__get__(instance, owner)
+
+
+def _asks_its_trainer(cls: type[T]) -> type[T]:
+    """Give a class with a base in each namespace the public methods of both."""
+    own, other = cls.__bases__
+    other_trainer = sys.modules[_COPIES["lightning.pytorch"]].Trainer
+    for name in dir(other):
+        method = getattr_static(other, name)
+        if isfunction(method) and not name.startswith("_") and not hasattr(nn.Module, name):
+            setattr(cls, name, _MethodOfItsTrainer(getattr_static(own, name, method), method, other_trainer))
+    return cls
+
+
 if TYPE_CHECKING:
     from lightning.pytorch import Callback as Callback
+    from lightning.pytorch import LightningDataModule as LightningDataModule
+    from lightning.pytorch import LightningModule as LightningModule
 
     class Misconfiguration(Exception):
         """``MisconfigurationException`` of the other namespace."""
@@ -41,6 +75,24 @@ else:
         instead of a list, and in the types of a ``LightningCLI``.
         """
 
+    @_asks_its_trainer
+    class LightningModule(lightning.pytorch.LightningModule, pytorch_lightning.LightningModule):
+        """A module for Trainers of both namespaces."""
+
+        @property
+        def trainer(self):
+            """The Trainer that runs this module; children of both namespaces are given it too."""
+            return super().trainer
+
+        @trainer.setter
+        def trainer(self, trainer):
+            lightning.pytorch.LightningModule.trainer.fset(self, trainer)
+            pytorch_lightning.LightningModule.trainer.fset(self, trainer)
+
+    @_asks_its_trainer
+    class LightningDataModule(lightning.pytorch.LightningDataModule, pytorch_lightning.LightningDataModule):
+        """A data module for Trainers of both namespaces."""
+
 
 def either(*classes: type[T]) -> tuple[type[T], ...]:
     """The classes and their copies in the other namespace, for ``isinstance``.
@@ -54,16 +106,15 @@ def either(*classes: type[T]) -> tuple[type[T], ...]:
     return (*classes, *(copy for cls in classes if (copy := _copy_of(cls)) is not None))
 
 
-def overrides(name: str, module: LightningModule) -> bool:
+def overrides(name: str, module: lightning.pytorch.LightningModule) -> bool:
     """Whether a LightningModule of either namespace overrides a method.
 
     Args:
         name: Name of the method.
         module: The module.
     """
-    parents = either(LightningModule)
-    parent = next(cls for cls in type(module).__mro__ if cls in parents)
-    return is_overridden(name, module, parent)
+    parents = [cls for cls in either(lightning.pytorch.LightningModule) if isinstance(module, cls)]
+    return all(is_overridden(name, module, parent) for parent in parents)
 
 
 def _copy_of(cls: type[T]) -> type[T] | None:

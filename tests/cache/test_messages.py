@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import warnings
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from cached_fits import Examples, Plain, both, freeze, loader, make_cache, make_trainer
+from cached_fits import Examples, MemoryStore, Plain, both, freeze, loader, make_cache, make_trainer
 from encoders import Whole, bert, classified, frozen, same_length
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, DataLoader
@@ -188,3 +190,40 @@ def test_fast_path_of_transformer_encoder(nested: bool, layers: int, data: Any) 
     assert len(said) == len(cache.reasons)
     assert cache.hit_rate > 0.3 or any("nested tensors" in line for line in said)
     assert not any("could not be followed" in line for line in said)
+
+
+class Recording(Whole):
+    """Writes something down in each step."""
+
+    def __init__(self, record: Callable[[Recording, int], None]) -> None:
+        super().__init__()
+        self.record = record
+        self.losses: dict[int, int] = {}
+        self.mean = 0.0
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        self.record(self, batch_idx)
+        return super().training_step(batch, batch_idx)
+
+
+def count_in_dict(module: Recording, batch_idx: int) -> None:
+    module.losses[batch_idx] = module.losses.get(batch_idx, 0) + 1
+
+
+def keep_mean(module: Recording, batch_idx: int) -> None:
+    module.mean = 0.9 * module.mean + batch_idx + 1
+
+
+@torch.no_grad()
+def move_weight(module: Recording, batch_idx: int) -> None:
+    module.layers[0].linear.weight.mul_(1.001)
+
+
+@pytest.mark.parametrize("batches", [2, 3, 4, 5])
+@pytest.mark.parametrize(
+    ("record", "name"), [(count_in_dict, "losses"), (keep_mean, "mean"), (move_weight, "layers.0.linear.weight")]
+)
+def test_what_changes_is_named_wherever_the_epochs_end(record: Any, name: str, batches: int) -> None:
+    cache = make_cache(MemoryStore())
+    with pytest.warns(UserWarning, match=re.escape(f"from one step to the next ({name} does)")):
+        make_trainer(frozen(), cache, epochs=8).fit(Recording(record), loader(Examples(4 * batches, 5, 5)))

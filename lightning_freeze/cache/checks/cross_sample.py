@@ -1,4 +1,4 @@
-"""Follows the operations of the frozen layers, to find values that are computed across the samples of a batch.
+"""Follows the operations of the frozen layers, to find values that are computed across samples or from padding.
 
 Comparing the results of one batch does not show a dependence that is rare, such as a scaler that takes the scale of a
 window without any observation from the other samples. The intermediate results show it in every batch: that scale is
@@ -8,10 +8,10 @@ computed whether it is needed or not, and a flag such as ``missing.any()`` has n
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import cycle, islice
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -34,8 +34,25 @@ _HARMLESS_CODE = (
     "transformers.modeling_utils",
     "transformers.integrations.",
 )
+#: Operations that compute each entry of a dimension from the others. Rare flags may give no sample another result.
+_SCANS = frozenset({"cumsum", "cumprod", "logcumsumexp", "cummax", "cummin", "sort", "flip", "roll"})
 #: Ways to read a tensor that the dispatcher does not see.
 _READS = (Tensor.numpy, Tensor.tolist, Tensor.__array__)
+
+
+class Positions(NamedTuple):
+    """The positions of a sample in its batch.
+
+    Attributes:
+        length: Number of all positions.
+        start: The first position that is not padding.
+        stop: The position after the last that is not padding.
+    """
+
+    length: int
+    start: int
+    stop: int
+
 
 #: Of one intermediate result: what computed it, its code, and a summary for each dimension that may count the samples.
 _Step = tuple[str, str, list[list[float]]]
@@ -61,9 +78,13 @@ def groups(count: int, row: int, size: int) -> tuple[list[int], list[int]]:
         size: Number of samples in a group. Samples are repeated if there are not enough others.
     """
     others = [i for i in range(count) if i != row]
+    first = [row, *islice(cycle(others), size - 1)]
     # The common sample among the second ones, so that these differ from the first ones even where there are few.
-    turned = [*others[::-1], row]
-    return [row, *islice(cycle(others), size - 1)], [*islice(cycle(turned), size - 1), row]
+    second = [*islice(cycle([*others[::-1], row]), size - 1), row]
+    for place in (0, -2):  # its neighbours, around the end and in a mirror too
+        if second[place] in (first[1], first[-1]):
+            second[place] = row
+    return first, second
 
 
 def find_dependence(
@@ -79,10 +100,31 @@ def find_dependence(
     Returns:
         The operation that computes across samples, and where it is called; ``None`` if none does.
     """
+    first, second = groups
+    return _difference(run, [(select(first), len(first), 0), (select(second), len(second), len(second) - 1)])
+
+
+def find_padding_use(run: Callable[[Any], Any], inputs: Sequence[Any], size: int, positions: Positions) -> str | None:
+    """Compute one sample with different contents of its padding, and compare all intermediate results.
+
+    Args:
+        run: Computes the prefix for some arguments.
+        inputs: The same samples twice, with different contents of their padding; the first sample is compared.
+        size: Number of samples.
+        positions: The positions of the first sample.
+
+    Returns:
+        The operation that uses padding, and where it is called; ``None`` if none does.
+    """
+    return _difference(run, [(each, size, 0) for each in inputs], positions)
+
+
+def _difference(
+    run: Callable[[Any], Any], passes: Sequence[tuple[Any, int, int]], positions: Positions | None = None
+) -> str | None:
     traces = []
-    for rows, place in zip(groups, (0, len(groups[1]) - 1), strict=True):
-        inputs = select(rows)
-        trace = _Trace(inputs, len(rows), place)
+    for inputs, size, place in passes:
+        trace = _Trace(inputs, size, place, positions)
         with trace, _Reads(trace):
             run(inputs)
         if trace.problem is not None:
@@ -113,14 +155,16 @@ class _Trace(TorchDispatchMode):
         inputs: The inputs of the samples.
         size: Number of samples.
         place: Which of them is compared.
+        positions: Compare only what it has in positions that are not padding.
     """
 
-    def __init__(self, inputs: Any, size: int, place: int) -> None:
+    def __init__(self, inputs: Any, size: int, place: int, positions: Positions | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.steps: list[_Step] = []
         self.problem: str | None = None
         self._size = size
         self._place = place
+        self._positions = positions
         # By storage, so that writing into a view counts for the whole; weak, so that no memory is held.
         self._dependent: dict[int, StorageWeakRef] = {}
         for tensor in tensors_in(inputs):
@@ -154,11 +198,14 @@ class _Trace(TorchDispatchMode):
             self._mark(tensor)
         if _is_harmless(frame := _caller()):
             return
+        if name.rstrip("_") in _SCANS and self._scans_samples(name, *inputs):
+            self.note(name)
+            return
         # Internal operations return statistics, seeds and buffers behind their result.
         for tensor in found[:1] if name.startswith("_") else found:
             if not tensor.numel() or tensor.dtype == torch.uint8:
                 continue
-            summaries = [_summary(part) for part in self._parts(tensor)]
+            summaries = [_summary(self._without_padding(part)) for part in self._parts(tensor)]
             if not summaries:
                 self.note(name)
                 return
@@ -173,6 +220,20 @@ class _Trace(TorchDispatchMode):
                 if each > 1:
                     index = [slice(None)] * dim + [slice(self._place, None, self._size)]
                     yield tensor[tuple(index)]
+
+    def _scans_samples(self, name: str, args: Any, kwargs: Any) -> bool:
+        shape, own = args[0].shape, args[2:3] if name == "roll" else args[1:2]
+        found = kwargs.get("dim", own[0] if own else range(len(shape)) if name == "roll" else -1)
+        dims = found if isinstance(found, Iterable) else [found]
+        return any(shape[dim] % self._size == 0 for dim in dims if shape)
+
+    def _without_padding(self, part: Tensor) -> Tensor:
+        if self._positions is not None:
+            length, start, stop = self._positions
+            for dim in range(part.dim()):
+                if part.shape[dim] == length:
+                    part = part.narrow(dim, start, stop - start)
+        return part
 
     def note(self, name: str) -> None:
         """Record the first operation that may mix samples."""

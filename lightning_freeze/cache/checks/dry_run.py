@@ -175,7 +175,7 @@ class DryRun:
                 row = self._check_independence()
                 known.mixing = known.mixing or self._find_mixing(row)
                 # Padding is part of a batch that is stored as a whole.
-                known.trims_padding = known.trims_padding and known.mixing is None
+                known.trims_padding = known.trims_padding and known.mixing is None and not self._uses_padding(row)
                 known.independence_checked = True
                 known.sizes.add(call.size)
             else:
@@ -269,14 +269,27 @@ class DryRun:
 
     def _find_mixing(self, row: int) -> str | None:
         """Compute a sample among different others; returns what is computed across samples on the way."""
-        call, boundary = self._state.call, self._state.known.boundary
+        call = self._state.call
+        groups = cross_sample.groups(call.size, row, self._group_size())
+        return cross_sample.find_dependence(self._run_prefix, call.select, groups)
+
+    def _uses_padding(self, row: int) -> bool:
+        """Whether something that is computed from a sample on the way changes with what its padding contains."""
+        call, size = self._state.call, self._group_size()
+        if not call.has_padding:
+            return False
+        rows, _ = cross_sample.groups(call.size, row, size)
+        positions = cross_sample.Positions(call.length, *call.spans[row])
+        inputs = [each.select(rows) for each in (call, call.with_other_padding())]
+        return cross_sample.find_padding_use(self._run_prefix, inputs, size, positions) is not None
+
+    def _group_size(self) -> int:
+        call, steps = self._state.call, self._tower.steps[: self._state.known.boundary + 1]
         tensors = [tensor for tensor in call.tensors.values() if call.is_per_sample(tensor)]
-        weights = [p for step in self._tower.steps[: boundary + 1] for p in step]
-        return cross_sample.find_dependence(
-            lambda inputs: run_prefix(self._tower, self._signatures, [boundary], inputs),
-            call.select,
-            cross_sample.groups(call.size, row, cross_sample.group_size(tensors, weights)),
-        )
+        return cross_sample.group_size(tensors, [parameter for step in steps for parameter in step])
+
+    def _run_prefix(self, inputs: Any) -> None:
+        run_prefix(self._tower, self._signatures, [self._state.known.boundary], inputs)
 
     def _compute(self, args: tuple[Any, ...], kwargs: dict[str, Any], scale: float = 1.0) -> Tensor:
         """Compute the prefix of one sample, and count its operations."""

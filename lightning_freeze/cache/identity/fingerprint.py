@@ -99,6 +99,7 @@ class Fingerprint:
         sampled = self._sample(boundary)
         is_due = _MAX_SHARE * (time.perf_counter() - self._read_at) >= self._read_seconds - _FREE_SECONDS
         if (thorough and is_due) or sampled != self._sampled:
+            self.changed = self._find_changed(self._read_versions(boundary)) or self.changed
             self.invalidate()
         self._sampled = sampled
 

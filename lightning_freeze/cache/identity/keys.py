@@ -183,6 +183,21 @@ class Call:
         spans = [self.spans[row] for row in rows] if self.spans else []
         return replace(self, args=cut[0], kwargs=cut[1], tensors=tensors, size=len(rows), spans=spans)
 
+    def with_other_padding(self) -> Call:
+        """Return the same call with each sample's first entry in its padding, which is still marked as padding."""
+        positions, spans = torch.arange(self.length), torch.tensor(self.spans)
+        real = (spans[:, :1] <= positions) & (positions < spans[:, 1:])
+
+        def refill(name: str, value: Any) -> Any:
+            if name not in TOKENWISE - {"attention_mask"} or value is None or value.shape[:2] != real.shape:
+                return value
+            first = value[torch.arange(self.size), spans[:, 0]].unsqueeze(1)
+            return value.where(real.view(*real.shape, *[1] * (value.dim() - 2)).to(value.device), first)
+
+        names = [*self.signature, *[""] * len(self.args)]
+        kwargs = {name: refill(name, value) for name, value in self.kwargs.items()}
+        return replace(self, args=tuple(map(refill, names, self.args)), kwargs=kwargs)
+
 
 class _NotDivisible(Exception):
     """An argument cannot be divided by sample or position."""

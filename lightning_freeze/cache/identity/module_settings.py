@@ -52,14 +52,15 @@ class ModuleSettings:
         self._ignored: set[tuple[int, str]] = set()
         self._records: dict[tuple[int, str], Any] = {}
         self._found: dict[tuple[int, str], Any] | None = None
+        self._reads_again = False
         self._digest = b""
 
     def digest(self) -> bytes:
         """Return a hash of the present values, which is the same in every process."""
         found = self._without_records(self._read())
-        if found != self._found:
+        if self._reads_again or found != self._found:
             self._note_change(found)
-            self._found = found
+            self._found, self._reads_again = found, False
             entry = new_hash()
             for key, value in sorted(found.items(), key=lambda item: item[0]):
                 entry.update(f"{key}={_text(value)};".encode())
@@ -105,7 +106,7 @@ class ModuleSettings:
 
     def recheck(self) -> None:
         """Read tensors again at the next :meth:`digest`, in case their version counters missed a change."""
-        self._found = None
+        self._reads_again = True
 
     def _read(self) -> dict[tuple[int, str], Any]:
         found = {

@@ -14,6 +14,8 @@ from encoders import Block, Classifier, Encoder, check_equal, frozen
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from lightning_freeze.cache.checks.cross_sample import find_dependence, groups
+
 Mix = Callable[[Tensor, Tensor, int], Tensor]
 
 
@@ -96,9 +98,30 @@ def mean_written_into_a_buffer(x: Tensor, ids: Tensor, modulus: int) -> Tensor:
     return x + table[is_rare(ids, modulus).long()][:, None]
 
 
+def mirror_image(x: Tensor, ids: Tensor, modulus: int) -> Tensor:
+    return torch.where(is_rare(ids, modulus)[:, None, None], x.flip(0), x)
+
+
+def place_among_the_rare(x: Tensor, ids: Tensor, modulus: int) -> Tensor:
+    """The second rare sample of a batch, and those after it, are moved."""
+    return x + 0.1 * (is_rare(ids, modulus).cumsum(0) >= 2)[:, None, None]
+
+
+def scale_of_padded_windows(x: Tensor, ids: Tensor, modulus: int) -> Tensor:
+    """Windows with a large mean, padding included, are scaled."""
+    scale = x.abs().mean((1, 2), keepdim=True)
+    return torch.where(scale > 0.8, x * 1.1, x)
+
+
+def parity_of_the_padded_sum(x: Tensor, ids: Tensor, modulus: int) -> Tensor:
+    rare = (x.abs().sum((1, 2)) * 100).long() % modulus == 0
+    return x * (1 + 0.1 * rare)[:, None, None]
+
+
 KINDS = [
     scale_of_others, scale_if_any_is_missing, pooled_over_the_batch, routed_with_capacity, branch_on_the_size, ranked,
     place_in_the_batch, median_in_numpy, nearest_neighbour, mean_written_into_a_buffer,
+    mirror_image, place_among_the_rare, scale_of_padded_windows, parity_of_the_padded_sum,
 ]  # fmt: skip
 
 
@@ -117,6 +140,25 @@ def test_rare_dependence_changes_nothing(mix: Mix, seed: int) -> None:
         plain, cached, _ = both(module, frozen(), cache=cache, data=data, epochs=4)
     assert_same(plain, cached, exact=False)
     assert cache.hit_rate == 0 or not cache.reasons
+
+
+@pytest.mark.parametrize("count", range(2, 16))
+@pytest.mark.parametrize("size", [5, 7])
+def test_the_common_sample_has_other_neighbours_in_each_group(count: int, size: int) -> None:
+    first, second = groups(count, 1, size)
+    assert first[0] == second[-1] == 1
+    around = {first[1], first[-1]}
+    assert around.isdisjoint({second[0], second[-2]})
+
+
+@pytest.mark.parametrize(("scan", "dim", "mixes"), [
+    (torch.cumsum, 0, True), (torch.cumsum, 1, False), (torch.cummax, 0, True), (torch.sort, 0, True),
+    (torch.sort, -1, False), (torch.flip, [0, 1], True), (torch.flip, [1], False),
+])  # fmt: skip
+def test_scans_over_samples_are_found_where_nothing_differs(scan: Any, dim: Any, mixes: bool) -> None:
+    data = torch.ones(8, 3)
+    found = find_dependence(lambda x: scan((x < 0).long(), dim), lambda rows: data[list(rows)], groups(8, 0, 5))
+    assert (found is not None) == mixes
 
 
 class Forgetful(MemoryStore):

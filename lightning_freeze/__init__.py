@@ -10,6 +10,7 @@ from lightning_freeze.callbacks import (
 from lightning_freeze.data import TextDataModule
 from lightning_freeze.layers import Layer, LayerStack
 from lightning_freeze.module import TransformerModule
+from lightning_freeze.plan import TrainingPlan, plan_training
 from lightning_freeze.schedule.phases import Phase
 from lightning_freeze.schedule.triggers import AnyTrigger, EpochTrigger, PlateauTrigger, StepTrigger, Trigger
 
@@ -27,6 +28,8 @@ __all__ = [
     "PlateauTrigger",
     "StepTrigger",
     "TextDataModule",
+    "TrainingPlan",
     "TransformerModule",
     "Trigger",
+    "plan_training",
 ]

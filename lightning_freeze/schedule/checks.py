@@ -226,7 +226,7 @@ def warn_if_too_long(owner: str, phases: Sequence[Phase], progress: Progress, tr
     total = trainer.estimated_stepping_batches
     if math.isinf(trainer.num_training_batches) or math.isinf(total) or total < 0:
         return
-    pace = _pace(trainer)
+    pace = pace_of(trainer)
     steps_per_epoch = math.ceil(pace.batches_per_epoch / pace.batches_per_step)
     begun = progress.starts[-1] if progress.starts else Clock(trainer.current_epoch, trainer.global_step)
     batch = round(begun.step / steps_per_epoch * pace.batches_per_epoch)
@@ -241,7 +241,8 @@ def warn_if_too_long(owner: str, phases: Sequence[Phase], progress: Progress, tr
         )
 
 
-def _pace(trainer: Trainer) -> Pace:
+def pace_of(trainer: Trainer) -> Pace:
+    """How fast a run goes whose data is loaded."""
     per_epoch = int(trainer.num_training_batches)
     per_validation = (trainer.check_val_every_n_epoch or 1) * per_epoch
     batches = trainer.val_check_batch

@@ -112,3 +112,11 @@ class Schedule(Observer, ABC):
     @abstractmethod
     def advance(self) -> None:
         """A training batch begins: put the next phase into effect if its time has come."""
+
+    @abstractmethod
+    def preview(self, phase: int) -> None:
+        """Put a phase into effect before the run begins, at its full rates, to see what it would do.
+
+        Args:
+            phase: Index of the phase.
+        """

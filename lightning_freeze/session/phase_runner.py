@@ -173,6 +173,12 @@ class PhaseRunner(Schedule):
         if is_counted and not session.module.automatic_optimization:
             self.steps.attach(session.trainer.optimizers)
 
+    def preview(self, phase: int) -> None:  # noqa: D102
+        # A warm-up that began that long ago is over.
+        begun = Clock(0, -self.owner.warmup_steps)
+        self.progress = Progress(phase, [begun] * (phase + 1))
+        self._hold()
+
     def _change(self, progress: Progress) -> None:
         session, before = self.session, self.phase
         before_change(session.module)

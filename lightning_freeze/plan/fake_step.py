@@ -1,0 +1,158 @@
+"""One training step on fake tensors: what it computes and keeps, without computing or keeping it.
+
+Fake tensors (``torch._subclasses.fake_tensor``) have shapes, dtypes and devices, and no elements. So a step of a model
+that is larger than the memory of the machine can be run, also of one that is on the meta device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import Parameter
+from torch.optim import Optimizer
+from torch.utils._pytree import tree_map
+
+from lightning_freeze.plan.fake_optimizer import fake_optimizer, size_of, state_bytes
+from lightning_freeze.plan.operations import OperationCounter, Work
+
+
+@dataclass(frozen=True)
+class MeasuredStep:
+    """What one training step computes and keeps.
+
+    Attributes:
+        forward: Work of the forward pass and the loss, without ``prefix``.
+        prefix: Work of the forward pass in the modules that a cache would skip.
+        backward: Work of the backward pass.
+        update: Work of the optimizers.
+        gradients: Bytes of all gradients.
+        optimizer: Bytes of the optimizers' state.
+        activations: Bytes that the forward pass keeps for the backward pass.
+        hidden: Bytes of the hidden states that a cache would store for the batch.
+    """
+
+    forward: Work
+    prefix: Work
+    backward: Work
+    update: Work
+    gradients: int
+    optimizer: int
+    activations: int
+    hidden: int
+
+
+class _SavedTensors:
+    """Counts what autograd keeps for the backward pass, each storage once, without the parameters."""
+
+    def __init__(self, parameters: Iterable[Tensor]) -> None:
+        self._seen = {p.untyped_storage()._cdata for p in parameters}
+        self._held: list[Tensor] = []  # so that no other storage is given the same address
+        self.bytes = 0
+
+    def pack(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self._seen:
+            self._seen.add(storage._cdata)
+            self._held.append(tensor)
+            self.bytes += storage.nbytes()
+        return tensor
+
+
+class _PrefixWatch:
+    """Adds up what runs within some modules, of which none contains another."""
+
+    def __init__(self, prefixes: Sequence[Sequence[nn.Module]], counter: OperationCounter) -> None:
+        self.work, self.hidden = Work(), 0
+        self._counter = counter
+        self._began = Work()
+        self._ends = {id(prefix[-1]) for prefix in prefixes}
+        modules = [module for prefix in prefixes for module in prefix]
+        self._handles = [m.register_forward_pre_hook(self._enter) for m in modules]
+        self._handles += [m.register_forward_hook(self._leave) for m in modules]
+
+    def close(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _enter(self, *_: Any) -> None:
+        self._began = self._counter.work
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        self.work += self._counter.work - self._began
+        if id(module) in self._ends:
+            parts = [output] if isinstance(output, Tensor) else output
+            self.hidden += next((size_of(part) for part in parts if isinstance(part, Tensor)), 0)
+
+
+class _Step(nn.Module):
+    """``training_step`` as a forward pass, so that ``functional_call`` can run it with other parameters."""
+
+    def __init__(self, module: LightningModule) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, batch: Any) -> Tensor:
+        output = self.module.training_step(batch, 0)
+        loss = output["loss"] if isinstance(output, dict) else output
+        if not isinstance(loss, Tensor):
+            raise TypeError(f"training_step returned {type(loss).__name__}, not a loss")
+        return loss
+
+
+def measure_step(
+    module: LightningModule,
+    batch: Any,
+    optimizers: Sequence[Optimizer],
+    prefixes: Sequence[Sequence[nn.Module]] = (),
+    context: Callable[[], AbstractContextManager[Any]] = ExitStack,
+) -> MeasuredStep:
+    """Run one training step on fake tensors: forward pass, backward pass and optimizers.
+
+    Args:
+        module: The module, with ``requires_grad`` as in the step. Its parameters may be on the meta device.
+        batch: One batch. Values that the module reads to decide what it computes cannot be known.
+        optimizers: The optimizers of the module.
+        prefixes: For each tower the modules that a cache would skip, in the order in which they run.
+        context: Makes the context of the forward pass, such as that of mixed precision.
+
+    Raises:
+        Exception: Whatever the module raises if it reads the values of a tensor, or fails otherwise.
+    """
+    step = _Step(module)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        tensors = {**dict(step.named_parameters()), **dict(step.named_buffers())}
+        fakes = {name: _fake(tensor) for name, tensor in tensors.items()}
+        parameters = {p: fakes[name] for name, p in step.named_parameters()}
+        inputs = tree_map(lambda x: _fake(x) if isinstance(x, Tensor) else x, batch)
+        counter, saved = OperationCounter(), _SavedTensors(parameters.values())
+        watch = _PrefixWatch(prefixes, counter)
+        try:
+            with counter, context(), torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda tensor: tensor):
+                loss = torch.func.functional_call(step, fakes, (inputs,))
+            forward, activations = counter.work, saved.bytes
+            with counter:
+                loss.backward()
+            backward = counter.work - forward
+        finally:
+            watch.close()
+        gradients = sum(size_of(fake.grad) for fake in parameters.values() if fake.grad is not None)
+        stepped = [fake_optimizer(optimizer, parameters) for optimizer in optimizers]
+        with counter:
+            for optimizer in stepped:
+                optimizer.step()
+        update = counter.work - forward - backward
+        state = state_bytes(stepped)
+    return MeasuredStep(forward - watch.work, watch.work, backward, update, gradients, state, activations, watch.hidden)
+
+
+def _fake(tensor: Tensor) -> Tensor:
+    device = torch.device("cpu") if tensor.device.type == "meta" else tensor.device
+    fake = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+    return fake.requires_grad_(tensor.requires_grad) if isinstance(tensor, Parameter) else fake

@@ -11,7 +11,6 @@ from lightning_freeze.layers.discovery.block_lists import Stack
 from lightning_freeze.layers.discovery.module_tree import Node
 from lightning_freeze.layers.discovery.towers import Tower
 from lightning_freeze.layers.forward_source.side_by_side import side_by_side
-from lightning_freeze.layers.forward_source.value_flow import value_flow
 
 FedBy = Mapping[str, frozenset[str]]
 """Name of a tower to the names of all towers that it depends on."""
@@ -69,9 +68,9 @@ def runs_behind(stack: Stack, stacks: Sequence[Stack]) -> bool:
     main = max((s for s in stacks if s.home.parent is parent), key=lambda s: s.weights)
     if parent is None or main is stack or main.home is stack.home or len(stack.blocks) < 2:
         return False
-    flow = value_flow(parent.module)
+    flow = parent.flow
     first, last = main.home.key, stack.home.key
-    if flow is None or not (flow.runs(first) and flow.runs(last)):
+    if not (flow.runs(first) and flow.runs(last)):
         return False
     is_chain = isinstance(stack.home.module, nn.Sequential) or flow.feeds_directly(last, last)
     return is_chain and flow.feeds(first, last) and not flow.feeds(last, first)
@@ -97,17 +96,18 @@ def is_chain_of_children(element: Node, stack: Stack) -> bool:
         return False
     if len({block.parts[0].class_name for block in stack.blocks}) > 1 or stack.weights < _NEARLY_ALL * element.weights:
         return False
-    flow = value_flow(stack.home.module)
+    flow = stack.home.flow
     keys = [block.parts[0].key for block in stack.blocks]
-    return flow is not None and all(flow.feeds_directly(a, b) for a, b in pairwise(keys))
+    return all(flow.feeds_directly(a, b) for a, b in pairwise(keys))
 
 
 def gives_outputs(node: Node) -> bool:
     """Whether a list makes several outputs of one input: its elements run side by side and feed nothing else."""
     around = node.parent
-    flow = value_flow(around.module) if around is not None and is_beside(node) else None
-    others = [other.key for other in around.children if other is not node] if around is not None else []
-    return flow is not None and flow.runs(node.key) and not any(flow.feeds(node.key, other) for other in others)
+    if around is None or not is_beside(node):
+        return False
+    others = [other.key for other in around.children if other is not node]
+    return around.flow.runs(node.key) and not any(around.flow.feeds(node.key, other) for other in others)
 
 
 def is_beside(node: Node) -> bool:
@@ -128,9 +128,8 @@ def _are_apart(first: Node, second: Node) -> bool:
     while around is not None:
         if second.below(around) and not around.is_list:
             branches = [_path(first, around), _path(second, around)]
-            flow = value_flow(around.module) if all(branches) else None
-            if flow is not None and all(map(flow.runs, branches)):
-                return not flow.feeds(*branches)
+            if all(branches) and all(map(around.flow.runs, branches)):
+                return not around.flow.feeds(*branches)
         around = around.parent
     return False
 

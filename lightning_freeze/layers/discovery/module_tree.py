@@ -5,11 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 from torchmetrics import Metric, MetricCollection
+
+from lightning_freeze.layers.forward_source.value_flow.flow import ValueFlow
+from lightning_freeze.layers.forward_source.value_flow.interpreter import value_flow
 
 #: Path components that a wrapper adds and that say nothing about the model.
 WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
@@ -50,6 +54,11 @@ class Node:
     weights: int = 0
     parameters: int = 0
     normalizes: bool = False
+
+    @cached_property
+    def flow(self) -> ValueFlow:
+        """Which parts of the module feed which, as its code tells."""
+        return value_flow(self.module)
 
     @property
     def is_list(self) -> bool:

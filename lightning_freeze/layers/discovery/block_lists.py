@@ -33,6 +33,7 @@ class Stack:
         label: Name that tells this stack from others in the same home, where the home alone does not.
         zipped: Whether the blocks are columns of parallel lists.
         stages: The elements that the blocks were taken from, where these are stages; empty where they are not.
+        named: Whether the blocks stand in attributes of any names, and are known by the chain that they form.
         guessed: Whether nothing looked like blocks, so that the parts of one module were taken for them.
     """
 
@@ -41,6 +42,7 @@ class Stack:
     label: str = ""
     zipped: bool = False
     stages: tuple[Block, ...] = ()
+    named: bool = False
     guessed: bool = False
 
     @property

@@ -19,7 +19,9 @@ from lightning_freeze.layers.discovery.connections import (
     is_beside,
     is_chain_of_children,
     is_in_branch,
+    named_chain,
     runs_behind,
+    runs_in_turn,
 )
 from lightning_freeze.layers.discovery.module_tree import Node, names_head, words_of
 from lightning_freeze.layers.forward_source.reader import use_order
@@ -73,7 +75,7 @@ class _Finder:
             return [self._expand(numbered)]
         found = [s for child in node.children if node.is_list or not _is_head(child) for s in self.find(child)]
         if not found and not node.is_list:
-            found = _zipped(node)
+            found = _zipped(node) or self._named(node)
         return _drop_side_lists(found)
 
     def _listed(self, node: Node) -> Stack | None:
@@ -105,6 +107,11 @@ class _Finder:
             if len(nodes) >= 2 and not whole and 2 * sum(n.weights for n in nodes) >= node.weights:
                 return Stack(node, tuple(Block((n,)) for n in nodes), prefix.rstrip("_"))
         return None
+
+    def _named(self, node: Node) -> list[Stack]:
+        """Blocks of one class in attributes of any names (``first``, ``second``) that run one after the other."""
+        chain = named_chain(node, [child for child in node.children if _is_block(child)])
+        return [self._expand(Stack(node, tuple(Block((child,)) for child in chain), named=True))] if chain else []
 
     def _is_tower(self, node: Node) -> bool:
         """Whether an element is a whole model: it brings its own blocks and its own embedding table."""
@@ -138,6 +145,8 @@ class _Finder:
         if largest.home is not element and is_in_branch(largest.home, element):
             return None
         # Parallel lists and numbered attributes inside of a block (branches of a convolution) are no blocks.
+        if largest.named:
+            return None if _checkpoints(element) else largest
         named = words_of(largest.label or largest.home.key) & _BLOCK_WORDS
         branches = largest.zipped or (not named and (largest.label or _checkpoints(element)))
         chained = not _checkpoints(element) and is_chain_of_children(element, largest)
@@ -241,8 +250,12 @@ def _kind(stack: Stack) -> str:
 
 
 def _is_head(node: Node) -> bool:
-    """Whether a module stands behind the blocks by its name, and is no list of blocks itself (``cls_blocks``)."""
-    return names_head(node.key) and not (node.is_list and words_of(node.key) & _BLOCK_WORDS)
+    """Whether a module stands behind the blocks by its name, and is no list of blocks itself (``cls_attn``)."""
+    if not names_head(node.key):
+        return False
+    kinds = {child.class_name for child in node.children}
+    repeats = len(node.children) > 1 and len(kinds) == 1 and all(map(_is_block, node.children)) and runs_in_turn(node)
+    return not (node.is_list and (repeats or words_of(node.key) & _BLOCK_WORDS))
 
 
 def _drop_small(stacks: list[Stack]) -> list[Stack]:

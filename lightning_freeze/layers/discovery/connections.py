@@ -72,8 +72,31 @@ def runs_behind(stack: Stack, stacks: Sequence[Stack]) -> bool:
     first, last = main.home.key, stack.home.key
     if not (flow.runs(first) and flow.runs(last)):
         return False
-    is_chain = isinstance(stack.home.module, nn.Sequential) or flow.feeds_directly(last, last)
-    return is_chain and flow.feeds(first, last) and not flow.feeds(last, first)
+    return runs_in_turn(stack.home) and flow.feeds(first, last) and not flow.feeds(last, first)
+
+
+def runs_in_turn(node: Node) -> bool:
+    """Whether the elements of a list are known to run one after the other, each on what the one before computed."""
+    if isinstance(node.module, nn.Sequential):
+        return True
+    flow = node.parent.flow if node.parent is not None else None
+    return flow is not None and flow.feeds_directly(node.key, node.key)
+
+
+def named_chain(node: Node, children: Sequence[Node]) -> list[Node]:
+    """The children in the order in which they run, if they are a chain of one class that is nearly all of a module.
+
+    A way around them, as the residual connection of a block, makes them parts of one block.
+    """
+    if len(children) < 2 or len({child.class_name for child in children}) > 1:
+        return []
+    if sum(child.weights for child in children) < _NEARLY_ALL * node.weights or node.flow.returns_input:
+        return []
+    keys = {child.key: child for child in children}
+    depths = node.flow.depths(list(keys))
+    order = sorted(keys, key=depths.__getitem__) if depths is not None and len(set(depths.values())) == len(keys) else []
+    inner = all(node.flow.sources_of(b) <= {a} for a, b in pairwise(order))
+    return [keys[key] for key in order] if inner and not node.flow.returned & set(order[:-1]) else []
 
 
 def is_in_branch(node: Node, element: Node) -> bool:

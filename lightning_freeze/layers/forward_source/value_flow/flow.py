@@ -62,6 +62,10 @@ class ValueFlow:
         """Whether the code is seen to call a part or something in it."""
         return bool(self.calls_of(part))
 
+    def sources_of(self, part: str) -> frozenset[str]:
+        """The parts whose outputs reach a part with no other part in between."""
+        return union(call.sources for call in self.calls_of(part))
+
     def feeds_directly(self, part: str, other: str) -> bool:
         """Whether an output of one part reaches another one with no other part in between."""
         return any(_same(source, part) for call in self.calls_of(other) for source in call.sources)

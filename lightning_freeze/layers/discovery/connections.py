@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 from torch import nn
 
 from lightning_freeze.layers.discovery.block_lists import Stack
 from lightning_freeze.layers.discovery.module_tree import Node
+from lightning_freeze.layers.discovery.structure import FedBy
 from lightning_freeze.layers.discovery.towers import Tower
 from lightning_freeze.layers.forward_source.side_by_side import side_by_side
-
-FedBy = Mapping[str, frozenset[str]]
-"""Name of a tower to the names of all towers that it depends on."""
 
 #: From this share of a stage's weights on, its named children are its blocks.
 _NEARLY_ALL = 0.9
@@ -62,6 +60,31 @@ def consumers_of(tower: str, towers: Iterable[str], fed_by: FedBy) -> frozenset[
     return frozenset(other for other in towers if tower in fed_by.get(other, frozenset()))
 
 
+def holder_of(node: Node) -> tuple[Node, str] | None:
+    """The module whose code runs a node, and the path of the node there.
+
+    Args:
+        node: Any node.
+
+    Returns:
+        The nearest module above that is no mere list; ``None`` for the root, and below an ``nn.Sequential``, which runs
+        its parts one after the other.
+    """
+    keys = [node.key]
+    above = node.parent
+    while above is not None and above.is_list and not has_own_forward(above.module):
+        if isinstance(above.module, nn.Sequential):
+            return None
+        keys.insert(0, above.key)
+        above = above.parent
+    return None if above is None else (above, ".".join(keys))
+
+
+def has_own_forward(module: nn.Module) -> bool:
+    """Whether a container has a ``forward`` of its own, as subclasses may."""
+    return getattr(type(module), "forward", None) not in (nn.Module.forward, nn.Sequential.forward)
+
+
 def runs_behind(stack: Stack, stacks: Sequence[Stack]) -> bool:
     """Whether a list is a chain that goes on from what the largest list under the same parent computed."""
     parent = stack.home.parent
@@ -94,7 +117,9 @@ def named_chain(node: Node, children: Sequence[Node]) -> list[Node]:
         return []
     keys = {child.key: child for child in children}
     depths = node.flow.depths(list(keys))
-    order = sorted(keys, key=depths.__getitem__) if depths is not None and len(set(depths.values())) == len(keys) else []
+    order = (
+        sorted(keys, key=depths.__getitem__) if depths is not None and len(set(depths.values())) == len(keys) else []
+    )
     inner = all(node.flow.sources_of(b) <= {a} for a, b in pairwise(order))
     return [keys[key] for key in order] if inner and not node.flow.returned & set(order[:-1]) else []
 
@@ -146,13 +171,16 @@ def is_beside(node: Node) -> bool:
 
 
 def _are_apart(first: Node, second: Node) -> bool:
-    """Whether the code that runs two modules certainly hands nothing of the first one to the second one."""
+    """Whether the code that runs two modules certainly hands nothing of the first one to the second one.
+
+    What is handed to a discriminator, which sees other inputs as well, is judged: it is no later step.
+    """
     around = first.parent
     while around is not None:
         if second.below(around) and not around.is_list:
             branches = [_path(first, around), _path(second, around)]
             if all(branches) and all(map(around.flow.runs, branches)):
-                return not around.flow.feeds(*branches)
+                return not around.flow.feeds(branches[0], branches[1]) or around.flow.judges(branches[1])
         around = around.parent
     return False
 

@@ -137,7 +137,10 @@ class _Reader(Branches):
             return
         chain = self._scope.chain(node.func)
         noted = self._note_passed_lists(chain[0], node) if chain and len(chain) == 1 else []
-        self._visit_all(value for value in [*node.args, *(k.value for k in node.keywords)] if value not in noted)
+        values = [*node.args, *(k.value for k in node.keywords)]
+        if getattr(node.func, "attr", getattr(node.func, "id", "")) == "reduce":
+            values.reverse()  # what it starts from is there before any element runs
+        self._visit_all(value for value in values if value not in noted)
         if chain == []:
             self._follow("forward", type(self._module), node)
         elif chain and len(chain) == 1 and chain[0] not in self._scope.names:

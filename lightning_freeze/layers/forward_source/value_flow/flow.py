@@ -115,6 +115,12 @@ class ValueFlow:
         same = ((a, b) for a in fed for b in unfed if (a.path, a.method) == (b.path, b.method))
         return any(not _exclusive(a.branch, b.branch) for a, b in same)
 
+    def is_run_again(self, part: str) -> bool:
+        """Whether one and the same run calls a part on several values of which none is made of the others."""
+        calls = [call for call in self.calls if call.path == part and part not in call.sources]
+        pairs = ((a, b) for i, a in enumerate(calls) for b in calls[i + 1 :] if a.method == b.method)
+        return any(a.sources != b.sources and not _exclusive(a.branch, b.branch) for a, b in pairs)
+
     def depths(self, parts: Collection[str]) -> dict[str, int] | None:
         """Longest way from the inputs to each of some parts, counted in these parts.
 

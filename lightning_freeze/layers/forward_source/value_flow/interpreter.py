@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from torch import nn
 
 from lightning_freeze.errors import debugging
-from lightning_freeze.layers.forward_source.value_flow.part_calls import FlowCalls, find_method, tree_of
-from lightning_freeze.layers.forward_source.value_flow.state import name_of
 from lightning_freeze.layers.forward_source.scope import Scope
 from lightning_freeze.layers.forward_source.syntax import FRAMEWORK, names_around, parse
 from lightning_freeze.layers.forward_source.value_flow.flow import INPUT, ValueFlow, union
+from lightning_freeze.layers.forward_source.value_flow.part_calls import FlowCalls, find_method, tree_of
+from lightning_freeze.layers.forward_source.value_flow.state import name_of
 from lightning_freeze.layers.forward_source.value_flow.values import Value, merged
 
 _WITHOUT_GRADIENT = frozenset({"no_grad", "inference_mode"})
@@ -26,8 +26,8 @@ def value_flow(module: nn.Module) -> ValueFlow:
         module: The module; its code is parsed, not run.
 
     Returns:
-        What the code says: that of a LightningModule's ``training_step`` where there is one, else of ``forward``. Nothing
-        where the code cannot be followed; ``LIGHTNING_FREEZE_DEBUG=1`` raises the error instead.
+        What the code says: that of a LightningModule's ``training_step`` where there is one, else of ``forward``. It is
+        empty where the code cannot be followed; ``LIGHTNING_FREEZE_DEBUG=1`` raises the error instead.
     """
     try:
         return _flow_of(module)

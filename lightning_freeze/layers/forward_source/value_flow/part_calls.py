@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import nn
 
-from lightning_freeze.layers.forward_source.value_flow.expressions import FlowExpressions
-from lightning_freeze.layers.forward_source.value_flow.state import flat, is_list, name_of
 from lightning_freeze.layers.forward_source.calls import arguments_by_name
 from lightning_freeze.layers.forward_source.syntax import Function, is_fact, parse
+from lightning_freeze.layers.forward_source.value_flow.expressions import FlowExpressions
 from lightning_freeze.layers.forward_source.value_flow.flow import union
+from lightning_freeze.layers.forward_source.value_flow.state import flat, is_list, name_of
 from lightning_freeze.layers.forward_source.value_flow.values import NOTHING, Value
 
 _QUESTIONS = frozenset({"len", "isinstance", "hasattr", "id", "type", "print", "issubclass", "callable"})

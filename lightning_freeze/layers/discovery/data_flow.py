@@ -83,6 +83,9 @@ def interleave(stacks: Sequence[Stack], items: Sequence[Item]) -> tuple[list[Sta
         if spans[a][0] < spans[b][-1] and spans[b][0] < spans[a][-1]:
             keep, gone = sorted((joined[a], joined[b]))
             joined = {s: keep if into == gone else into for s, into in joined.items()}
+    for s, neighbour in _neighbours(stacks, items).items():
+        keep, gone = sorted((joined[s], joined[neighbour]))
+        joined = {other: keep if into == gone else into for other, into in joined.items()}
     if all(s == into for s, into in joined.items()):
         return list(stacks), list(items)
     kept = sorted(set(joined.values()))
@@ -98,6 +101,13 @@ def interleave(stacks: Sequence[Stack], items: Sequence[Item]) -> tuple[list[Sta
         for item in items
     ]
     return merged, moved
+
+
+def _neighbours(stacks: Sequence[Stack], items: Sequence[Item]) -> dict[int, int]:
+    """For each stack that joins another one: the stack behind it in the flow, else the one before it."""
+    order = list(dict.fromkeys(item.stack for item in items if item.stack >= 0))
+    places = [place for place, s in enumerate(order) if stacks[s].joins and len(order) > 1]
+    return {order[place]: order[place + 1 if place + 1 < len(order) else place - 1] for place in places}
 
 
 def _position(item: Item, steps: Sequence[tuple[int, int]]) -> int:

@@ -117,6 +117,7 @@ def _assumptions(
     if any(stack.guessed for stack in found):
         where = f"the parts of {found[0].home.name}" if found[0].home.name else "the parts of the module"
         lines.append(f"no list of blocks was found: {where} are taken for blocks, in the order in which they are used")
+    found = [stack for stack in found if not stack.joins]
     if len(stacks) < len(found):
         names = [stack.home.name for stack in found if stack.home.name not in {s.home.name for s in stacks}]
         names = names or [stack.home.name for stack in found]

@@ -157,3 +157,9 @@ def names_embedding(key: str) -> bool:
 def names_head(key: str) -> bool:
     """Whether an attribute name says that it stands behind the blocks."""
     return key in _HEAD_NAMES or (bool(words_of(key) & _HEAD_WORDS) and "token" not in words_of(key))
+
+
+def only_embeds(node: Node) -> bool:
+    """Whether all that a module holds are embedding tables: one, or one for each categorical column."""
+    tables = [n for n in node.walk() if isinstance(n.module, nn.Embedding | nn.EmbeddingBag)]
+    return bool(tables) and sum(table.parameters for table in tables) == node.parameters

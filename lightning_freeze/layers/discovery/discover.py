@@ -14,7 +14,7 @@ from lightning_freeze.layers.discovery.data_flow import Item, flow_and_ambiguiti
 from lightning_freeze.layers.discovery.module_tree import Node, build_tree
 from lightning_freeze.layers.discovery.placement import Placement
 from lightning_freeze.layers.discovery.structure import Structure
-from lightning_freeze.layers.discovery.towers import name_towers
+from lightning_freeze.layers.discovery.towers import Tower, name_towers
 from lightning_freeze.layers.forward_source.optimized import optimized_parameters
 
 
@@ -65,10 +65,9 @@ class _Network:
 def _discovered(root: Node, bystanders: Sequence[Node], reads_code: bool) -> Structure:
     _set_apart(bystanders)
     networks = [_Network(node, reads_code) for node in (root, *bystanders)]
-    towers = iter(name_towers([stack for network in networks for stack in network.stacks]))
+    named = _named_towers([network.stacks for network in networks])
     structure = Structure([], {}, [], [], {})
-    for network in networks:
-        own = [next(towers) for _ in network.stacks]
+    for network, own in zip(networks, named, strict=True):
         placement = Placement(network.stacks, own, network.items, reads_code, len(networks) > 1)
         found = placement.structure()
         questions = [*network.ambiguities, *placement.fed_later()]
@@ -79,6 +78,15 @@ def _discovered(root: Node, bystanders: Sequence[Node], reads_code: bool) -> Str
             found.assumptions = _assumptions(network.found, network.stacks, questions, placement.side_by_side())
         structure = _joined(structure, found)
     return structure
+
+
+def _named_towers(networks: Sequence[Sequence[Stack]]) -> list[list[Tower]]:
+    """The towers of each network; those of the main one are named as if it were alone, if it has several."""
+    towers = iter(name_towers([stack for stacks in networks for stack in stacks]))
+    named = [[next(towers) for _ in stacks] for stacks in networks]
+    alone = name_towers(networks[0]) if len(networks[0]) > 1 else named[0]
+    taken = {tower.label for tower in alone} & {tower.label for stacks in named[1:] for tower in stacks}
+    return named if taken else [alone, *named[1:]]
 
 
 def _set_apart(bystanders: Sequence[Node]) -> None:

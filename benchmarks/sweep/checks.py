@@ -95,7 +95,7 @@ def executed(stack: LayerStack, inputs: Any) -> tuple[list[str], list[int]]:
 
 
 def order(stack: LayerStack, ran: list[str], names: Sequence[str] = ()) -> str:
-    """(b) Layers run in the order of the stack, or in that of ``names``; networks that do not train run when they do."""
+    """(b) Layers run in the order of the stack, or in that of ``names``; bystanders may run at any time."""
     apart = {layer.name for layer in stack.bystanders}
     ran = [name for name in ran if name not in apart]
     expected = [name for name in names or stack.names if name in ran]

@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from lightning_freeze.layers.discovery.connections import holder_of
 from lightning_freeze.layers.discovery.module_tree import WRAPPERS, Node, words_of
-from lightning_freeze.layers.forward_source.value_flow.flow import is_within
+from lightning_freeze.layers.forward_source.value_flow.flow import ValueFlow, is_within
 
 #: Attribute names of networks that exist to be compared with, not to be trained.
 _COMPARED = frozenset({"teacher", "ema", "ref", "reference", "momentum", "averaged", "average", "swa", "shadow"}) | {
@@ -77,11 +77,16 @@ def _any_trains(node: Node, trains: Trains) -> bool:
 
 def _is_run_without_gradient(node: Node) -> bool:
     """Whether the code of the whole module runs a child under ``no_grad`` only, and others not."""
-    if node.weights < 2 or node.parent is None or node.parent.parent is not None or node.parent.is_list:
+    if node.weights < 2 or node.parent is None or node.parent.is_list or not _is_whole(node.parent):
         return False
     flow = node.parent.flow
     calls = flow.calls_of(node.key)
     return bool(calls) and not any(c.has_gradient for c in calls) and any(c.has_gradient for c in flow.calls)
+
+
+def _is_whole(node: Node) -> bool:
+    """Whether a module is the root, or holds all parameters of it."""
+    return node.parent is None or (node.parameters == node.parent.parameters and _is_whole(node.parent))
 
 
 def _is_behind(node: Node, networks: list[Node]) -> bool:
@@ -106,6 +111,8 @@ def _is_apart(node: Node, trains: Trains) -> bool:
         return holder.parent is None or is_compared
     if _reaches_training(holder, path, trains) or _returns_to_training(holder, path, trains):
         return False
+    if flow.returned and not is_compared and not _is_returned(flow, path):
+        return False  # its output is used in a way that the code does not tell, such as by a hook
     recorded = {source for call in flow.calls for source in call.sources if not is_within(source, path)}
     fed = any(
         flow.feeds(source, path, skip=lambda call: not call.has_gradient)
@@ -122,15 +129,18 @@ def _reaches_training(holder: Node, path: str, trains: Trains) -> bool:
 
 def _returns_to_training(holder: Node, path: str, trains: Trains) -> bool:
     """Whether the module that holds a part returns what it computes, to code that has something train on it."""
-    flow = holder.flow
-    returned = any(is_within(other, path) or is_within(path, other) for other in flow.returned)
-    if not returned:
-        passed_on = flow.reached_from(path)
-        returned = any(other in passed_on for other in flow.returned)
+    returned = _is_returned(holder.flow, path)
     place = holder_of(holder) if returned else None
     if place is None:
         return returned and holder.parent is not None
     return _reaches_training(*place, trains) or _returns_to_training(*place, trains)
+
+
+def _is_returned(flow: ValueFlow, path: str) -> bool:
+    """Whether what a part computes is part of what the module returns."""
+    if any(is_within(other, path) or is_within(path, other) for other in flow.returned):
+        return True
+    return bool(flow.reached_from(path) & flow.returned)
 
 
 def _trains(holder: Node, path: str, trains: Trains) -> bool:

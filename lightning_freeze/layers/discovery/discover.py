@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 
 from torch import nn
 
@@ -18,13 +18,11 @@ from lightning_freeze.layers.discovery.towers import Tower, name_towers
 from lightning_freeze.layers.forward_source.optimized import optimized_parameters
 
 
-def discover(module: nn.Module, optimized: Set[int] | None = None) -> Structure:
+def discover(module: nn.Module) -> Structure:
     """Find the layers of ``module`` without a forward pass and without touching its data.
 
     Args:
         module: Any module with at least one parameter.
-        optimized: ``id`` of all parameters that an optimizer holds, where that is known; read from the module's
-            ``configure_optimizers`` where it is not.
 
     Returns:
         Its layers: embeddings, blocks, head.
@@ -39,7 +37,7 @@ def discover(module: nn.Module, optimized: Set[int] | None = None) -> Structure:
             "`configure_model` or `setup`, ask for its layers afterwards."
         )
     try:
-        bystanders = find_bystanders(root, optimized_parameters(module) if optimized is None else optimized)
+        bystanders = find_bystanders(root, optimized_parameters(module))
         return _discovered(root, bystanders, reads_code=True)
     except Exception as error:  # what the code of a model says must not end the search for its layers
         if debugging():

@@ -11,7 +11,6 @@ from torch import nn
 from lightning_freeze.layers.forward_source.syntax import FRAMEWORK, parse
 
 _DEEPEST = 4
-_PLAIN = (int, float, str, bool, type(None), type)
 
 
 def optimized_parameters(module: nn.Module) -> frozenset[int] | None:
@@ -61,9 +60,15 @@ def _parts(module: nn.Module, name: str, depth: int) -> Iterator[nn.Module | nn.
 
 def _of_attribute(module: nn.Module, key: str, depth: int) -> Iterator[nn.Module | nn.Parameter]:
     """What a plain attribute or a method of the module itself mentions."""
-    value = vars(module).get(key, getattr(type(module), key, None))
-    if key in ("hparams", "trainer") or isinstance(value, _PLAIN):
+    if key in ("hparams", "trainer"):
         return
-    if not inspect.isfunction(value):
+    value = vars(module).get(key, getattr(type(module), key, None))
+    if inspect.isfunction(value):
+        yield from _parts(module, key, depth + 1)
+    elif isinstance(value, property | list | tuple | set | nn.Module) or _may_hold_parameters(key):
         raise LookupError(key)
-    yield from _parts(module, key, depth + 1)
+
+
+def _may_hold_parameters(key: str) -> bool:
+    """Whether an attribute may hold parameters by its name."""
+    return any(word in key.lower() for word in ("param", "model", "net", "module", "weight"))

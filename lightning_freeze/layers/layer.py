@@ -7,7 +7,7 @@ from typing import Protocol
 
 from torch import nn
 
-from lightning_freeze.layers.discovery.heights import tower_of
+from lightning_freeze.layers.discovery.networks.heights import tower_of
 from lightning_freeze.layers.discovery.ownership import ParameterRef, Tie
 from lightning_freeze.layers.discovery.structure import Kind, LayerSpec
 

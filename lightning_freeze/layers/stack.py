@@ -8,12 +8,12 @@ from typing import Any
 from torch import nn
 
 from lightning_freeze.errors import suggest
-from lightning_freeze.layers.discovery.connections import networks_of
 from lightning_freeze.layers.discovery.discover import discover
 from lightning_freeze.layers.discovery.groups import Groups, layers_from_groups
-from lightning_freeze.layers.discovery.heights import find_heights
 from lightning_freeze.layers.discovery.module_hook import ask_module
 from lightning_freeze.layers.discovery.module_tree import clean_name
+from lightning_freeze.layers.discovery.networks.connections import networks_of
+from lightning_freeze.layers.discovery.networks.heights import find_heights
 from lightning_freeze.layers.discovery.ownership import Ownership, Tie
 from lightning_freeze.layers.discovery.structure import LayerSpec, Structure
 from lightning_freeze.layers.layer import Layer

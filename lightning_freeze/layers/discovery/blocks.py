@@ -14,7 +14,8 @@ from dataclasses import replace
 from torch import nn
 
 from lightning_freeze.layers.discovery.block_lists import LIST_NAMES, Block, Stack
-from lightning_freeze.layers.discovery.connections import (
+from lightning_freeze.layers.discovery.module_tree import Node, names_head, only_embeds, words_of
+from lightning_freeze.layers.discovery.networks.connections import (
     is_beside,
     is_chain_of_children,
     is_in_branch,
@@ -22,7 +23,6 @@ from lightning_freeze.layers.discovery.connections import (
     runs_behind,
     runs_in_turn,
 )
-from lightning_freeze.layers.discovery.module_tree import Node, names_head, only_embeds, words_of
 from lightning_freeze.layers.discovery.plain_blocks import children_as_blocks, find_plain_lists, recurrent_blocks
 from lightning_freeze.layers.forward_source.reader import use_order
 

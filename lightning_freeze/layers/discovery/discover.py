@@ -9,12 +9,12 @@ from torch import nn
 from lightning_freeze.errors import debugging
 from lightning_freeze.layers.discovery.block_lists import Stack
 from lightning_freeze.layers.discovery.blocks import find_stacks
-from lightning_freeze.layers.discovery.bystanders import find_bystanders
 from lightning_freeze.layers.discovery.data_flow import Item, flow_and_ambiguities, interleave
 from lightning_freeze.layers.discovery.module_tree import Node, build_tree
+from lightning_freeze.layers.discovery.networks.bystanders import find_bystanders
+from lightning_freeze.layers.discovery.networks.towers import Tower, name_towers
 from lightning_freeze.layers.discovery.placement import Placement
 from lightning_freeze.layers.discovery.structure import Structure
-from lightning_freeze.layers.discovery.towers import Tower, name_towers
 from lightning_freeze.layers.forward_source.optimized import optimized_parameters
 
 

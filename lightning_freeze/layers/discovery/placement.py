@@ -9,11 +9,11 @@ from torch import nn
 from torchmetrics import Metric, MetricCollection
 
 from lightning_freeze.layers.discovery.block_lists import Stack
-from lightning_freeze.layers.discovery.connections import consumers_of, find_sources
 from lightning_freeze.layers.discovery.data_flow import Item
 from lightning_freeze.layers.discovery.module_tree import Node, words_of
+from lightning_freeze.layers.discovery.networks.connections import consumers_of, find_sources
+from lightning_freeze.layers.discovery.networks.towers import Tower
 from lightning_freeze.layers.discovery.structure import Kind, LayerSpec, Structure
-from lightning_freeze.layers.discovery.towers import Tower
 
 
 class Placement:

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from torch import nn
 
 from lightning_freeze.layers.discovery.block_lists import LIST_NAMES, Block, Stack
-from lightning_freeze.layers.discovery.connections import gives_outputs, is_beside
 from lightning_freeze.layers.discovery.module_tree import Node, names_head, only_embeds
+from lightning_freeze.layers.discovery.networks.connections import gives_outputs, is_beside
 from lightning_freeze.layers.forward_source.reader import use_order
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lightning_freeze.layers.discovery.connections import consumers_of
+from lightning_freeze.layers.discovery.networks.connections import consumers_of
 from lightning_freeze.layers.discovery.structure import FedBy, LayerSpec
 
 

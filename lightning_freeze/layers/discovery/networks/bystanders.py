@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Set
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from lightning_freeze.layers.discovery.connections import holder_of
 from lightning_freeze.layers.discovery.module_tree import WRAPPERS, Node, words_of
+from lightning_freeze.layers.discovery.networks.connections import holder_of
 from lightning_freeze.layers.forward_source.value_flow.flow import ValueFlow, is_within
 
 #: Attribute names of networks that exist to be compared with, not to be trained.

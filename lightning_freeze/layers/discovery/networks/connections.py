@@ -9,8 +9,8 @@ from torch import nn
 
 from lightning_freeze.layers.discovery.block_lists import Stack
 from lightning_freeze.layers.discovery.module_tree import Node
+from lightning_freeze.layers.discovery.networks.towers import Tower
 from lightning_freeze.layers.discovery.structure import FedBy
-from lightning_freeze.layers.discovery.towers import Tower
 from lightning_freeze.layers.forward_source.side_by_side import side_by_side
 
 #: From this share of a stage's weights on, its named children are its blocks.

@@ -125,7 +125,7 @@ class Placement:
             return "head"
         if last is None:
             assert following is not None
-            if self._parallel and item.again and _projects(item) and not self._taken_up(item, following.stack):
+            if self._parallel and item.runs_around and _projects(item) and not self._taken_up(item, following.stack):
                 self._common.setdefault("head", []).append(item.name)
                 return "head"  # it makes tokens into vectors first, and what a tower found later
             return self._before(item, following.stack)
@@ -150,7 +150,7 @@ class Placement:
     def _between(self, item: Item, a: int, b: int) -> str:
         if _inside(item, self._towers[b]):
             return self._before(item, b)
-        if self._towers[b].has_own_inputs and item.again and not _inside(item, self._towers[a]):
+        if self._towers[b].has_own_inputs and item.runs_around and not _inside(item, self._towers[a]):
             # Where nothing takes up what both towers give, what they share is the last to run.
             layer = self._after(item, a) if self._taken_up(item, b) else "head"
             self._common.setdefault(layer, []).append(item.name)
@@ -167,7 +167,7 @@ class Placement:
     def _taken_up(self, item: Item, stack: int) -> bool:
         """Whether a tower behind this one works on what others computed, after the last use of the unit."""
         behind = self._order[self._order.index(stack) + 1 :]
-        begun = {s for s in behind if any(self._stacks[s].home.below(node) for node in item.again)}
+        begun = {s for s in behind if any(self._stacks[s].home.below(node) for node in item.runs_around)}
         return any(not self._towers[s].has_own_inputs for s in behind if s not in begun)
 
     def _before(self, item: Item, stack: int) -> str:

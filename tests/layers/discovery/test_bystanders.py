@@ -227,6 +227,21 @@ def test_a_backbone_whose_output_nothing_is_seen_to_use_takes_part() -> None:
     assert LayerStack(Hooked()).names == NAMES
 
 
+class RegisteredTwice(FrozenBackbone):
+    """A frozen backbone that runs as a part of another module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = nn.Sequential(self.backbone, self.head)
+
+    def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        return cross_entropy(self.network(tokens), targets)
+
+
+def test_a_backbone_that_runs_under_another_name_takes_part() -> None:
+    assert LayerStack(RegisteredTwice()).names == NAMES
+
+
 class Perceived(Trained):
     """A deep frozen network measures both what is made and what is wanted."""
 

@@ -108,7 +108,7 @@ def _is_apart(node: Node, trains: Trains) -> bool:
     if not flow.calls or any(is_within(path, other) for other in flow.handed_on):
         return is_compared
     if not flow.runs(path):
-        return holder.parent is None or is_compared
+        return (holder.parent is None and not _is_registered_twice(node)) or is_compared
     if _reaches_training(holder, path, trains) or _returns_to_training(holder, path, trains):
         return False
     if flow.returned and not is_compared and not _is_returned(flow, path):
@@ -121,6 +121,15 @@ def _is_apart(node: Node, trains: Trains) -> bool:
     )
     words = words_of(node.key) | words_of(node.class_name)
     return not fed or flow.judges(path) or flow.is_run_again(path) or bool(words & _LOSSES)
+
+
+def _is_registered_twice(node: Node) -> bool:
+    """Whether a module or a part of it stands elsewhere as well, where other code may run it."""
+    root = node
+    while root.parent is not None:
+        root = root.parent
+    inside = {id(below) for below in node.walk()}
+    return any(id(one) in inside for other in root.walk() if id(other) not in inside for one in other.shared.values())
 
 
 def _reaches_training(holder: Node, path: str, trains: Trains) -> bool:

@@ -95,7 +95,9 @@ def executed(stack: LayerStack, inputs: Any) -> tuple[list[str], list[int]]:
 
 
 def order(stack: LayerStack, ran: list[str], names: Sequence[str] = ()) -> str:
-    """(b) Layers run in the order of the stack, or in that of ``names``."""
+    """(b) Layers run in the order of the stack, or in that of ``names``; bystanders may run at any time."""
+    apart = {layer.name for layer in stack.bystanders}
+    ran = [name for name in ran if name not in apart]
     expected = [name for name in names or stack.names if name in ran]
     if ran == expected:
         return ""
@@ -110,7 +112,7 @@ def placement(
     step = {key: i for i, key in enumerate(used) if key not in apart}
     tied = {tie.name for tie in stack.ties}
     towers = len(stack.towers) > 1
-    layers = [stack[name] for name in names or stack.names]
+    layers = [stack[name] for name in names or stack.names if not stack[name].is_bystander]
     uses = {layer.name: [step[id(p)] for p in layer.parameters() if id(p) in step] for layer in layers}
     blocks = [(i, layer) for i, layer in enumerate(layers) if layer.is_block and uses[layer.name]]
     # A block begins with the first parameter of its first module.

@@ -7,9 +7,9 @@ from typing import Protocol
 
 from torch import nn
 
-from lightning_freeze.layers.discovery.heights import tower_of
+from lightning_freeze.layers.discovery.networks.heights import tower_of
 from lightning_freeze.layers.discovery.ownership import ParameterRef, Tie
-from lightning_freeze.layers.discovery.placement import Kind, LayerSpec
+from lightning_freeze.layers.discovery.structure import Kind, LayerSpec
 
 
 class Layer:
@@ -33,7 +33,6 @@ class Layer:
         references: tuple[ParameterRef, ...],
         modules: tuple[nn.Module, ...],
         height: int,
-        is_bystander: bool = False,
     ) -> None:
         """Made by :class:`LayerStack`."""
         self.name = spec.name
@@ -42,7 +41,7 @@ class Layer:
         self.prefixes = tuple(spec.prefixes)
         self.repeats = spec.passes
         self.height = height
-        self.is_bystander = is_bystander
+        self.is_bystander = spec.is_bystander
         self._references = references
         self._modules = modules
 

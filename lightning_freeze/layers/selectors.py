@@ -13,7 +13,8 @@ a layer's name         that layer: ``3``, ``encoder.3``, ``vision.embeddings``, 
 ``encoder``            all blocks of one tower
 ``encoder.:6``         blocks of one tower; a number or a slice, as above
 ``75%``                the embeddings and the first 75% of the blocks, to the nearest whole block, halves down; of
-                       networks that feed nothing into one another, of each
+                       networks that feed nothing into one another, of each; blocks that run side by side stay
+                       together
 ``all``                all layers
 a module's name        everything below the module of that full name (``message_passing`` as ``message_passing.*``);
                        a layer or a tower of the same name comes first
@@ -180,7 +181,9 @@ def _percent(stack: Layers, term: str) -> Sequence[Layer]:
     found = _of_kind(stack, "embeddings")
     for blocks in stack.networks:
         # Nearest whole number of blocks; a half rounds down, so that no more is frozen than was asked for.
-        found += blocks[: math.ceil(share * len(blocks) / 100 - Fraction(1, 2))]
+        chosen = blocks[: math.ceil(share * len(blocks) / 100 - Fraction(1, 2))]
+        above = {block.height for block in blocks[len(chosen) :]}
+        found += [block for block in chosen if block.height not in above]  # blocks side by side stay together
     if not found:
         raise _error(stack, term, f"selects nothing of {len(stack.blocks)} blocks", near=False)
     return found

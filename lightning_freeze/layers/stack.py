@@ -8,13 +8,14 @@ from typing import Any
 from torch import nn
 
 from lightning_freeze.errors import suggest
-from lightning_freeze.layers.discovery.connections import networks_of
+from lightning_freeze.layers.discovery.discover import discover
 from lightning_freeze.layers.discovery.groups import Groups, layers_from_groups
-from lightning_freeze.layers.discovery.heights import find_heights, tower_of
 from lightning_freeze.layers.discovery.module_hook import ask_module
 from lightning_freeze.layers.discovery.module_tree import clean_name
+from lightning_freeze.layers.discovery.networks.connections import networks_of
+from lightning_freeze.layers.discovery.networks.heights import find_heights
 from lightning_freeze.layers.discovery.ownership import Ownership, Tie
-from lightning_freeze.layers.discovery.placement import LayerSpec, Structure, discover
+from lightning_freeze.layers.discovery.structure import LayerSpec, Structure
 from lightning_freeze.layers.layer import Layer
 from lightning_freeze.layers.modes import quiet_modules, whole_layers
 from lightning_freeze.layers.selectors import Selection, select
@@ -69,10 +70,10 @@ class LayerStack:
         self._aliases = structure.towers
         self.assumptions: tuple[str, ...] = tuple(structure.assumptions)
         """What the structure of the module left open, and how it was decided; part of :meth:`describe`."""
-        self._fed_by, bystanders = structure.fed_by, structure.bystanders
-        heights = find_heights(structure.layers, structure.fed_by, bystanders)
+        self._fed_by = structure.fed_by
+        heights = find_heights(structure.layers, structure.fed_by)
         self._layers = tuple(
-            Layer(spec, i, ownership.parameters[i], ownership.modules[i], heights[i], tower_of(spec.name) in bystanders)
+            Layer(spec, i, ownership.parameters[i], ownership.modules[i], heights[i])
             for i, spec in enumerate(structure.layers)
         )
         self._by_name = {layer.name: layer for layer in self._layers}
@@ -215,6 +216,8 @@ def _adopt(module: nn.Module, stack: LayerStack) -> Structure:
             "that is not part of it."
         )
     dotted = f"{prefix}." if prefix else ""
-    specs = [LayerSpec(x.name, x.kind, [dotted + p if p else prefix for p in x.prefixes], x.repeats) for x in stack]
-    bystanders = frozenset(layer.tower for layer in stack.bystanders)
-    return Structure(specs, dict(stack._aliases), [], list(stack.assumptions), stack._fed_by, bystanders)
+    specs = [
+        LayerSpec(x.name, x.kind, [dotted + p if p else prefix for p in x.prefixes], x.repeats, x.is_bystander)
+        for x in stack
+    ]
+    return Structure(specs, dict(stack._aliases), [], list(stack.assumptions), stack._fed_by)

@@ -16,13 +16,16 @@ _LONGEST_NAME = 28
 def layers_table(stack: Layers) -> Table:
     """The stack as a table for a terminal: layer, modules, parameters, share of all parameters.
 
+    Networks that take no part in training have no share.
+
     Args:
         stack: The layers to show.
 
     Returns:
         A table that stays readable at 80 columns; what :func:`describe` notes stands in its caption.
     """
-    total = sum(layer.numel for layer in stack) + sum(p.numel() for _, p in stack.unassigned)
+    counted = sum(layer.numel for layer in stack if not layer.is_bystander)
+    total = counted + sum(p.numel() for _, p in stack.unassigned)
     notes = describe(stack).splitlines()
     table = Table(
         title=notes[0], title_justify="left", expand=True, caption="\n".join(notes[1:]), caption_justify="left"
@@ -35,7 +38,8 @@ def layers_table(stack: Layers) -> Table:
     table.add_column("parameters", justify="right", no_wrap=True)
     table.add_column("share", justify="right", no_wrap=True)
     for name, layer in zip(names, stack, strict=True):
-        table.add_row(name, _modules(layer), f"{layer.numel:,}", _share(layer.numel, total))
+        share = "no part" if layer.is_bystander else _share(layer.numel, total)
+        table.add_row(name, _modules(layer), f"{layer.numel:,}", share)
     if stack.unassigned:
         size = sum(p.numel() for _, p in stack.unassigned)
         table.add_row(*rest, _list([n for n, _ in stack.unassigned]), f"{size:,}", _share(size, total))

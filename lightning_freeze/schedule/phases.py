@@ -200,29 +200,50 @@ def gradual_phases(
         owner = next((layer.name for layer in reversed(layers) if layer.parameters()), names[-1])
         start = ",".join([owner, *(layer.name for layer in heads)])
     first = {layer.name for layer in stack.select(start).layers}
-    floor = max(layer.height for layer in layers)
-    if stop is not None:
-        stops = [layer.height for layer in stack.select(stop).layers]
-        if not stops:
-            raise ConfigurationError(
-                f"stop={stop!r} names single parameters; expected layers, one or more of {', '.join(names)}."
-            )
-        floor = max(stops)
+    floors = _floors(stack, stop, names)
+    deepest = max(floors.values(), default=max(layer.height for layer in layers))
     lowest = max((layer for layer in layers if layer.name in first), key=lambda layer: layer.height, default=None)
-    if stop is not None and lowest is not None and floor < lowest.height:
+    if stop is not None and lowest is not None and deepest < lowest.height:
         below = [layer.name for layer in layers if layer.height >= lowest.height]
         raise ConfigurationError(
             f"GradualUnfreezing(stop={stop!r}) lies above start={start!r}, so nothing would be unfrozen; "
             f"expected a layer at or below {lowest.name!r}: {', '.join(below)}."
         )
     # By height: towers that stand side by side are unfrozen together, level by level.
-    rest = [layer for layer in layers if layer.name not in first and layer.height <= floor]
+    network_of = _network_of(stack)
+    rest = [
+        layer
+        for layer in layers
+        if layer.name not in first and layer.height <= floors.get(network_of.get(layer.tower, -1), deepest)
+    ]
     levels = sorted({layer.height for layer in rest})
     phases = [start]
     for begin in range(0, len(levels), layers_per_phase):
         chunk = levels[begin : begin + layers_per_phase]
         phases.append(",".join([*(layer.name for layer in rest if layer.height in chunk), phases[-1]]))
     return [Phase(train, trigger) for train in phases[:-1]] + [Phase(phases[-1])]
+
+
+def _network_of(stack: LayerStack) -> dict[str, int]:
+    """Number of the network that each tower belongs to."""
+    return {block.tower: number for number, blocks in enumerate(stack.networks) for block in blocks}
+
+
+def _floors(stack: LayerStack, stop: str | None, names: Sequence[str]) -> dict[int, int]:
+    """The height of the lowest layer that ``stop`` names, by network; -1 stands for layers of no tower."""
+    if stop is None:
+        return {}
+    stops = stack.select(stop).layers
+    if not stops:
+        raise ConfigurationError(
+            f"stop={stop!r} names single parameters; expected layers, one or more of {', '.join(names)}."
+        )
+    network_of = _network_of(stack)
+    floors: dict[int, int] = {}
+    for layer in stops:
+        network = network_of.get(layer.tower, -1)
+        floors[network] = max(layer.height, floors.get(network, 0))
+    return floors
 
 
 def unfrozen_in(trains_in: Sequence[bool], phase: int) -> int:

@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 from layer_models import CASES, ResNet
+from networks import Distillation
 from rich.console import Console
 from torch import nn
 
 from lightning_freeze.layers import LayerStack
 from lightning_freeze.layers.table import layers_table
+from lightning_freeze.layers.wording import render
 from lightning_freeze.report.layer_rows import LayerRow
 from lightning_freeze.report.layer_table import layer_table
 from lightning_freeze.schedule.triggers import Clock
@@ -109,3 +111,12 @@ def test_long_names_are_whole_in_the_table_of_a_run(ended: bool) -> None:
     ends = next(line.index("parameters") for line in lines if "parameters" in line)
     column = "".join(line[:ends].split("  ")[1].strip() for line in lines[4:] if line[:ends].strip())
     assert all(name in column for name in names)
+
+
+def test_a_network_that_takes_no_part_has_no_share() -> None:
+    text = render(layers_table(LayerStack(Distillation("before"))))
+    rows = {
+        line.split("│")[1].strip(): line.split("│")[4].strip() for line in text.splitlines() if line.startswith("│")
+    }
+    assert all((share == "no part") == name.startswith("teacher") for name, share in rows.items())
+    assert sum(float(share[:-1]) for share in rows.values() if share.endswith("%")) == pytest.approx(100, abs=1)

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from lightning_freeze.layers.discovery.module_tree import Node
 
+#: Attribute names of lists of blocks.
+LIST_NAMES = frozenset({"layers", "blocks", "h", "stages"})
+
 
 @dataclass(frozen=True)
 class Block:
@@ -33,6 +36,8 @@ class Stack:
         label: Name that tells this stack from others in the same home, where the home alone does not.
         zipped: Whether the blocks are columns of parallel lists.
         stages: The elements that the blocks were taken from, where these are stages; empty where they are not.
+        named: Whether the blocks stand in attributes of any names, and are known by the chain that they form.
+        joins: Whether its blocks become part of the stack beside it in the flow, under the same numbers.
         guessed: Whether nothing looked like blocks, so that the parts of one module were taken for them.
     """
 
@@ -41,6 +46,8 @@ class Stack:
     label: str = ""
     zipped: bool = False
     stages: tuple[Block, ...] = ()
+    named: bool = False
+    joins: bool = False
     guessed: bool = False
 
     @property

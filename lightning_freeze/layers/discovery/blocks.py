@@ -13,19 +13,20 @@ from dataclasses import replace
 
 from torch import nn
 
-from lightning_freeze.layers.discovery.block_lists import Block, Stack
-from lightning_freeze.layers.discovery.connections import (
-    gives_outputs,
+from lightning_freeze.layers.discovery.block_lists import LIST_NAMES, Block, Stack
+from lightning_freeze.layers.discovery.module_tree import Node, names_head, only_embeds, words_of
+from lightning_freeze.layers.discovery.networks.connections import (
     is_beside,
     is_chain_of_children,
     is_in_branch,
+    named_chain,
     runs_behind,
+    runs_in_turn,
 )
-from lightning_freeze.layers.discovery.module_tree import Node, names_head, words_of
+from lightning_freeze.layers.discovery.plain_blocks import children_as_blocks, find_plain_lists, recurrent_blocks
 from lightning_freeze.layers.forward_source.reader import use_order
 
 _BLOCK_WORDS = frozenset({"layer", "layers", "block", "blocks", "stage", "stages", "group"})
-_LIST_NAMES = frozenset({"layers", "blocks", "h", "stages"})
 _WHOLE_MODELS = frozenset({"encoder", "decoder", "tower", "model", "backbone", "branch", "net", "network", "bert"})
 
 #: Below this share of a model's weights, what was found is not taken for its blocks.
@@ -43,11 +44,12 @@ def find_stacks(root: Node) -> list[Stack]:
     """
     stacks = _drop_small(_Finder().find(root))
     if sum(stack.weights for stack in stacks) >= _ENOUGH * root.weights and stacks:
-        return stacks
+        return [*stacks, *recurrent_blocks(root, stacks)]
     empty = _empty_stack(root)
     if empty is not None:
         return [empty]
-    return _drop_small(_find_plain(root)) or [_children_as_blocks(root)]
+    plain = _drop_small(find_plain_lists(root)) or [children_as_blocks(root)]
+    return [*plain, *recurrent_blocks(root, plain)]
 
 
 class _Finder:
@@ -73,7 +75,7 @@ class _Finder:
             return [self._expand(numbered)]
         found = [s for child in node.children if node.is_list or not _is_head(child) for s in self.find(child)]
         if not found and not node.is_list:
-            found = _zipped(node)
+            found = _zipped(node) or self._named(node)
         return _drop_side_lists(found)
 
     def _listed(self, node: Node) -> Stack | None:
@@ -84,7 +86,7 @@ class _Finder:
         blocks = [c for c in node.children if c in blocks or (c.weights and c.class_name in kinds)]
         if not blocks or 2 * sum(b.weights for b in blocks) < node.weights or any(map(self._is_tower, blocks)):
             return None
-        if not (_alike(blocks) or node.key in _LIST_NAMES or any(map(_checkpoints, blocks))):
+        if not (_alike(blocks) or node.key in LIST_NAMES or any(map(_checkpoints, blocks))):
             return None
         return Stack(node, tuple(Block((b,)) for b in blocks))
 
@@ -105,6 +107,11 @@ class _Finder:
             if len(nodes) >= 2 and not whole and 2 * sum(n.weights for n in nodes) >= node.weights:
                 return Stack(node, tuple(Block((n,)) for n in nodes), prefix.rstrip("_"))
         return None
+
+    def _named(self, node: Node) -> list[Stack]:
+        """Blocks of one class in attributes of any names (``first``, ``second``) that run one after the other."""
+        chain = named_chain(node, [child for child in node.children if _is_block(child)])
+        return [self._expand(Stack(node, tuple(Block((child,)) for child in chain), named=True))] if chain else []
 
     def _is_tower(self, node: Node) -> bool:
         """Whether an element is a whole model: it brings its own blocks and its own embedding table."""
@@ -138,6 +145,8 @@ class _Finder:
         if largest.home is not element and is_in_branch(largest.home, element):
             return None
         # Parallel lists and numbered attributes inside of a block (branches of a convolution) are no blocks.
+        if largest.named:
+            return None if _checkpoints(element) else largest
         named = words_of(largest.label or largest.home.key) & _BLOCK_WORDS
         branches = largest.zipped or (not named and (largest.label or _checkpoints(element)))
         chained = not _checkpoints(element) and is_chain_of_children(element, largest)
@@ -186,7 +195,7 @@ def _alike(blocks: Sequence[Node]) -> bool:
 def _zipped(node: Node) -> list[Stack]:
     """Blocks kept in parallel lists of equal length (``attentions``, ``ffns``): the n-th of each make one block."""
     lists = [child for child in node.children if isinstance(child.module, nn.ModuleList) and child.parameters]
-    lists = [child for child in lists if not is_beside(child)]
+    lists = [child for child in lists if not (is_beside(child) or only_embeds(child))]
     lengths = Counter(len(child.children) for child in lists)
     length, count = lengths.most_common(1)[0] if lengths else (0, 0)
     same = [child for child in lists if len(child.children) == length]
@@ -241,8 +250,12 @@ def _kind(stack: Stack) -> str:
 
 
 def _is_head(node: Node) -> bool:
-    """Whether a module stands behind the blocks by its name, and is no list of blocks itself (``cls_blocks``)."""
-    return names_head(node.key) and not (node.is_list and words_of(node.key) & _BLOCK_WORDS)
+    """Whether a module stands behind the blocks by its name, and is no list of blocks itself (``cls_attn``)."""
+    if not names_head(node.key):
+        return False
+    kinds = {child.class_name for child in node.children}
+    repeats = len(node.children) > 1 and len(kinds) == 1 and all(map(_is_block, node.children)) and runs_in_turn(node)
+    return not (node.is_list and (repeats or words_of(node.key) & _BLOCK_WORDS))
 
 
 def _drop_small(stacks: list[Stack]) -> list[Stack]:
@@ -262,59 +275,6 @@ def _drop_small(stacks: list[Stack]) -> list[Stack]:
 
 def _empty_stack(root: Node) -> Stack | None:
     for node in root.walk():
-        if node.is_list and not node.module._modules and node.key in {*_LIST_NAMES, "layer", "block"}:
+        if node.is_list and not node.module._modules and node.key in {*LIST_NAMES, "layer", "block"}:
             return Stack(node, ())
     return None
-
-
-def _find_plain(node: Node) -> list[Stack]:
-    """Lists of modules of any kind, for models without normalised blocks (a multi-layer perceptron)."""
-    members = [child for child in node.children if child.parameters]
-    if is_beside(node):
-        return []  # several outputs of one input, or several inputs: no depth
-    several = len(members) >= 2 or (len(members) == 1 and node.key in _LIST_NAMES)
-    if node.is_list and several and not isinstance(node.module, nn.ModuleDict):
-        return [Stack(node, _with_norms(members))]
-    children = members if node.is_list else [child for child in members if not names_head(child.key)]
-    found = [stack for child in children for stack in _find_plain(child)]
-    return found if 4 * sum(stack.weights for stack in found) >= node.weights else []
-
-
-def _children_as_blocks(root: Node) -> Stack:
-    """The last resort: the modules at the first fork are the blocks, but for those whose names say otherwise."""
-    node = root
-    members = [child for child in node.children if child.parameters]
-    while len(members) == 1 and members[0].children and not node.own:
-        node = members[0]
-        members = [child for child in node.children if child.parameters]
-    middle = [c for c in members if not (names_head(c.key) or _only_embeds(c) or gives_outputs(c))]
-    repeated = {} if node.is_list else use_order(node.module).repeated
-    middle = [child for child in middle if child.key in repeated] or middle
-    return Stack(node, _with_norms(middle or members or [node]), guessed=len(middle) > 1)
-
-
-def _with_norms(members: Sequence[Node]) -> tuple[Block, ...]:
-    """Blocks of one module each; a normalisation joins the module before it, or behind it where one comes first."""
-    if all(map(_is_norm, members)) or not any(map(_is_norm, members)):
-        return tuple(Block((member,)) for member in members)
-    ordered = list(members) if not _is_norm(members[0]) else list(members)[::-1]
-    groups: list[list[Node]] = []
-    for member in ordered:
-        if groups and _is_norm(member):
-            groups[-1].append(member)
-        else:
-            groups.append([member])
-    if ordered[0] is members[0]:
-        return tuple(Block(tuple(group)) for group in groups)
-    return tuple(Block(tuple(group[::-1])) for group in groups[::-1])
-
-
-def _is_norm(node: Node) -> bool:
-    """Whether a module only normalises: no weight of two dimensions, and named so."""
-    return node.normalizes and not node.weights and not node.children
-
-
-def _only_embeds(node: Node) -> bool:
-    """Whether all that a module holds are embedding tables: one, or one for each categorical column."""
-    tables = [n for n in node.walk() if isinstance(n.module, nn.Embedding | nn.EmbeddingBag)]
-    return bool(tables) and sum(table.parameters for table in tables) == node.parameters

@@ -26,7 +26,7 @@ class Item:
         stack: Index of the stack for a block, else -1.
         block: Index of the block in its stack; -1 marks the place of a stack without blocks.
         passes: How many times the model runs the block in one forward pass.
-        again: Those that hold stacks and begin before the code comes back to it for the last time.
+        runs_around: Modules that hold stacks and begin before the code uses it for the last time.
         reused_in_one_run: Whether a single run uses it both before and after these.
     """
 
@@ -36,7 +36,7 @@ class Item:
     stack: int = -1
     block: int = -1
     passes: int = 1
-    again: tuple[Node, ...] = ()
+    runs_around: tuple[Node, ...] = ()
     reused_in_one_run: bool = False
 
 
@@ -83,6 +83,9 @@ def interleave(stacks: Sequence[Stack], items: Sequence[Item]) -> tuple[list[Sta
         if spans[a][0] < spans[b][-1] and spans[b][0] < spans[a][-1]:
             keep, gone = sorted((joined[a], joined[b]))
             joined = {s: keep if into == gone else into for s, into in joined.items()}
+    for s, neighbour in _neighbours(stacks, items).items():
+        keep, gone = sorted((joined[s], joined[neighbour]))
+        joined = {other: keep if into == gone else into for other, into in joined.items()}
     if all(s == into for s, into in joined.items()):
         return list(stacks), list(items)
     kept = sorted(set(joined.values()))
@@ -98,6 +101,13 @@ def interleave(stacks: Sequence[Stack], items: Sequence[Item]) -> tuple[list[Sta
         for item in items
     ]
     return merged, moved
+
+
+def _neighbours(stacks: Sequence[Stack], items: Sequence[Item]) -> dict[int, int]:
+    """For each stack that joins another one: the stack behind it in the flow, else the one before it."""
+    order = list(dict.fromkeys(item.stack for item in items if item.stack >= 0))
+    places = [place for place, s in enumerate(order) if stacks[s].joins and len(order) > 1]
+    return {order[place]: order[place + 1 if place + 1 < len(order) else place - 1] for place in places}
 
 
 def _position(item: Item, steps: Sequence[tuple[int, int]]) -> int:
@@ -177,7 +187,7 @@ class _Flow:
                     self._done.add((id(node), key))
                     found.append(Item(f"{node.name}.{key}" if node.name else key, node, None))
                 continue
-            child = self._element(children[key], rest, source is not None and key in source.again)
+            child = self._element(children[key], rest, source is not None and key in source.reused)
             if (id(child), "") in self._done or (key in node.shared and self._inside(child)):
                 continue
             if id(child) in self._passed_modules and (self._begun or step not in (source.steps if source else ())):
@@ -192,9 +202,11 @@ class _Flow:
             # What comes back once more before another stack has begun has one place.
             used_between = source.used_between.get(step, set()) - {key} if source else set()
             weighty = (children[other] for other in used_between if other in children)
-            again = tuple(c for c in weighty if id(c) in self._open or id(c) in self._block)
+            runs_around = tuple(c for c in weighty if id(c) in self._open or id(c) in self._block)
             both = source is not None and not rest and step in source.reused_in_one_run
-            found += [replace(inner[0], again=again, reused_in_one_run=both)] if again and len(inner) == 1 else inner
+            if runs_around and len(inner) == 1:
+                inner = [replace(inner[0], runs_around=runs_around, reused_in_one_run=both)]
+            found += inner
         return found
 
     def _remember_passed_lists(self, source: UseOrder, children: Mapping[str, Node]) -> None:

@@ -8,7 +8,7 @@ from torch import nn
 
 from lightning_freeze.errors import suggest
 from lightning_freeze.layers.discovery.module_tree import clean_name
-from lightning_freeze.layers.discovery.placement import Kind, LayerSpec
+from lightning_freeze.layers.discovery.structure import Kind, LayerSpec
 
 Groups = Mapping[str, str | Sequence[str]]
 """Layer name to the module-name prefixes that it holds, in the order of the data flow."""

@@ -5,11 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 from torchmetrics import Metric, MetricCollection
+
+from lightning_freeze.layers.forward_source.value_flow.flow import ValueFlow
+from lightning_freeze.layers.forward_source.value_flow.interpreter import value_flow
 
 #: Path components that a wrapper adds and that say nothing about the model.
 WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
@@ -50,6 +54,11 @@ class Node:
     weights: int = 0
     parameters: int = 0
     normalizes: bool = False
+
+    @cached_property
+    def flow(self) -> ValueFlow:
+        """Which parts of the module feed which, as its code tells."""
+        return value_flow(self.module)
 
     @property
     def is_list(self) -> bool:
@@ -148,3 +157,9 @@ def names_embedding(key: str) -> bool:
 def names_head(key: str) -> bool:
     """Whether an attribute name says that it stands behind the blocks."""
     return key in _HEAD_NAMES or (bool(words_of(key) & _HEAD_WORDS) and "token" not in words_of(key))
+
+
+def only_embeds(node: Node) -> bool:
+    """Whether all that a module holds are embedding tables: one, or one for each categorical column."""
+    tables = [n for n in node.walk() if isinstance(n.module, nn.Embedding | nn.EmbeddingBag)]
+    return bool(tables) and sum(table.parameters for table in tables) == node.parameters

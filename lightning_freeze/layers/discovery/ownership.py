@@ -9,7 +9,7 @@ from typing import NamedTuple
 from torch import nn
 from torchmetrics import Metric, MetricCollection
 
-from lightning_freeze.layers.discovery.placement import LayerSpec
+from lightning_freeze.layers.discovery.structure import LayerSpec
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,132 +1,49 @@
-"""From a module to the list of its layers: names, kinds and what belongs to each."""
+"""Which layer each part of a network joins: the blocks, and what stands around them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Literal
 
 from torch import nn
 from torchmetrics import Metric, MetricCollection
 
-from lightning_freeze.errors import debugging
 from lightning_freeze.layers.discovery.block_lists import Stack
-from lightning_freeze.layers.discovery.blocks import find_stacks
-from lightning_freeze.layers.discovery.bystanders import find_bystanders
-from lightning_freeze.layers.discovery.connections import FedBy, consumers_of, find_sources
-from lightning_freeze.layers.discovery.data_flow import Item, flow_and_ambiguities, interleave
-from lightning_freeze.layers.discovery.module_tree import Node, build_tree, words_of
-from lightning_freeze.layers.discovery.towers import Tower, name_towers
-
-Kind = Literal["embeddings", "block", "head", "group"]
+from lightning_freeze.layers.discovery.data_flow import Item
+from lightning_freeze.layers.discovery.module_tree import Node, words_of
+from lightning_freeze.layers.discovery.networks.connections import consumers_of, find_sources
+from lightning_freeze.layers.discovery.networks.towers import Tower
+from lightning_freeze.layers.discovery.structure import Kind, LayerSpec, Structure
 
 
-@dataclass
-class LayerSpec:
-    """What makes up one layer, by name.
-
-    Attributes:
-        name: Name of the layer.
-        kind: ``"embeddings"``, ``"block"``, ``"head"`` or, from an explicit map, ``"group"``.
-        prefixes: Full names of the modules and single parameters that belong to it.
-        passes: How many times one forward pass runs it; more than one for weights shared between depths.
-    """
-
-    name: str
-    kind: Kind
-    prefixes: list[str] = field(default_factory=list)
-    passes: int = 1
-
-
-@dataclass
-class Structure:
-    """The layers of a module as its structure tells them.
-
-    Attributes:
-        layers: Layers in the order of the data flow.
-        towers: Tower label to the attribute it was made from; empty for a single stack.
-        ignored: Names of modules that belong to no layer (losses and metrics without parameters).
-        assumptions: What the structure left open and how it was decided, one sentence each.
-        fed_by: Label of each tower to the labels of the towers that it depends on.
-        bystanders: Labels of the towers that take no part in training.
-    """
-
-    layers: list[LayerSpec]
-    towers: dict[str, str]
-    ignored: list[str]
-    assumptions: list[str] = field(default_factory=list)
-    fed_by: FedBy = field(default_factory=dict)
-    bystanders: frozenset[str] = frozenset()
-
-
-def discover(module: nn.Module) -> Structure:
-    """Find the layers of ``module`` without a forward pass and without touching its data.
+class Placement:
+    """Decides for every unit outside the blocks which layer it joins.
 
     Args:
-        module: Any module with at least one parameter.
-
-    Returns:
-        Its layers: embeddings, blocks, head.
-
-    Raises:
-        ValueError: If the module has no parameter.
+        stacks: The stacks of blocks of the network.
+        towers: The name of each stack, and how it is connected.
+        items: Blocks and units in the order of the data flow.
+        reads_code: Whether the code of the modules is read.
+        is_one_of_several: Whether the module holds other networks, so that the names of all layers need the tower's.
     """
-    root = build_tree(module)
-    if next(module.parameters(), None) is None:
-        raise ValueError(
-            f"{type(module).__name__} has no parameters, so it has no layers to freeze. If the model is built in "
-            "`configure_model` or `setup`, ask for its layers afterwards."
-        )
-    found = find_stacks(root)
-    try:
-        return _placed(root, found, reads_code=True)
-    except Exception as error:  # what the code of a model says must not end the search for its layers
-        if debugging():
-            raise
-        structure = _placed(root, found, reads_code=False)
-        problem = f"{type(error).__name__}: {error}"
-        structure.assumptions.append(f"the code could not be followed ({problem}): layers stand as they are registered")
-        return structure
 
-
-def _placed(root: Node, found: Sequence[Stack], reads_code: bool) -> Structure:
-    laid_out, ambiguities = flow_and_ambiguities(root, found, reads_code)
-    stacks, items = interleave(found, laid_out)
-    placement = _Placement(stacks, items, reads_code)
-    structure = placement.structure()
-    structure.assumptions += _assumptions(
-        found, stacks, [*ambiguities, *placement.fed_later()], placement.side_by_side()
-    )
-    return structure
-
-
-def _assumptions(
-    found: Sequence[Stack], stacks: Sequence[Stack], ambiguities: Sequence[str], parallel: str
-) -> list[str]:
-    lines = []
-    if any(stack.guessed for stack in found):
-        where = f"the parts of {found[0].home.name}" if found[0].home.name else "the parts of the module"
-        lines.append(f"no list of blocks was found: {where} are taken for blocks, in the order in which they are used")
-    if len(stacks) < len(found):
-        names = [stack.home.name for stack in found if stack.home.name not in {s.home.name for s in stacks}]
-        names = names or [stack.home.name for stack in found]
-        lines.append(f"{', '.join(names)} take turns: numbered as one stack, as they run")
-    return [*lines, *ambiguities, *[parallel] * bool(parallel)]
-
-
-class _Placement:
-    """Decides for every unit outside the blocks which layer it joins."""
-
-    def __init__(self, stacks: Sequence[Stack], items: list[Item], reads_code: bool) -> None:
+    def __init__(
+        self,
+        stacks: Sequence[Stack],
+        towers: Sequence[Tower],
+        items: list[Item],
+        reads_code: bool,
+        is_one_of_several: bool = False,
+    ) -> None:
         order = [s for s in dict.fromkeys(item.stack for item in items) if s >= 0]
         self._items = items
         self._stacks = stacks
-        self._towers = name_towers(stacks)
+        self._towers = towers
         self._order = order
         self._fed_by = find_sources([self._towers[s] for s in order], reads_code)
-        self._parallel = any(self._towers[s].has_own_inputs for s in order[1:])
-        self._branches = any(not self._feeds(a, b) for a, b in pairwise(order))
+        self._parallel = is_one_of_several or any(self._towers[s].has_own_inputs for s in order[1:])
+        self._are_apart = any(not self._feeds(a, b) for a, b in pairwise(order))
+        self._branches = is_one_of_several or self._are_apart
         self._layers: dict[str, LayerSpec] = {}
         self._common: dict[str, list[str]] = {}
         self._prepared: set[tuple[int, int]] = set()
@@ -135,6 +52,7 @@ class _Placement:
         return self._towers[first].label in self._fed_by[self._towers[second].label]
 
     def structure(self) -> Structure:
+        """The layers, and how the towers are connected."""
         self._declare()
         ignored = []
         steps = [(i, item) for i, item in enumerate(self._items) if item.stack >= 0]
@@ -159,16 +77,11 @@ class _Placement:
             {t.label: t.alias for t in self._towers if t.label},
             ignored,
             fed_by=self._fed_by,
-            bystanders=frozenset(self._bystanders() - {""}),
         )
-
-    def _bystanders(self) -> set[str]:
-        behind = [item.node for item in self._items if item.node and item.name in self._layers["head"].prefixes]
-        return find_bystanders(self._towers, self._branches, behind, self._fed_by)
 
     def side_by_side(self) -> str:
         """A sentence on towers that do not feed each other, ``""`` if there are none."""
-        if not self._branches:
+        if not self._are_apart:
             return ""
         names = ", ".join(self._towers[s].label for s in self._order)
         common = (
@@ -212,7 +125,7 @@ class _Placement:
             return "head"
         if last is None:
             assert following is not None
-            if self._parallel and item.again and _projects(item) and not self._taken_up(item, following.stack):
+            if self._parallel and item.runs_around and _projects(item) and not self._taken_up(item, following.stack):
                 self._common.setdefault("head", []).append(item.name)
                 return "head"  # it makes tokens into vectors first, and what a tower found later
             return self._before(item, following.stack)
@@ -237,7 +150,7 @@ class _Placement:
     def _between(self, item: Item, a: int, b: int) -> str:
         if _inside(item, self._towers[b]):
             return self._before(item, b)
-        if self._towers[b].has_own_inputs and item.again and not _inside(item, self._towers[a]):
+        if self._towers[b].has_own_inputs and item.runs_around and not _inside(item, self._towers[a]):
             # Where nothing takes up what both towers give, what they share is the last to run.
             layer = self._after(item, a) if self._taken_up(item, b) else "head"
             self._common.setdefault(layer, []).append(item.name)
@@ -254,7 +167,7 @@ class _Placement:
     def _taken_up(self, item: Item, stack: int) -> bool:
         """Whether a tower behind this one works on what others computed, after the last use of the unit."""
         behind = self._order[self._order.index(stack) + 1 :]
-        begun = {s for s in behind if any(self._stacks[s].home.below(node) for node in item.again)}
+        begun = {s for s in behind if any(self._stacks[s].home.below(node) for node in item.runs_around)}
         return any(not self._towers[s].has_own_inputs for s in behind if s not in begun)
 
     def _before(self, item: Item, stack: int) -> str:

@@ -2,6 +2,6 @@
 
 This room may import ``errors`` only. Source code is parsed, never run.
 
-Begin reading with ``use_order`` in ``reader.py``: the order in which a module uses its children. ``value_flow.py``
-tells which child feeds which, ``side_by_side.py`` which lists are no chain.
+Begin reading with ``use_order`` in ``reader.py``: the order in which a module uses its children. ``value_flow/``
+tells which child feeds which, ``side_by_side.py`` which lists are no chain, ``optimized.py`` what the optimizers hold.
 """

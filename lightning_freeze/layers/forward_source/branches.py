@@ -41,7 +41,7 @@ class Branches(Numbers, Notes):
         """What statements use, as if nothing had been used before, without taking note of it."""
         trial = copy(self)
         trial._is_trial = True
-        trial.order, trial.steps, trial.again, trial.bidirectional = [], {}, set(), set()
+        trial.order, trial.steps, trial.reused, trial.bidirectional = [], {}, set(), set()
         trial.passes, trial.repeated, trial.alternatives, trial.unresolved = {}, {}, set(), set()
         trial.used_between, trial._begun, trial._trace, trial.reused_in_one_run = {}, {}, [], set()
         trial.carried_over, trial.passed_lists = set(), {}

@@ -22,6 +22,7 @@ from lightning_freeze.layers.forward_source.expressions import Either, Element
 from lightning_freeze.layers.forward_source.loops import changes_only, count_of, other_each_turn, runs_nothing, turns_of
 from lightning_freeze.layers.forward_source.scope import Scope, elements_in
 from lightning_freeze.layers.forward_source.syntax import (
+    FRAMEWORK,
     WEIGHTS,
     assigned,
     entries,
@@ -39,14 +40,6 @@ from lightning_freeze.layers.forward_source.use_order import UseOrder
 #: Prefix in the names of lists that a module's ``forward`` receives as arguments.
 PASSED = "@"
 _QUESTIONS = frozenset({"len", "isinstance", "hasattr", "id", "type"})
-_FRAMEWORK = (
-    "torch.nn.modules.module",
-    "lightning",
-    "pytorch_lightning",
-    "transformers.modeling_utils",
-    "transformers.generation",
-    "transformers.integrations",
-)
 
 
 def use_order(module: nn.Module, passed_lists: Mapping[str, nn.Module] | None = None) -> UseOrder:
@@ -95,7 +88,7 @@ class _Reader(Branches):
         classes = mro[mro.index(start) + 1 :] if skip else mro
         owner = next((cls for cls in classes if name in vars(cls)), None)
         function = vars(owner)[name] if owner is not None else None
-        if owner is None or not inspect.isfunction(function) or (function.__module__ or "").startswith(_FRAMEWORK):
+        if owner is None or not inspect.isfunction(function) or (function.__module__ or "").startswith(FRAMEWORK):
             return
         tree = parse(function)
         if tree is None or function in self._open or len(self._open) > 12:
@@ -144,7 +137,10 @@ class _Reader(Branches):
             return
         chain = self._scope.chain(node.func)
         noted = self._note_passed_lists(chain[0], node) if chain and len(chain) == 1 else []
-        self._visit_all(value for value in [*node.args, *(k.value for k in node.keywords)] if value not in noted)
+        values = [*node.args, *(k.value for k in node.keywords)]
+        if getattr(node.func, "attr", getattr(node.func, "id", "")) == "reduce":
+            values.reverse()  # what it starts from is there before any element runs
+        self._visit_all(value for value in values if value not in noted)
         if chain == []:
             self._follow("forward", type(self._module), node)
         elif chain and len(chain) == 1 and chain[0] not in self._scope.names:

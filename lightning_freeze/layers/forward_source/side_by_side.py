@@ -74,8 +74,8 @@ def _loops(tree: ast.AST, this: str) -> Iterator[tuple[str, bool]]:
         elif isinstance(node, ast.ListComp | ast.GeneratorExp | ast.DictComp | ast.SetComp):
             parts: list[ast.AST] = [node.key, node.value] if isinstance(node, ast.DictComp) else [node.elt]
             for part in node.generators:
-                for path, _ in _element_calls(part.target, part.iter, parts, this):
-                    yield path, False
+                for path, calls in _element_calls(part.target, part.iter, parts, this):
+                    yield path, _is_chain(parts, calls)  # by ``x := layer(x)``
 
 
 def _element_calls(

@@ -16,6 +16,15 @@ _FACTS = frozenset({"dtype", "device", "shape", "config", "is_sparse", "requires
     *("get_submodule", "get_input_embeddings", "get_output_embeddings", "keys", "parameters", "named_parameters"),
     *("buffers", "state_dict", "train", "eval", "requires_grad_"),
 }
+#: Modules whose code is not read: it runs no layer, or in a way that is the same for all.
+FRAMEWORK = (
+    "torch.nn.modules.module",
+    "lightning",
+    "pytorch_lightning",
+    "transformers.modeling_utils",
+    "transformers.generation",
+    "transformers.integrations",
+)
 WEIGHTS = frozenset({"weight", "bias", "data"})
 
 

@@ -20,7 +20,7 @@ class UseOrder:
         passes: Attribute name to the number of times a counted loop runs it, for loops like
             ``for i in range(self.config.num_hidden_layers)`` (weights shared between depths).
         repeated: The same for names that the loop runs without an index: one module for every depth.
-        again: Names that are used again after something else was used.
+        reused: Names that are used again after something else was used.
         used_between: Step to the names that are used for the first time between its first use and its last.
         reused_in_one_run: Steps in ``used_between`` whose uses all happen in one run, not in alternative branches.
         bidirectional: Lists that one loop runs forwards and another one backwards.
@@ -35,7 +35,7 @@ class UseOrder:
     steps: list[str] = field(default_factory=list)
     passes: dict[str, int] = field(default_factory=dict)
     repeated: dict[str, int] = field(default_factory=dict)
-    again: set[str] = field(default_factory=set)
+    reused: set[str] = field(default_factory=set)
     used_between: dict[str, set[str]] = field(default_factory=dict)
     reused_in_one_run: set[str] = field(default_factory=set)
     bidirectional: set[str] = field(default_factory=set)
@@ -57,7 +57,7 @@ class Notes:
         self.steps: dict[str, None] = {}
         self.passes: dict[str, int] = {}
         self.repeated: dict[str, int] = {}
-        self.again: set[str] = set()
+        self.reused: set[str] = set()
         self.used_between: dict[str, set[str]] = {}
         self.reused_in_one_run: set[str] = set()
         self.bidirectional: set[str] = set()
@@ -83,7 +83,7 @@ class Notes:
         if name not in self.order:
             self.order.append(name)
         elif name != self._latest and name not in self._in_other_branch:
-            self.again.add(name)
+            self.reused.add(name)
             for step in {name, path or name} & self._begun.keys():
                 self.used_between[step] = set(self.order[self._begun[step] :])
                 self.reused_in_one_run |= {step} - self._begun_in_other_branch - self._tables

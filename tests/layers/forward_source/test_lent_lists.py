@@ -141,7 +141,7 @@ def test_what_calls_hand_on_is_followed(module: type[nn.Module], steps: list[str
 
 
 def test_the_same_step_in_both_branches_is_not_used_twice() -> None:
-    assert use_order(Branches()).again == set()
+    assert use_order(Branches()).reused == set()
 
 
 class Lends(nn.Module):

@@ -119,7 +119,7 @@ def test_what_is_used_again() -> None:
         def forward(self, x: Any, y: Any) -> Any:
             return self.c(self.a(x)) + self.c(self.b(y))
 
-    assert use_order(Twice()).again == {"c"}
+    assert use_order(Twice()).reused == {"c"}
 
 
 def test_code_that_cannot_be_read() -> None:

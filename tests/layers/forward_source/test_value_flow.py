@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_freeze.layers.forward_source.value_flow import value_flow
+from lightning_freeze.layers.forward_source.value_flow.interpreter import value_flow
 
 
 class Base(nn.Module):
@@ -70,21 +70,18 @@ class Optional(Base):
 @pytest.mark.parametrize("kind", [Plain, Residual, Methods, InPlace, Optional])
 def test_a_chain(kind: type[nn.Module]) -> None:
     flow = value_flow(kind())
-    assert flow is not None
     assert flow.feeds("a", "b") and flow.feeds("b", "c") and flow.feeds("a", "c")
     assert not (flow.feeds("c", "a") or flow.feeds("b", "a") or flow.feeds("c", "b"))
 
 
 def test_a_fork() -> None:
     flow = value_flow(Forked())
-    assert flow is not None
     assert flow.feeds("a", "b") and flow.feeds("a", "c")
     assert not flow.feeds("b", "c") and not flow.feeds("c", "b")
 
 
 def test_directly_means_with_no_other_child_in_between() -> None:
     plain, residual = value_flow(Plain()), value_flow(Residual())
-    assert plain is not None and residual is not None
     assert plain.feeds_directly("b", "c"), "a dropout is no step"
     assert not plain.feeds_directly("a", "c")
     assert residual.feeds_directly("a", "c")
@@ -104,7 +101,6 @@ class Beside(Base):
 
 def test_a_loop_feeds_itself_if_it_is_a_chain() -> None:
     loop, beside = value_flow(Loop()), value_flow(Beside())
-    assert loop is not None and beside is not None
     assert loop.feeds("steps.0", "steps.1")
     assert not beside.feeds("steps.0", "steps.1")
 
@@ -114,4 +110,4 @@ class Silent(Base):
 
 
 def test_no_code_gives_no_answer() -> None:
-    assert value_flow(Silent()) is None
+    assert not value_flow(Silent()).calls

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 
-from lightning_freeze.layers.discovery.connections import FedBy, consumers_of
-from lightning_freeze.layers.discovery.placement import LayerSpec
+from lightning_freeze.layers.discovery.networks.connections import consumers_of
+from lightning_freeze.layers.discovery.structure import FedBy, LayerSpec
 
 
 def tower_of(name: str) -> str:
@@ -14,23 +14,23 @@ def tower_of(name: str) -> str:
     return tower if last.isdecimal() or last in ("embeddings", "head") else ""
 
 
-def find_heights(layers: Sequence[LayerSpec], fed_by: FedBy, bystanders: Set[str] = frozenset()) -> list[int]:
+def find_heights(layers: Sequence[LayerSpec], fed_by: FedBy) -> list[int]:
     """The height of each layer: 0 for a head (or the top layer without one), 1 for the block below it, and so on.
 
     Towers that do not depend on each other stand side by side: the top blocks of both have the same height. A tower
     stands below all that depend on it (an encoder below its decoders, a vision tower below the language model).
+    Bystanders have heights of their own.
 
     Args:
         layers: The layers in order.
         fed_by: The sources of each tower.
-        bystanders: Names of the towers that take no part; they have heights of their own.
 
     Returns:
         One height for each layer.
     """
     heights = [0] * len(layers)
     for apart in (False, True):
-        numbers = [i for i, layer in enumerate(layers) if (tower_of(layer.name) in bystanders) is apart]
+        numbers = [i for i, layer in enumerate(layers) if layer.is_bystander is apart]
         for i, height in zip(numbers, _heights([layers[i] for i in numbers], fed_by), strict=True):
             heights[i] = height
     return heights

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 from torch import nn
 
 from lightning_freeze.layers.discovery.block_lists import Stack
 from lightning_freeze.layers.discovery.module_tree import Node
-from lightning_freeze.layers.discovery.towers import Tower
+from lightning_freeze.layers.discovery.networks.towers import Tower
+from lightning_freeze.layers.discovery.structure import FedBy
 from lightning_freeze.layers.forward_source.side_by_side import side_by_side
-from lightning_freeze.layers.forward_source.value_flow import value_flow
-
-FedBy = Mapping[str, frozenset[str]]
-"""Name of a tower to the names of all towers that it depends on."""
 
 #: From this share of a stage's weights on, its named children are its blocks.
 _NEARLY_ALL = 0.9
@@ -63,18 +60,68 @@ def consumers_of(tower: str, towers: Iterable[str], fed_by: FedBy) -> frozenset[
     return frozenset(other for other in towers if tower in fed_by.get(other, frozenset()))
 
 
+def holder_of(node: Node) -> tuple[Node, str] | None:
+    """The module whose code runs a node, and the path of the node there.
+
+    Args:
+        node: Any node.
+
+    Returns:
+        The nearest module above that is no mere list; ``None`` for the root, and below an ``nn.Sequential``, which runs
+        its parts one after the other.
+    """
+    keys = [node.key]
+    above = node.parent
+    while above is not None and above.is_list and not has_own_forward(above.module):
+        if isinstance(above.module, nn.Sequential):
+            return None
+        keys.insert(0, above.key)
+        above = above.parent
+    return None if above is None else (above, ".".join(keys))
+
+
+def has_own_forward(module: nn.Module) -> bool:
+    """Whether a container has a ``forward`` of its own, as subclasses may."""
+    return getattr(type(module), "forward", None) not in (nn.Module.forward, nn.Sequential.forward)
+
+
 def runs_behind(stack: Stack, stacks: Sequence[Stack]) -> bool:
     """Whether a list is a chain that goes on from what the largest list under the same parent computed."""
     parent = stack.home.parent
     main = max((s for s in stacks if s.home.parent is parent), key=lambda s: s.weights)
     if parent is None or main is stack or main.home is stack.home or len(stack.blocks) < 2:
         return False
-    flow = value_flow(parent.module)
+    flow = parent.flow
     first, last = main.home.key, stack.home.key
-    if flow is None or not (flow.runs(first) and flow.runs(last)):
+    if not (flow.runs(first) and flow.runs(last)):
         return False
-    is_chain = isinstance(stack.home.module, nn.Sequential) or flow.feeds_directly(last, last)
-    return is_chain and flow.feeds(first, last) and not flow.feeds(last, first)
+    return runs_in_turn(stack.home) and flow.feeds(first, last) and not flow.feeds(last, first)
+
+
+def runs_in_turn(node: Node) -> bool:
+    """Whether the elements of a list are known to run one after the other, each on what the one before computed."""
+    if isinstance(node.module, nn.Sequential):
+        return True
+    flow = node.parent.flow if node.parent is not None else None
+    return flow is not None and flow.feeds_directly(node.key, node.key)
+
+
+def named_chain(node: Node, children: Sequence[Node]) -> list[Node]:
+    """The children in the order in which they run, if they are a chain of one class that is nearly all of a module.
+
+    A way around them, as the residual connection of a block, makes them parts of one block.
+    """
+    if len(children) < 2 or len({child.class_name for child in children}) > 1:
+        return []
+    if sum(child.weights for child in children) < _NEARLY_ALL * node.weights or node.flow.returns_input:
+        return []
+    keys = {child.key: child for child in children}
+    depths = node.flow.depths(list(keys))
+    order = (
+        sorted(keys, key=depths.__getitem__) if depths is not None and len(set(depths.values())) == len(keys) else []
+    )
+    inner = all(node.flow.sources_of(b) <= {a} for a, b in pairwise(order))
+    return [keys[key] for key in order] if inner and not node.flow.returned & set(order[:-1]) else []
 
 
 def is_in_branch(node: Node, element: Node) -> bool:
@@ -97,17 +144,18 @@ def is_chain_of_children(element: Node, stack: Stack) -> bool:
         return False
     if len({block.parts[0].class_name for block in stack.blocks}) > 1 or stack.weights < _NEARLY_ALL * element.weights:
         return False
-    flow = value_flow(stack.home.module)
+    flow = stack.home.flow
     keys = [block.parts[0].key for block in stack.blocks]
-    return flow is not None and all(flow.feeds_directly(a, b) for a, b in pairwise(keys))
+    return all(flow.feeds_directly(a, b) for a, b in pairwise(keys))
 
 
 def gives_outputs(node: Node) -> bool:
     """Whether a list makes several outputs of one input: its elements run side by side and feed nothing else."""
     around = node.parent
-    flow = value_flow(around.module) if around is not None and is_beside(node) else None
-    others = [other.key for other in around.children if other is not node] if around is not None else []
-    return flow is not None and flow.runs(node.key) and not any(flow.feeds(node.key, other) for other in others)
+    if around is None or not is_beside(node):
+        return False
+    others = [other.key for other in around.children if other is not node]
+    return around.flow.runs(node.key) and not any(around.flow.feeds(node.key, other) for other in others)
 
 
 def is_beside(node: Node) -> bool:
@@ -123,14 +171,16 @@ def is_beside(node: Node) -> bool:
 
 
 def _are_apart(first: Node, second: Node) -> bool:
-    """Whether the code that runs two modules certainly hands nothing of the first one to the second one."""
+    """Whether the code that runs two modules certainly hands nothing of the first one to the second one.
+
+    What is handed to a discriminator, which sees other inputs as well, is judged: it is no later step.
+    """
     around = first.parent
     while around is not None:
         if second.below(around) and not around.is_list:
             branches = [_path(first, around), _path(second, around)]
-            flow = value_flow(around.module) if all(branches) else None
-            if flow is not None and all(map(flow.runs, branches)):
-                return not flow.feeds(*branches)
+            if all(branches) and all(map(around.flow.runs, branches)):
+                return not around.flow.feeds(branches[0], branches[1]) or around.flow.judges(branches[1])
         around = around.parent
     return False
 

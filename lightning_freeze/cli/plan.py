@@ -16,7 +16,7 @@ from lightning_freeze.cache.store.sizes import parse_size
 from lightning_freeze.cli.trainer_commands import FreezeCLI
 from lightning_freeze.cli.written_phases import phases_yaml
 from lightning_freeze.plan import TrainingPlan, plan_training
-from lightning_freeze.plan.files import check_format
+from lightning_freeze.plan.output.files import check_format
 
 #: Arguments of the Trainer that decide about the course of a run.
 _COURSE = (

@@ -19,11 +19,11 @@ from lightning_freeze.cache.identity.cached_towers import find_towers
 from lightning_freeze.cache.prefix.random_state import RandomState
 from lightning_freeze.layers import LayerStack
 from lightning_freeze.layers.analysis.unused_copies import unused_copies
-from lightning_freeze.plan.fake_optimizer import size_of
-from lightning_freeze.plan.fake_step import MeasuredStep, measure_step
 from lightning_freeze.plan.layer_ranges import selector_of
 from lightning_freeze.plan.records import Fitting, Memory, PlannedLayer, PlannedPhase, StepTime
 from lightning_freeze.plan.scheduler_preview import SchedulerPreview
+from lightning_freeze.plan.step.fake_optimizer import size_of
+from lightning_freeze.plan.step.fake_step import MeasuredStep, measure_step
 from lightning_freeze.plan.timeline import Segment, timeline
 from lightning_freeze.plan.training_plan import TrainingPlan
 from lightning_freeze.schedule.checks import pace_of

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lightning_freeze.plan.files import write_plan
-from lightning_freeze.plan.plan_table import plan_text
+from lightning_freeze.plan.output.files import write_plan
+from lightning_freeze.plan.output.table import plan_text
 from lightning_freeze.plan.records import PlanRecord
 
 

@@ -42,6 +42,7 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
         info = {name.partition(".dist-info/")[2] for name in archive.namelist() if ".dist-info/" in name}
         entry_points = archive.read(next(n for n in archive.namelist() if n.endswith("entry_points.txt"))).decode()
     expected = {str(path.relative_to(ROOT)) for path in (ROOT / "lightning_freeze").rglob("*.py")}
+    expected |= {str(path.relative_to(ROOT)) for path in (ROOT / "lightning_freeze").rglob("*.jinja")}
     assert names == expected | {"lightning_freeze/py.typed"}
     assert {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE"} <= info
     assert "lightning-freeze = lightning_freeze.cli.command_line:main" in entry_points

@@ -7,8 +7,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader
 
 from lightning_freeze.layers.wording import count, spans
-from lightning_freeze.plan.figures import as_svg, draw_figure, pictures_of
-from lightning_freeze.plan.plan_table import batches_text, bytes_text, rates_text, summary_lines
+from lightning_freeze.plan.output.figures import as_svg, draw_figure, pictures_of
+from lightning_freeze.plan.output.table import batches_text, bytes_text, rates_text, summary_lines
 from lightning_freeze.plan.records import PlanRecord
 
 
@@ -18,7 +18,7 @@ def plan_page(plan: PlanRecord) -> str:
     Args:
         plan: The plan.
     """
-    environment = Environment(loader=PackageLoader("lightning_freeze.plan"), autoescape=True)
+    environment = Environment(loader=PackageLoader("lightning_freeze.plan.output"), autoescape=True)
     drawn = {p.title: as_svg(draw_figure(plan, [p], titles=False)) for p in pictures_of(plan)}
     names = [layer.name for layer in plan.phases[0].layers]
     return environment.get_template("plan.html.jinja").render(

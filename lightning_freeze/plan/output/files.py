@@ -42,11 +42,11 @@ def write_plan(plan: PlanRecord, path: Path) -> Path:
     if ending == ".json":
         path.write_text(json.dumps(plan.to_dict(), indent=2) + "\n", encoding="utf-8")
     elif ending == ".html":
-        from lightning_freeze.plan.page import plan_page
+        from lightning_freeze.plan.output.page import plan_page
 
         path.write_text(plan_page(plan), encoding="utf-8")
     else:
-        from lightning_freeze.plan.figures import as_svg, draw_figure, pictures_of
+        from lightning_freeze.plan.output.figures import as_svg, draw_figure, pictures_of
 
         figure = draw_figure(plan, pictures_of(plan))
         if ending == ".svg":

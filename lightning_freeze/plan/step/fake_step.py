@@ -19,8 +19,8 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
-from lightning_freeze.plan.fake_optimizer import fake_optimizer, size_of, state_bytes
-from lightning_freeze.plan.operations import OperationCounter, Work
+from lightning_freeze.plan.step.fake_optimizer import fake_optimizer, size_of, state_bytes
+from lightning_freeze.plan.step.operations import OperationCounter, Work
 
 
 @dataclass(frozen=True)

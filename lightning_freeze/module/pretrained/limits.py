@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_freeze.errors import ConfigurationError
 
@@ -47,7 +46,7 @@ class InputLimits:
             ConfigurationError: An example is longer than the positions, or has an id beyond the vocabulary.
         """
         if self.positions is not None:
-            lengths = [_length(example) for example in examples]
+            lengths = [max(map(len, token_ids(example))) for example in examples]
             longest = max(lengths, default=0)
             if longest > self.positions:
                 raise ConfigurationError(
@@ -56,13 +55,24 @@ class InputLimits:
                 )
         if self.vocabulary is not None and (longest_id is None or longest_id >= self.vocabulary):
             for row, example in enumerate(examples):
-                highest = int(example["input_ids"].max()) if len(example["input_ids"]) else 0
+                highest = max((int(ids.max()) for ids in token_ids(example) if len(ids)), default=0)
                 if highest >= self.vocabulary:
                     raise ConfigurationError(
                         f"Row {row} of {name} has the token id {highest}, but the model has embeddings for the ids 0 "
                         f"to {self.vocabulary - 1}: expected the tokenizer that the model was trained with, or a model "
                         "saved after model.resize_token_embeddings(len(tokenizer))."
                     )
+
+
+def token_ids(example: Mapping[str, Any]) -> list[Tensor]:
+    """Return what a model looks up in its tables: the tokens of a text, and those of its target where it has one.
+
+    Args:
+        example: An example with ``input_ids`` as a 1-d tensor, and ``labels``, if any.
+    """
+    labels = example.get("labels")
+    has_targets = isinstance(labels, Tensor) and labels.ndim == 1 and not labels.is_floating_point()
+    return [example["input_ids"], *([labels] if has_targets else [])]
 
 
 def find_limits(model: nn.Module) -> InputLimits:
@@ -96,9 +106,7 @@ def vocabulary_size(model: nn.Module) -> int | None:
     if isinstance(table, nn.Embedding):
         return table.num_embeddings
     weight = getattr(table, "weight", None)  # wrapped or quantised tables
-    return (
-        len(weight) if isinstance(weight, torch.Tensor) and weight.ndim == 2 and hasattr(table, "padding_idx") else None
-    )
+    return len(weight) if isinstance(weight, Tensor) and weight.ndim == 2 and hasattr(table, "padding_idx") else None
 
 
 def _offset(table: nn.Embedding) -> int:
@@ -106,11 +114,3 @@ def _offset(table: nn.Embedding) -> int:
     if isinstance(offset, int):
         return offset
     return 0 if table.padding_idx is None else table.padding_idx + 1  # RoBERTa and its kin
-
-
-def _length(example: Mapping[str, Any]) -> int:
-    labels = example.get("labels")
-    targets = (
-        len(labels) if isinstance(labels, torch.Tensor) and labels.ndim == 1 and not labels.is_floating_point() else 0
-    )
-    return max(len(example["input_ids"]), targets)

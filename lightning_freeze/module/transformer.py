@@ -320,8 +320,9 @@ class TransformerModule(LightningModule):
     def _measure(self, batch: Any, stage: str, metrics: MetricCollection) -> None:
         loss, logits, labels = self._evaluate(batch)
         metrics.update(*self.task.metric_inputs(logits, labels))
-        # Lightning averages the sizes over processes, and would truncate the average of integers.
-        size: Any = float(len(labels))
+        # Each label counts once, however they are dealt to batches and processes. Lightning averages the sizes over
+        # processes, and would truncate the average of integers.
+        size: Any = float(self.task.count(labels))
         self.log(f"{stage}_loss", loss, prog_bar=True, batch_size=size, sync_dist=True)
         best = f"{stage}_{self.task.monitor}"
         self.log_dict({k: v for k, v in metrics.items() if k == best}, prog_bar=True, batch_size=len(labels))

@@ -52,7 +52,7 @@ def test_a_test_split_without_labels(
 
 def test_a_wrong_label_column_is_an_error(tmp_path: Path) -> None:
     data = TextDataModule(make_tokenizer(), data=saved(tmp_path, train=ROWS, validation=ROWS), label="lable")
-    with pytest.raises(ConfigurationError, match="has no column 'lable'.*Did you mean 'label'"):
+    with pytest.raises(ConfigurationError, match=r"has no column 'lable'.*Did you mean 'label'"):
         data.setup("fit")
 
 

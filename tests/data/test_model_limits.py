@@ -62,6 +62,10 @@ def trainer(**options: Any) -> Trainer:
         ("GPT2", {"n_positions": 20, "n_embd": 8, "n_layer": 1, "n_head": 2}, 20),
         ("OPT", {"ffn_dim": 8, "word_embed_proj_dim": 8}, 20),
         ("Bart", {"d_model": 8, **BART}, 20),
+        ("GPTJ", {"n_positions": 20, "n_embd": 8, "n_layer": 1, "n_head": 2, "rotary_dim": 2}, 20),
+        ("CTRL", {"n_positions": 20, "n_embd": 8, "n_layer": 1, "n_head": 2, "dff": 8}, 20),
+        ("Yoso", {}, 20),  # its table has two rows more than it uses
+        ("IBert", {}, 18),
         ("Llama", {"num_key_value_heads": 2}, None),  # rotations have no end
         ("T5", {"d_model": 8, "d_kv": 4, "num_layers": 1, "num_heads": 2, "d_ff": 8}, None),
     ],

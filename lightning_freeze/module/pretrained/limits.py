@@ -14,6 +14,9 @@ from lightning_freeze.errors import ConfigurationError
 # Names of learned tables of absolute positions. Relative positions and rotations have no end.
 _POSITION_TABLE = re.compile(r"(^|[._])(wpe|pos(ition)?s?_emb\w*|embed_pos\w*)$")
 
+# Tables of sinusoids that are tensors: GPT-J and CodeGen, CTRL.
+_FIXED_TABLES = ("embed_positions", "pos_encoding")
+
 
 @dataclass(frozen=True)
 class InputLimits:
@@ -83,11 +86,15 @@ def find_limits(model: nn.Module) -> InputLimits:
     """
     positions, token_types = [], []
     for name, module in model.named_modules():
-        if isinstance(module, nn.Embedding):
-            if _POSITION_TABLE.search(name):
-                positions.append(module.num_embeddings - _offset(module))
-            elif name.rpartition(".")[2] == "token_type_embeddings":
-                token_types.append(module.num_embeddings)
+        positions += [len(table) for key in _FIXED_TABLES if isinstance(table := getattr(module, key, None), Tensor)]
+        if not hasattr(module, "padding_idx"):  # no embedding table, of torch or quantised (I-BERT)
+            continue
+        if _POSITION_TABLE.search(name):
+            positions.append(len(module.weight) - _offset(module))
+            indices = getattr(model.get_submodule(name.rpartition(".")[0]), "position_ids", None)
+            positions += [indices.shape[-1]] if isinstance(indices, Tensor) else []
+        elif name.rpartition(".")[2] == "token_type_embeddings":
+            token_types.append(len(module.weight))
     return InputLimits(min(positions, default=None), vocabulary_size(model), min(token_types, default=None))
 
 
@@ -109,8 +116,9 @@ def vocabulary_size(model: nn.Module) -> int | None:
     return len(weight) if isinstance(weight, Tensor) and weight.ndim == 2 and hasattr(table, "padding_idx") else None
 
 
-def _offset(table: nn.Embedding) -> int:
+def _offset(table: nn.Module) -> int:
     offset = getattr(table, "offset", None)  # BART and OPT
     if isinstance(offset, int):
         return offset
-    return 0 if table.padding_idx is None else table.padding_idx + 1  # RoBERTa and its kin
+    padding = getattr(table, "padding_idx", None)
+    return padding + 1 if isinstance(padding, int) else 0  # RoBERTa and its kin

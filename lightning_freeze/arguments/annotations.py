@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import collections.abc
 import dataclasses
 import numbers
@@ -33,9 +34,23 @@ def fits(value: Any, annotation: Any) -> bool:
     """Whether a value is what an annotation says.
 
     A whole number is a number, but a boolean is neither, and text is never a boolean. A path may stand for text,
-    numbers of numpy for Python's, any sized collection for a list. What this function does not know is let through.
+    numbers of numpy for Python's, any ordered collection for a list. What this function does not know is let through.
     """
     return any(_fits(value, option) for option in options_of(annotation))
+
+
+def reading_of(text: str, annotation: Any) -> object:
+    """Return the boolean or number that a text spells, if an annotation allows it; else None.
+
+    Args:
+        text: What was given where the annotation allows no such text.
+        annotation: The annotation.
+    """
+    try:
+        value = ast.literal_eval(text.strip().capitalize())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+    return value if isinstance(value, int | float) and fits(value, annotation) else None
 
 
 def described(annotation: Any) -> str:
@@ -70,7 +85,7 @@ def _fits(value: Any, option: Any) -> bool:
 
 def _fits_collection(value: Any, origin: type, arguments: tuple[Any, ...]) -> bool:
     is_collection = isinstance(value, collections.abc.Iterable) and hasattr(value, "__len__")
-    if not is_collection or isinstance(value, str | bytes | collections.abc.Mapping):
+    if not is_collection or isinstance(value, str | bytes | collections.abc.Mapping | set | frozenset):
         return False
     items = list(value)
     if issubclass(origin, tuple) and arguments and arguments[-1] is not Ellipsis:
@@ -89,7 +104,7 @@ def _words(option: Any) -> list[str]:
     if origin is Literal:
         return [repr(choice) for choice in arguments]
     if isinstance(origin, type) and issubclass(origin, collections.abc.Callable):  # type: ignore[arg-type]
-        return ["a function"]
+        return ["a function or class"]
     if isinstance(origin, type) and issubclass(origin, collections.abc.Mapping):
         return ["a map" + (f" from {described(arguments[0])} to {described(arguments[1])}" if arguments else "")]
     if isinstance(origin, type) and issubclass(origin, collections.abc.Iterable):

@@ -8,7 +8,7 @@ import typing
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from lightning_freeze.arguments.annotations import choices_of, described, fits
+from lightning_freeze.arguments.annotations import choices_of, described, fits, reading_of
 from lightning_freeze.errors import ConfigurationError, suggest
 
 _LONGEST = 80
@@ -44,8 +44,9 @@ def check_arguments(
     for name, annotation in _annotations(cls).items():
         value = values.get(name)
         if name in values and name not in own and not fits(value, annotation):
-            nearest = suggest(value, choices_of(annotation)) if isinstance(value, str) else ""
-            raise ConfigurationError(f"{_call(cls, name, value)}: expected {described(annotation)}.{nearest}")
+            raise ConfigurationError(
+                f"{_call(cls, name, value)}: expected {described(annotation)}.{_nearest(value, annotation)}"
+            )
     for name, other in (needs or {}).items():
         if _is_given(cls, name, values) and not values[other]:
             raise ConfigurationError(
@@ -74,6 +75,13 @@ def _is_given(cls: type, name: str, values: Mapping[str, Any]) -> bool:
     return bool(values[name] != _defaults(cls)[name])
 
 
+def _nearest(value: Any, annotation: Any) -> str:
+    if not isinstance(value, str):
+        return ""
+    reading = reading_of(value, annotation)
+    return suggest(value, choices_of(annotation)) if reading is None else f" Did you mean {reading!r}?"
+
+
 def _call(cls: type, name: str, value: Any) -> str:
-    shown = repr(value)
+    shown = " ".join(repr(value).split())
     return f"{cls.__name__}({name}={shown if len(shown) <= _LONGEST else shown[: _LONGEST - 3] + '...'})"

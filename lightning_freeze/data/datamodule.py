@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
-from lightning_freeze.arguments import check_arguments
+from lightning_freeze.arguments import check_arguments, check_at_least
 from lightning_freeze.data.batching import Collator
 from lightning_freeze.data.encoding import Columns, Example, check_texts, encode
 from lightning_freeze.data.labels import (
@@ -25,13 +25,13 @@ from lightning_freeze.data.labels import (
     training_labels,
 )
 from lightning_freeze.data.loaders import LoaderFactory
-from lightning_freeze.data.model_limits import model_limits
+from lightning_freeze.data.model_limits import ModelLimits, model_limits
 from lightning_freeze.data.reading.readers import Table, read_table, saved_splits
 from lightning_freeze.data.reading.splits import SPLITS, split_of_file, splits_of_dataset
 from lightning_freeze.data.reading.values import group_name
 from lightning_freeze.data.splitting import check_fractions, split_rows
 from lightning_freeze.data.tokenizer import checked_tokenizer, load_tokenizer
-from lightning_freeze.data.unlabelled import LabelColumns, without_unlabelled
+from lightning_freeze.data.unlabelled import LabelColumns, without_label_columns, without_unlabelled
 from lightning_freeze.errors import ConfigurationError, listing
 from lightning_freeze.module.tasks import TaskName, get_task
 from lightning_freeze.namespaces import LightningDataModule
@@ -83,6 +83,9 @@ class TextDataModule(LightningDataModule):
     Raises:
         ConfigurationError: An argument or a file is wrong; the message names the file and the line.
     """
+
+    checks_input_limits = True
+    """``setup`` checks that the model can take the examples, so that ``TransformerModule`` need not."""
 
     def __init__(
         self,
@@ -191,9 +194,13 @@ class TextDataModule(LightningDataModule):
                 f"{listing(self.tables) or 'no files'}."
             )
         labels = self._encoded_labels()
+        limits = model_limits(self.trainer.lightning_module if self.trainer is not None else None)
         for name in wanted:
-            if name in self.tables and name not in self.encoded:
-                self._encode(name, labels.get(name))
+            if name not in self.tables:
+                continue
+            if name not in self.encoded:
+                self._encode(name, labels.get(name), limits)
+            limits.check(self.tables[name], self.encoded[name], self.tokenizer)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return batches of similar length in an order that changes each epoch."""
@@ -227,8 +234,7 @@ class TextDataModule(LightningDataModule):
 
     def _check_arguments(self) -> None:
         for name, least in (("batch_size", 1), ("num_workers", 0), ("bucket_batches", 0)):
-            if getattr(self, name) < least:
-                raise ConfigurationError(f"data.{name} is {getattr(self, name)}: expected at least {least}.")
+            check_at_least(f"data.{name}", getattr(self, name), least)
         if self.max_length is not None and self.max_length < 3:
             raise ConfigurationError(f"data.max_length is {self.max_length}: expected at least 3 tokens.")
         doubled = [name for name in ("train", "val", "test") if name in self.files]
@@ -264,7 +270,9 @@ class TextDataModule(LightningDataModule):
     def _split_data(self, file: str) -> dict[str, Table]:
         found = splits_of_dataset(file)
         if found:
-            return {name: self._checked_table(read_table(file, split), name) for name, split in found.items()}
+            tables = {name: read_table(file, split) for name, split in found.items()}
+            tables = without_label_columns(tables, self._label_columns())
+            return {name: self._checked_table(table, name) for name, table in tables.items()}
         table = self._checked_table(read_table(file, next(iter(saved_splits(file)), None)), "data")
         table = without_unlabelled({"train": table}, self._label_columns())["train"]
         groups = None
@@ -292,9 +300,8 @@ class TextDataModule(LightningDataModule):
             for name, table in tables.items()
         }
 
-    def _encode(self, name: str, labels: list[Any] | None) -> None:
+    def _encode(self, name: str, labels: list[Any] | None, limits: ModelLimits) -> None:
         module = self.trainer.lightning_module if self.trainer is not None else None
-        limits = model_limits(module)
         prompts = name == "predict" and self.task.target == "next-token"
         unread: dict[int, list[int]] = {}
         examples = encode(
@@ -308,7 +315,6 @@ class TextDataModule(LightningDataModule):
             positions=limits.prompt_positions(module) if prompts else limits.positions,
             unread=unread,
         )
-        limits.check(self.tables[name], examples, self.tokenizer)
         self.encoded[name] = examples
         if self.labels is not None:
             tag = "O" if "O" in self.labels else None

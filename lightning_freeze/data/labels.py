@@ -36,7 +36,9 @@ def sorted_names(names: Iterable[str]) -> list[str]:
 
 
 def near_duplicates(names: Iterable[str]) -> list[list[str]]:
-    """Return groups of class names that differ only in case, white space, hyphens, Unicode form or as ``01`` and ``1``.
+    """Return groups of class names that differ only in case, white space, hyphens, Unicode form or spelling.
+
+    Spellings of one value are ``01`` and ``1``, or ``True`` and ``1``.
 
     Args:
         names: The class names.
@@ -102,6 +104,8 @@ def lists_of_names(table: Table, column: str) -> list[list[str]]:
     def item_name(item: Any) -> str:
         if is_missing(item):
             raise ValueError("is missing, expected the name of a class")
+        if isinstance(item, float) and not item.is_integer():
+            raise ValueError(f"is {item}, expected the name or number of a class")
         if column in table.class_columns and item == -1:
             return IGNORED
         return class_name(item)
@@ -188,6 +192,11 @@ def encode_labels(
     ]
     if target == "token":
         return indices
+    for i, row in enumerate(indices):
+        value = table.rows[i][columns[0]]
+        if len(set(row)) < len(row) and not any(isinstance(item, (str, bytes)) for item in value):
+            problem = f"is {shown(value)}, expected each class once, or lists of zeros and ones of one length"
+            raise table.error(i, columns[0], problem)
     return [[float(i in set(row)) for i in range(len(labels))] for row in indices]
 
 
@@ -238,7 +247,10 @@ def _index(table: Table, i: int, name: str, index: dict[str, int]) -> int:
 
 
 def _is_flag(item: Any) -> bool:
-    return isinstance(item, (bool, int, float)) and item in (0, 1)
+    try:
+        return class_name(item) in ("0", "1", "False", "True")
+    except ValueError:
+        return False
 
 
 def _flags(value: Any, count: int) -> list[float]:
@@ -249,7 +261,7 @@ def _flags(value: Any, count: int) -> list[float]:
 
 def _folded(name: str) -> str:
     try:
-        value = float(name)
+        value = float({"true": "1", "false": "0"}.get(name.lower(), name))
         if math.isfinite(value) and len(name) < 15 and "_" not in name:
             return repr(value)
     except ValueError:

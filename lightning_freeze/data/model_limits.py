@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from lightning_freeze.data.reading.table import Table
 from lightning_freeze.errors import ConfigurationError
-from lightning_freeze.module.pretrained.limits import find_limits
+from lightning_freeze.module.pretrained.limits import find_limits, token_ids
 
 
 @dataclass(frozen=True)
@@ -59,14 +59,15 @@ class ModelLimits:
         if self.vocabulary is not None and (tokenizer.pad_token_id or 0) >= self.vocabulary:
             raise ConfigurationError(self._unknown("", tokenizer.pad_token_id, tokenizer))
         for example in examples:
-            ids, row = example["input_ids"], int(example["index"])
-            if self.positions is not None and len(ids) > self.positions:
-                raise ConfigurationError(
-                    f"{table.where(row)}: the text has {len(ids)} tokens and the model {self.positions} positions: "
-                    f"expected data.max_length of at most {self.positions}."
-                )
-            if self.vocabulary is not None and int(ids.max()) >= self.vocabulary:
-                raise ConfigurationError(self._unknown(f"{table.where(row)}: ", int(ids.max()), tokenizer))
+            row = int(example["index"])
+            for ids in token_ids(example):
+                if self.positions is not None and len(ids) > self.positions:
+                    raise ConfigurationError(
+                        f"{table.where(row)}: the text has {len(ids)} tokens and the model {self.positions} positions: "
+                        f"expected data.max_length of at most {self.positions}."
+                    )
+                if self.vocabulary is not None and int(ids.max()) >= self.vocabulary:
+                    raise ConfigurationError(self._unknown(f"{table.where(row)}: ", int(ids.max()), tokenizer))
 
     def _unknown(self, where: str, token_id: int, tokenizer: Any) -> str:
         return (

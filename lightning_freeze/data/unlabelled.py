@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lightning_freeze.data.reading.table import Table
-from lightning_freeze.data.reading.values import class_name, number
+from lightning_freeze.data.reading.values import class_name, is_missing, number
 from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.module.tasks import Target
 
@@ -37,7 +37,9 @@ def without_unlabelled(tables: dict[str, Table], labels: LabelColumns) -> dict[s
     The label -1 means "no label" where ``datasets`` declares the column to hold classes, in 0/1 columns of multi-label
     data, where -1 is no class of the training rows, and where the other training classes are names, or 0, 1, 2 and so
     on. Training classes of -1, 0 and 1 alone are classes, and so is -1 where the class names are given with it. A
-    regression split other than training has no labels if all of them are -1 and no training target is.
+    regression split other than training has no labels if all of them are -1 and no training target is. A missing value
+    means "no label" where -1 would, in a column that ``datasets`` declares to hold classes, and where all rows of a
+    split other than training lack one.
 
     Args:
         tables: The rows by split; ``"train"`` decides what is a class, and ``"predict"`` needs no labels.
@@ -56,7 +58,8 @@ def without_unlabelled(tables: dict[str, Table], labels: LabelColumns) -> dict[s
             result[name] = table
             continue
         which = "all" if len(dropped) == len(table) else str(len(dropped))
-        left_out = f"{table.name}: {which} of {len(table)} rows have no label ({labels.names[0]!r} is -1)"
+        value = "empty" if _is_empty(table.rows[min(dropped)], labels) else "-1"
+        left_out = f"{table.name}: {which} of {len(table)} rows have no label ({labels.names[0]!r} is {value})"
         if len(dropped) < len(table):
             rank_zero_info(f"{left_out} and are left out of {name!r}.")
             result[name] = table.take(i for i in range(len(table)) if i not in dropped)
@@ -67,7 +70,31 @@ def without_unlabelled(tables: dict[str, Table], labels: LabelColumns) -> dict[s
     return result
 
 
+def without_label_columns(tables: dict[str, Table], labels: LabelColumns) -> dict[str, Table]:
+    """Return the splits of a dataset without those that have no labels to evaluate with, and say so in one line each.
+
+    Args:
+        tables: The rows by split. The training split is never left out.
+        labels: Where the labels stand.
+    """
+    if labels.target == "next-token":
+        return tables
+    result = {}
+    for name, table in tables.items():
+        absent = [column for column in labels.names if column not in table.columns]
+        if name == "train" or not absent or any(column not in tables["train"].columns for column in absent):
+            result[name] = table
+        else:
+            rank_zero_info(f"{table.name}: there is no column {absent[0]!r}, so there is no {name!r} split.")
+    return result
+
+
 def _unlabelled(name: str, table: Table, train: Table | None, labels: LabelColumns) -> list[int]:
+    empty = [i for i, row in enumerate(table.rows) if _is_empty(row, labels)]
+    if empty and len(empty) == len(table) and name != "train":
+        return empty
+    if empty and table.class_columns.intersection(labels.names):
+        return [i for i, row in enumerate(table.rows) if _is_empty(row, labels) or _is_marked(row, labels)]
     marked = [i for i, row in enumerate(table.rows) if _is_marked(row, labels)]
     if not marked:
         return []
@@ -78,6 +105,10 @@ def _unlabelled(name: str, table: Table, train: Table | None, labels: LabelColum
     if len(labels.names) > 1 or table.class_columns.intersection(labels.names):
         return marked
     return [] if _is_class(train, labels) else marked
+
+
+def _is_empty(row: dict[str, Any], labels: LabelColumns) -> bool:
+    return all(is_missing(row.get(column)) for column in labels.names)
 
 
 def _is_marked(row: dict[str, Any], labels: LabelColumns) -> bool:

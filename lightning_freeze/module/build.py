@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from lightning_freeze.arguments import check_at_least, check_unused
 from lightning_freeze.errors import ConfigurationError
-from lightning_freeze.module.arguments import check_count, check_unused
 from lightning_freeze.module.pooling import PooledModel, Pooling, unwrapped
 from lightning_freeze.module.pretrained.heads import Head, adopt_head
 from lightning_freeze.module.pretrained.loading import LoadedModel, load
@@ -107,7 +107,7 @@ def count_classes(task: Task, num_classes: int | None, labels: list[str] | None)
     Raises:
         ConfigurationError: Both are missing, too few, or contradict each other.
     """
-    check_count("num_classes", num_classes, least=0, optional=True)
+    check_at_least("num_classes", num_classes, 0)
     if not task.has_classes:
         given = None if num_classes == 1 and task.target == "value" else num_classes
         check_unused(f"the task {task.name!r} has no classes", [("num_classes", given, None), ("labels", labels, None)])

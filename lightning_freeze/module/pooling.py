@@ -8,8 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from lightning_freeze.arguments import check_arguments, check_at_least, check_share
 from lightning_freeze.errors import ConfigurationError
-from lightning_freeze.module.arguments import check_choice, check_count, check_share
 from lightning_freeze.module.tasks import Task, first_tensor
 
 Pooling = Literal["mean", "cls", "last", "none"]
@@ -133,14 +133,10 @@ class PooledModel(nn.Module):
         hidden_size: int | None = None,
         dropout: float = 0.1,
     ) -> None:
+        check_arguments(PooledModel, locals())
         super().__init__()
-        if not isinstance(encoder, nn.Module):
-            raise ConfigurationError(f"encoder is {encoder!r}: expected a torch.nn.Module.")
-        if not isinstance(task, Task):
-            raise ConfigurationError(f"task is {task!r}: expected a Task, for example get_task('classification').")
-        check_choice("pooling", pooling, Pooling)
-        check_count("num_outputs", num_outputs)
-        check_count("hidden_size", hidden_size, optional=True)
+        check_at_least("num_outputs", num_outputs, 1)
+        check_at_least("hidden_size", hidden_size, 1)
         check_share("dropout", dropout)
         if task.is_language_model and pooling != "none":
             raise ConfigurationError(

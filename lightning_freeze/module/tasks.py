@@ -88,6 +88,17 @@ class Task:
         logits, labels = self._shifted(logits, labels)
         return F.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORE_INDEX)
 
+    def count(self, labels: Tensor) -> int:
+        """Return how many labels the loss of a batch is the mean of: examples, or tokens that count.
+
+        Args:
+            labels: As in :meth:`loss`.
+        """
+        if self.pooled:
+            return len(labels)
+        counted = labels[:, 1:] if self.target == "next-token" else labels
+        return int((counted != IGNORE_INDEX).sum())
+
     def metrics(self, num_classes: int | None, prefix: str) -> MetricCollection:
         """Return new metrics for one stage.
 

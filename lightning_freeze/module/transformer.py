@@ -12,10 +12,9 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
-from lightning_freeze.arguments import check_arguments
+from lightning_freeze.arguments import check_arguments, check_at_least, check_distinct, check_share, check_unused
 from lightning_freeze.errors import ConfigurationError
-from lightning_freeze.module import arguments
-from lightning_freeze.module.batch import logits_of, unpack
+from lightning_freeze.module.batch import logits_of, unpack, word_starts
 from lightning_freeze.module.build import BuildSettings, build_model, count_classes
 from lightning_freeze.module.finite import LossWatch, describe_divergence
 from lightning_freeze.module.optim import DefaultAdamW, build_optimizer, linear_warmup_decay, sets_own_rate
@@ -24,7 +23,7 @@ from lightning_freeze.module.pretrained.heads import Head
 from lightning_freeze.module.pretrained.limits import InputLimits, find_limits
 from lightning_freeze.module.pretrained.precision import warn_about_half_precision
 from lightning_freeze.module.pretrained.special_tokens import align_special_tokens, check_end_tokens, prepare_inputs
-from lightning_freeze.module.tasks import IGNORE_INDEX, TaskName, first_tensor, get_task
+from lightning_freeze.module.tasks import TaskName, first_tensor, get_task
 from lightning_freeze.namespaces import LightningModule
 
 Interval = Literal["step", "epoch"]
@@ -102,26 +101,15 @@ class TransformerModule(LightningModule):
         if isinstance(encoder, os.PathLike):
             encoder = os.fspath(encoder)
         self.save_hyperparameters(ignore=["encoder", "optimizer", "lr_scheduler"])
+        labels = [str(label) for label in labels] if labels is not None else None
         self.hparams.update(num_classes=num_classes, labels=labels)
         if isinstance(encoder, str):
             self.hparams["encoder"] = encoder
         self.task = get_task(task)
-        arguments.check_names("labels", labels)
-        arguments.check_bool("pretrained", pretrained)
-        arguments.check_choice("pooling", pooling, Pooling, optional=True)
-        arguments.check_count("hidden_size", hidden_size, optional=True)
-        arguments.check_share("dropout", dropout)
-        arguments.check_factory("optimizer", optimizer, "torch.optim.AdamW or lambda params: AdamW(params, lr=1e-4)")
-        arguments.check_choice("lr_scheduler_interval", lr_scheduler_interval, Interval)
-        arguments.check_share("warmup_ratio", warmup_ratio)
-        arguments.check_mapping("model_kwargs", model_kwargs)
-        arguments.check_mapping("generate_kwargs", generate_kwargs)
-        if lr_scheduler is not None:
-            arguments.check_factory("lr_scheduler", lr_scheduler, "lambda optimizer: StepLR(optimizer, 1)")
-            arguments.check_unused(
-                "it belongs to the default schedule, and lr_scheduler takes its place",
-                [("warmup_ratio", warmup_ratio, 0.1)],
-            )
+        check_distinct("labels", labels)
+        check_at_least("hidden_size", hidden_size, 1)
+        check_share("dropout", dropout)
+        check_share("warmup_ratio", warmup_ratio)
         self.labels = list(labels) if labels else None
         self.num_classes = count_classes(self.task, num_classes, self.labels)
         self.optimizer_factory = optimizer
@@ -150,7 +138,10 @@ class TransformerModule(LightningModule):
         return find_limits(self._backbone)
 
     def setup(self, stage: str) -> None:
-        """Check that the data fits the model, and align the special tokens of model and tokenizer.
+        """Align the special tokens of model and tokenizer, and check that the data fits the model.
+
+        Of a data module with a tokenizer (``tokenizer``), the encoded examples are checked where it shows them as a
+        dict of lists (``encoded``) and does not check them itself (``checks_input_limits``), as TextDataModule does.
 
         Args:
             stage: ``"fit"``, ``"validate"``, ``"test"`` or ``"predict"``.
@@ -163,10 +154,10 @@ class TransformerModule(LightningModule):
             return
         align_special_tokens(self._backbone, tokenizer, self._takes_padding)
         limits = self.input_limits
-        # TextDataModule has its examples here; a data module of another kind is not looked into.
         encoded = getattr(data, "encoded", None)
         for name, examples in (encoded if isinstance(encoded, dict) else {}).items():
-            limits.check(examples, f"the {name} rows", len(tokenizer) - 1)
+            if not getattr(data, "checks_input_limits", False):
+                limits.check(examples, f"the {name} rows", len(tokenizer) - 1)
             check_end_tokens(self._backbone, examples, f"the {name} rows")
 
     def forward(self, **inputs: Any) -> Tensor:
@@ -210,6 +201,16 @@ class TransformerModule(LightningModule):
     on_test_start = on_validation_start
     on_predict_start = on_validation_start
 
+    def on_validation_epoch_start(self) -> None:
+        """Give the metrics states that can be updated: those that an earlier inference mode left behind cannot."""
+        with torch.inference_mode(False):
+            self.val_metrics.reset()
+
+    def on_test_epoch_start(self) -> None:
+        """As :meth:`on_validation_epoch_start`, for the test metrics."""
+        with torch.inference_mode(False):
+            self.test_metrics.reset()
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Remember that the head comes from a checkpoint.
 
@@ -232,9 +233,11 @@ class TransformerModule(LightningModule):
         Returns:
             ``predictions`` (class indices, zeros and ones for each label, numbers, or token indices),
             ``probabilities`` where the task has classes, ``labels`` (names, where they are known), ``index`` (the row
-            of each example in its file) and ``text`` (the output of a language model), each where it applies.
+            of each example in its file) and ``text`` (the output of a language model), each where it applies. For
+            token classification, ``labels`` has one tag for each word where the batch tells the words
+            (:func:`~lightning_freeze.module.batch.word_starts`), and one for each token where it does not.
         """
-        inputs, targets = unpack(batch)
+        inputs, _ = unpack(batch)
         index = inputs.pop("index", None)
         result: dict[str, Any]
         if self.task.is_language_model and callable(generate := getattr(self.model, "generate", None)):
@@ -250,10 +253,10 @@ class TransformerModule(LightningModule):
                     "The outputs of the model are NaN, so the predictions mean nothing: its weights are not finite."
                 )
             result = dict(self.task.predictions(logits))
-            if self.labels:
-                begins_word = None if targets is None else targets != IGNORE_INDEX
-                mask = inputs.get("attention_mask") if begins_word is None else begins_word
-                result["labels"] = self._names(result["predictions"], mask)
+            if self.labels and self.task.target == "token":
+                result["labels"] = self._tags(result["predictions"], word_starts(batch))
+            elif self.labels:
+                result["labels"] = self._names(result["predictions"])
         if index is not None:
             result["index"] = index
         return result
@@ -263,7 +266,7 @@ class TransformerModule(LightningModule):
         optimizer = build_optimizer(self.optimizer_factory, self)
         if self.lr_scheduler_factory is None:
             reason = "it belongs to lr_scheduler, and none is given"
-            arguments.check_unused(reason, [("lr_scheduler_interval", self.lr_scheduler_interval, "epoch")])
+            check_unused(reason, [("lr_scheduler_interval", self.lr_scheduler_interval, "epoch")])
             if sets_own_rate(optimizer):
                 return optimizer
             total = self.trainer.estimated_stepping_batches
@@ -317,19 +320,26 @@ class TransformerModule(LightningModule):
     def _measure(self, batch: Any, stage: str, metrics: MetricCollection) -> None:
         loss, logits, labels = self._evaluate(batch)
         metrics.update(*self.task.metric_inputs(logits, labels))
-        # Lightning averages the sizes over processes, and would truncate the average of integers.
-        size: Any = float(len(labels))
+        # Each label counts once, however they are dealt to batches and processes. Lightning averages the sizes over
+        # processes, and would truncate the average of integers.
+        size: Any = float(self.task.count(labels))
         self.log(f"{stage}_loss", loss, prog_bar=True, batch_size=size, sync_dist=True)
         best = f"{stage}_{self.task.monitor}"
         self.log_dict({k: v for k, v in metrics.items() if k == best}, prog_bar=True, batch_size=len(labels))
         self.log_dict({k: v for k, v in metrics.items() if k != best}, batch_size=len(labels))
 
-    def _names(self, predictions: Tensor, mask: Tensor | None) -> list[Any]:
+    def _names(self, predictions: Tensor) -> list[Any]:
         names = self.labels or []
         if self.task.target == "multilabel":
             return [[name for name, on in zip(names, row, strict=True) if on] for row in predictions.tolist()]
-        if self.task.target == "token":
-            keep = predictions.new_ones(predictions.shape) if mask is None else mask
-            rows = zip(predictions.tolist(), keep.tolist(), strict=True)
-            return [[names[i] for i, kept in zip(row, kept_row, strict=True) if kept] for row, kept_row in rows]
         return [names[i] for i in predictions.tolist()]
+
+    def _tags(self, predictions: Tensor, starts: list[list[int | None]] | None) -> list[list[str]]:
+        """Return the name of the class at each position; a word without a token has the tag O, or else the first."""
+        names = self.labels or []
+        dropped = "O" if "O" in names else names[0]
+        positions = starts or [list(range(predictions.shape[1]))] * len(predictions)
+        return [
+            [dropped if position is None else names[row[position]] for position in row_starts]
+            for row, row_starts in zip(predictions.tolist(), positions, strict=True)
+        ]

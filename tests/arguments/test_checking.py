@@ -27,6 +27,7 @@ from lightning_freeze import (
     TextDataModule,
     TransformerModule,
 )
+from lightning_freeze.arguments import check_at_least, check_distinct, check_share, check_unused
 from lightning_freeze.arguments.annotations import described, fits
 from lightning_freeze.errors import ConfigurationError
 
@@ -132,3 +133,46 @@ def test_no_public_class_is_left_out() -> None:
     left_out = {"Layer", "LayerStack", "Phase", "Trigger"}  # phases are checked by what takes them
     public = [name for name in lightning_freeze.__all__ if inspect.isclass(getattr(lightning_freeze, name))]
     assert {cls.__name__ for cls in PUBLIC} == set(public) - left_out
+
+
+@pytest.mark.parametrize(
+    ("build", "nearest"),
+    [
+        (lambda: TransformerModule("x", pretrained="False"), "Did you mean False?"),
+        (lambda: LayerFreezing("0", frozen_eval="true"), "Did you mean True?"),
+        (lambda: TextDataModule(batch_size="8"), "Did you mean 8?"),
+        (lambda: DiscriminativeLR(decay="0.9"), "Did you mean 0.9?"),
+        (lambda: TransformerModule("x", pooling="men"), "Did you mean 'mean'?"),
+    ],
+)
+def test_text_that_spells_a_value_names_it(build: Callable[[], object], nearest: str) -> None:
+    with pytest.raises(ConfigurationError) as error:
+        build()
+    assert str(error.value).endswith(nearest)
+
+
+def test_a_set_has_no_order() -> None:
+    assert not fits({"a", "b"}, list[str])
+    with pytest.raises(ConfigurationError, match="expected a list"):
+        TransformerModule("x", labels={"neg", "pos"})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("check", "message"),
+    [
+        (lambda: check_at_least("n", 0, 1), "n is 0: expected at least 1."),
+        (lambda: check_at_least("n", float("nan"), 0), "n is nan: expected at least 0."),
+        (lambda: check_share("r", 1.0), "r is 1.0: expected a share of at least 0 and below 1."),
+        (lambda: check_share("r", float("nan")), "r is nan: expected a share of at least 0 and below 1."),
+        (lambda: check_distinct("labels", ["a", "b", "a"]), "labels holds 'a' twice: expected a different name for"),
+        (lambda: check_unused("reason", [("n", 2, 1)]), "n=2 has no effect: reason. Leave it out."),
+    ],
+)
+def test_what_annotations_cannot_say(check: Callable[[], None], message: str) -> None:
+    with pytest.raises(ConfigurationError) as error:
+        check()
+    assert str(error.value).startswith(message)
+    check_at_least("n", None, 1)
+    check_share("r", 0)
+    check_distinct("labels", None)
+    check_unused("reason", [("n", 1, 1)])

@@ -22,7 +22,8 @@ from lightning_freeze.errors import ConfigurationError
 
 TOKENIZER = make_tokenizer()
 CASES = [("classification", rows, size) for rows in (1, 3, 5, 9) for size in (1, 2, 4)]
-CASES += [("regression", 7, 2), ("token-classification", 5, 2)]
+CASES += [("regression", 7, 2), ("token-classification", 7, 2), ("multilabel", 7, 2), ("causal-lm", 5, 2)]
+GENERATION = {"causal-lm": {"generate_kwargs": {"max_new_tokens": 2}}}
 
 
 def save_rows(path, task, count):
@@ -31,6 +32,8 @@ def save_rows(path, task, count):
     for row in rows:
         if task == "regression":
             row["label"] = rng.random()
+        elif task == "multilabel":
+            row["label"] = rng.choice([["neg"], ["pos"], ["neg", "pos"], []])
         elif task == "token-classification":
             words = row["text"].split() * rng.choice([1, 30])
             row.update(tokens=words, tags=["X" if word == "good" else "O" for word in words])
@@ -38,10 +41,10 @@ def save_rows(path, task, count):
     return str(path)
 
 
-def measure(folder, task, count, size, strategy):
-    seed_everything(0, verbose=False)
-    labels = {"classification": ["neg", "pos"], "token-classification": ["O", "X"]}.get(task)
-    file = save_rows(folder / f"{task}-{count}.jsonl", task, count)
+def tiny_model(task, labels):
+    if task == "causal-lm":
+        sizes = {"n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 64, "pad_token_id": 0, "eos_token_id": 3}
+        return transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=len(TOKENIZER), **sizes))
     config = transformers.BertConfig(
         vocab_size=len(TOKENIZER),
         hidden_size=8,
@@ -52,7 +55,15 @@ def measure(folder, task, count, size, strategy):
         num_labels=len(labels or "1"),
     )
     head = "TokenClassification" if task == "token-classification" else "SequenceClassification"
-    module = TransformerModule(getattr(transformers, f"BertFor{head}")(config), task, labels=labels)
+    return getattr(transformers, f"BertFor{head}")(config)
+
+
+def measure(folder, task, count, size, strategy):
+    seed_everything(0, verbose=False)
+    names = ["neg", "pos"]
+    labels = {"classification": names, "multilabel": names, "token-classification": ["O", "X"]}.get(task)
+    file = save_rows(folder / f"{task}-{count}.jsonl", task, count)
+    module = TransformerModule(tiny_model(task, labels), task, labels=labels, **GENERATION.get(task, {}))
     files = dict.fromkeys(("train", "val", "test", "predict"), file)
     data = TextDataModule(TOKENIZER, task, labels=labels, batch_size=size, **files)
     trainer = Trainer(

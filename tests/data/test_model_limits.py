@@ -62,6 +62,10 @@ def trainer(**options: Any) -> Trainer:
         ("GPT2", {"n_positions": 20, "n_embd": 8, "n_layer": 1, "n_head": 2}, 20),
         ("OPT", {"ffn_dim": 8, "word_embed_proj_dim": 8}, 20),
         ("Bart", {"d_model": 8, **BART}, 20),
+        ("GPTJ", {"n_positions": 20, "n_embd": 8, "n_layer": 1, "n_head": 2, "rotary_dim": 2}, 20),
+        ("CTRL", {"n_positions": 20, "n_embd": 8, "n_layer": 1, "n_head": 2, "dff": 8}, 20),
+        ("Yoso", {}, 20),  # its table has two rows more than it uses
+        ("IBert", {}, 18),
         ("Llama", {"num_key_value_heads": 2}, None),  # rotations have no end
         ("T5", {"d_model": 8, "d_kv": 4, "num_layers": 1, "num_heads": 2, "d_ff": 8}, None),
     ],
@@ -181,3 +185,21 @@ def test_a_tokenizer_that_joins_words_is_refused_for_tags(write: Write) -> None:
     tokenizer.backend_tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
     with pytest.raises(ConfigurationError, match=r"puts a space before each word.*add_prefix_space=True"):
         TextDataModule(tokenizer, "token-classification", train="a.jsonl")
+
+
+def test_targets_beyond_the_positions_are_refused_with_the_row(tmp_path: Path, write: Write) -> None:
+    sizes = {**SMALL, "d_model": 8, **BART, "vocab_size": len(make_tokenizer()), "pad_token_id": 0}
+    transformers.BartForConditionalGeneration(transformers.BartConfig(**sizes)).save_pretrained(tmp_path / "bart")
+    module = TransformerModule(str(tmp_path / "bart"), "seq2seq-lm")
+    train = write("train.csv", f"source,target\nbad,bad\ngood,{'good ' * 50}\n")
+    data = TextDataModule(make_tokenizer(), "seq2seq-lm", train=str(train), max_length=30)
+    with pytest.raises(ConfigurationError, match=r"train\.csv, line 3: the text has 30 tokens and the model 20 pos"):
+        trainer().fit(module, data)
+
+
+def test_examples_are_checked_for_each_model_that_takes_them(tmp_path: Path, write: Write) -> None:
+    train = write("train.csv", f"text,label\n{'good ' * 25},pos\nbad,neg\n")
+    data = TextDataModule(make_tokenizer(), train=str(train))
+    trainer().fit(model(tmp_path / "long", 64), data)
+    with pytest.raises(ConfigurationError, match=r"train\.csv, line 2: the text has 27 tokens and the model 20 positi"):
+        trainer().fit(model(tmp_path / "short", 20), data)

@@ -323,3 +323,44 @@ def test_damaged_files_end_in_one_error_that_names_the_file(tmp_path: Path, kind
         except ConfigurationError as error:
             assert sound.name in str(error) and "\n" not in str(error)
         file.write_bytes(contents[file])
+
+
+@pytest.mark.parametrize("rows", [[["1", "0"], ["0", "1"]], [["0.0", "1.0"], ["1.0", "0.0"]], [["False", "True"]] * 2])
+def test_zeros_and_ones_as_text_are_no_class_names(rows: list[list[str]], write: Any) -> None:
+    file = write("a.jsonl", "\n".join(json.dumps({"text": "good", "label": row}) for row in rows))
+    data = TextDataModule(make_tokenizer(), "multilabel", train=str(file))
+    data.setup("fit")
+    expected = [[float(item in ("1", "1.0", "True")) for item in row] for row in rows]
+    assert [example["labels"].tolist() for example in data.encoded["train"]] == expected
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([[0, 1, 0.5], [1, 0, 0]], r"line 1: 'label' is \[0, 1, 0\.5\], whose item 3 is 0\.5, expected the name or"),
+        ([[0, 1, 0], [1, 0]], r"line 1: 'label' is \[0, 1, 0\], expected each class once, or lists of zeros and ones"),
+        ([[0, 2], [3, 3]], r"line 2: 'label' is \[3, 3\], expected each class once"),
+    ],
+)
+def test_lists_of_numbers_that_name_no_classes(rows: list[Any], message: str, write: Any) -> None:
+    file = write("a.jsonl", "\n".join(json.dumps({"text": "good", "label": row}) for row in rows))
+    with pytest.raises(ConfigurationError, match=message):
+        TextDataModule(make_tokenizer(), "multilabel", train=str(file)).setup("fit")
+
+
+def test_true_and_one_are_near_duplicates(write: Any) -> None:
+    file = write("a.csv", "text,label\ngood,1\nbad,True\nfilm,0\n")
+    with pytest.warns(UserWarning, match="the classes '1', 'True' are almost the same name"):
+        TextDataModule(make_tokenizer(), train=str(file)).setup("fit")
+
+
+def test_invisible_characters_around_column_names(write: Any) -> None:
+    data = TextDataModule(make_tokenizer(), train=str(write("a.csv", "text\u200b,\u00a0label\ngood,a\nbad,b\n")))
+    data.setup("fit")
+    assert data.labels == ["a", "b"]
+
+
+def test_a_file_in_utf16_is_named_so(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes("text,label\ngood,a\n".encode("utf-16"))
+    with pytest.raises(ConfigurationError, match="iconv -f UTF-16 -t UTF-8"):
+        TextDataModule(make_tokenizer(), train=str(tmp_path / "a.csv")).setup("fit")

@@ -17,7 +17,7 @@ from transformers import AutoModel
 from lightning_freeze.data import TextDataModule
 from lightning_freeze.module import TransformerModule
 from lightning_freeze.module.pretrained.hub import resolve
-from lightning_freeze.module.pretrained.loading import load_model
+from lightning_freeze.module.pretrained.loading import load
 from lightning_freeze.module.pretrained.structure import load_structure
 from lightning_freeze.module.tasks import get_task
 
@@ -25,22 +25,22 @@ from lightning_freeze.module.tasks import get_task
 def test_a_model_is_ready_to_train_and_says_nothing(tiny_bert_dir: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        model = load_model(str(tiny_bert_dir), get_task("classification"), True, num_labels=3)
+        model = load(str(tiny_bert_dir), get_task("classification"), True, num_labels=3).model
     assert model.training and model.classifier.out_features == 3  # type: ignore[union-attr]
     assert capfd.readouterr() == ("", "")
 
 
 def test_weights_are_loaded_only_if_pretrained(tiny_bert_dir: Path) -> None:
     stored = AutoModel.from_pretrained(tiny_bert_dir).embeddings.word_embeddings.weight
-    loaded = load_model(str(tiny_bert_dir), get_task("classification"), True, num_labels=2)
-    fresh = load_model(str(tiny_bert_dir), get_task("classification"), False, num_labels=2)
+    loaded = load(str(tiny_bert_dir), get_task("classification"), True, num_labels=2).model
+    fresh = load(str(tiny_bert_dir), get_task("classification"), False, num_labels=2).model
     assert torch.equal(loaded.bert.embeddings.word_embeddings.weight, stored)  # type: ignore[union-attr, arg-type]
     assert not torch.equal(fresh.bert.embeddings.word_embeddings.weight, stored)  # type: ignore[union-attr, arg-type]
     assert fresh.training and fresh.classifier.out_features == 2  # type: ignore[union-attr]
 
 
 def test_a_bare_encoder_has_no_unused_pooler(tiny_bert_dir: Path) -> None:
-    model = load_model(str(tiny_bert_dir), None, True)
+    model = load(str(tiny_bert_dir), None, True).model
     output = model(input_ids=torch.ones(2, 3, dtype=torch.long))
     output.last_hidden_state.sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
@@ -53,12 +53,12 @@ def test_missing_encoder_weights_are_a_warning(tmp_path: Path, tiny_bert_dir: Pa
     kept = {key: value for key, value in weights.items() if "layer.2." not in key}
     save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.warns(UserWarning, match=r"16 tensors of the encoder are not in the weights.*layer\.2\."):
-        load_model(str(tmp_path), get_task("classification"), True, num_labels=2)
+        load(str(tmp_path), get_task("classification"), True, num_labels=2)
 
 
 def test_no_head_for_the_task(tiny_vit_dir: Path) -> None:
     with pytest.raises(MisconfigurationException, match=r"no head for the task 'causal-lm'.*pooling='mean'"):
-        load_model(str(tiny_vit_dir), get_task("causal-lm"), True)
+        load(str(tiny_vit_dir), get_task("causal-lm"), True)
 
 
 def test_missing_folder_names_the_nearest(tiny_bert_dir: Path) -> None:
@@ -79,10 +79,10 @@ def test_folder_without_config_and_file_for_a_folder(tmp_path: Path) -> None:
 def test_damaged_weights(tmp_path: Path, tiny_bert_dir: Path) -> None:
     (tmp_path / "config.json").write_text((tiny_bert_dir / "config.json").read_text())
     with pytest.raises(MisconfigurationException, match=r"could not be loaded"):
-        load_model(str(tmp_path), get_task("classification"), True)
+        load(str(tmp_path), get_task("classification"), True)
     (tmp_path / "model.safetensors").write_bytes(b"garbage")
     with pytest.raises(MisconfigurationException, match=r"could not be loaded"):
-        load_model(str(tmp_path), get_task("classification"), True)
+        load(str(tmp_path), get_task("classification"), True)
 
 
 def test_offline_says_so_and_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,12 +120,12 @@ def test_a_cached_model_is_used_offline(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_stored_head_for_other_classes_is_made_anew(tmp_path: Path, tiny_bert_dir: Path) -> None:
-    stored = load_model(str(tiny_bert_dir), get_task("classification"), True, num_labels=2)
+    stored = load(str(tiny_bert_dir), get_task("classification"), True, num_labels=2).model
     stored.save_pretrained(tmp_path)  # type: ignore[operator]
-    model = load_model(str(tmp_path), get_task("classification"), True, num_labels=5)
+    model = load(str(tmp_path), get_task("classification"), True, num_labels=5).model
     assert model.classifier.out_features == 5  # type: ignore[union-attr]
     with pytest.raises(MisconfigurationException, match=r"have another shape, for example 'bert\."):
-        load_model(str(tmp_path), get_task("classification"), True, num_labels=5, hidden_size=32)
+        load(str(tmp_path), get_task("classification"), True, num_labels=5, hidden_size=32)
 
 
 @pytest.fixture
@@ -178,4 +178,4 @@ def test_an_architecture_that_is_no_model(tmp_path: Path, tiny_bert_dir: Path) -
 
 def test_an_unknown_argument_names_the_nearest(tiny_bert_dir: Path) -> None:
     with pytest.raises(MisconfigurationException, match=r"'hiden_size' is neither .*Did you mean 'hidden_size'"):
-        load_model(str(tiny_bert_dir), None, True, hiden_size=3)
+        load(str(tiny_bert_dir), None, True, hiden_size=3)

@@ -82,3 +82,11 @@ def test_language_models_predict_the_next_token() -> None:
     metrics = task.metrics(None, "")
     metrics.update(*task.metric_inputs(logits, labels))
     assert metrics.compute()["perplexity"].item() == pytest.approx(math.exp(expected), rel=1e-4)
+
+
+def test_what_a_loss_is_the_mean_of() -> None:
+    tokens = torch.tensor([[-100, 1, -100, 2], [0, -100, -100, -100]])
+    assert get_task("token-classification").count(tokens) == get_task("seq2seq-lm").count(tokens) == 3
+    assert get_task("causal-lm").count(tokens) == 2  # nothing predicts the first token
+    assert get_task("classification").count(torch.tensor([1, 0, 1])) == 3
+    assert get_task("multilabel").count(torch.zeros(4, 2)) == get_task("regression").count(torch.zeros(4)) == 4

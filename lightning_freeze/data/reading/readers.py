@@ -12,6 +12,7 @@ from typing import Any
 
 from lightning_freeze.data.reading import arrow
 from lightning_freeze.data.reading.table import Table
+from lightning_freeze.data.reading.values import trimmed
 from lightning_freeze.errors import ConfigurationError, listing, suggest
 
 __all__ = ["Table", "read_table", "saved_splits"]
@@ -96,7 +97,7 @@ def _read_separated(name: str, file: Path, delimiter: str, quoting: Any) -> Tabl
     rows: list[dict[str, Any]] = []
     numbers: list[int] = []
     try:
-        header = [column.strip() for column in next(reader, [])]
+        header = [trimmed(column) for column in next(reader, [])]
         doubled = {column for column in header if header.count(column) > 1}
         if doubled:
             raise ConfigurationError(
@@ -166,9 +167,10 @@ def _text(name: str, file: Path) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
+        encoding = "UTF-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "WINDOWS-1252"
         raise ConfigurationError(
             f"{name}, line {line}: byte 0x{content[error.start]:02x} is not UTF-8. Expected a UTF-8 file; convert it "
-            f"first, for example with `iconv -f WINDOWS-1252 -t UTF-8`."
+            f"first, for example with `iconv -f {encoding} -t UTF-8`."
         ) from error
 
 

@@ -7,13 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_freeze.errors import ConfigurationError
 
 # Names of learned tables of absolute positions. Relative positions and rotations have no end.
 _POSITION_TABLE = re.compile(r"(^|[._])(wpe|pos(ition)?s?_emb\w*|embed_pos\w*)$")
+
+# Tables of sinusoids that are tensors: GPT-J and CodeGen, CTRL.
+_FIXED_TABLES = ("embed_positions", "pos_encoding")
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class InputLimits:
             ConfigurationError: An example is longer than the positions, or has an id beyond the vocabulary.
         """
         if self.positions is not None:
-            lengths = [_length(example) for example in examples]
+            lengths = [max(map(len, token_ids(example))) for example in examples]
             longest = max(lengths, default=0)
             if longest > self.positions:
                 raise ConfigurationError(
@@ -56,13 +58,24 @@ class InputLimits:
                 )
         if self.vocabulary is not None and (longest_id is None or longest_id >= self.vocabulary):
             for row, example in enumerate(examples):
-                highest = int(example["input_ids"].max()) if len(example["input_ids"]) else 0
+                highest = max((int(ids.max()) for ids in token_ids(example) if len(ids)), default=0)
                 if highest >= self.vocabulary:
                     raise ConfigurationError(
                         f"Row {row} of {name} has the token id {highest}, but the model has embeddings for the ids 0 "
                         f"to {self.vocabulary - 1}: expected the tokenizer that the model was trained with, or a model "
                         "saved after model.resize_token_embeddings(len(tokenizer))."
                     )
+
+
+def token_ids(example: Mapping[str, Any]) -> list[Tensor]:
+    """Return what a model looks up in its tables: the tokens of a text, and those of its target where it has one.
+
+    Args:
+        example: An example with ``input_ids`` as a 1-d tensor, and ``labels``, if any.
+    """
+    labels = example.get("labels")
+    has_targets = isinstance(labels, Tensor) and labels.ndim == 1 and not labels.is_floating_point()
+    return [example["input_ids"], *([labels] if has_targets else [])]
 
 
 def find_limits(model: nn.Module) -> InputLimits:
@@ -73,11 +86,15 @@ def find_limits(model: nn.Module) -> InputLimits:
     """
     positions, token_types = [], []
     for name, module in model.named_modules():
-        if isinstance(module, nn.Embedding):
-            if _POSITION_TABLE.search(name):
-                positions.append(module.num_embeddings - _offset(module))
-            elif name.rpartition(".")[2] == "token_type_embeddings":
-                token_types.append(module.num_embeddings)
+        positions += [len(table) for key in _FIXED_TABLES if isinstance(table := getattr(module, key, None), Tensor)]
+        if not hasattr(module, "padding_idx"):  # no embedding table, of torch or quantised (I-BERT)
+            continue
+        if _POSITION_TABLE.search(name):
+            positions.append(len(module.weight) - _offset(module))
+            indices = getattr(model.get_submodule(name.rpartition(".")[0]), "position_ids", None)
+            positions += [indices.shape[-1]] if isinstance(indices, Tensor) else []
+        elif name.rpartition(".")[2] == "token_type_embeddings":
+            token_types.append(len(module.weight))
     return InputLimits(min(positions, default=None), vocabulary_size(model), min(token_types, default=None))
 
 
@@ -96,21 +113,12 @@ def vocabulary_size(model: nn.Module) -> int | None:
     if isinstance(table, nn.Embedding):
         return table.num_embeddings
     weight = getattr(table, "weight", None)  # wrapped or quantised tables
-    return (
-        len(weight) if isinstance(weight, torch.Tensor) and weight.ndim == 2 and hasattr(table, "padding_idx") else None
-    )
+    return len(weight) if isinstance(weight, Tensor) and weight.ndim == 2 and hasattr(table, "padding_idx") else None
 
 
-def _offset(table: nn.Embedding) -> int:
+def _offset(table: nn.Module) -> int:
     offset = getattr(table, "offset", None)  # BART and OPT
     if isinstance(offset, int):
         return offset
-    return 0 if table.padding_idx is None else table.padding_idx + 1  # RoBERTa and its kin
-
-
-def _length(example: Mapping[str, Any]) -> int:
-    labels = example.get("labels")
-    targets = (
-        len(labels) if isinstance(labels, torch.Tensor) and labels.ndim == 1 and not labels.is_floating_point() else 0
-    )
-    return max(len(example["input_ids"]), targets)
+    padding = getattr(table, "padding_idx", None)
+    return padding + 1 if isinstance(padding, int) else 0  # RoBERTa and its kin

@@ -46,21 +46,6 @@ class LoadedModel:
     takes_padding: bool
 
 
-def load_model(name: str, task: Task | None, pretrained: bool, **config: Any) -> nn.Module:
-    """Load a model as :func:`load` does, and return the model alone.
-
-    Args:
-        name: A local folder, or a model's name on the Hugging Face hub.
-        task: The task whose head is wanted; None for the bare encoder.
-        pretrained: Whether to load weights; otherwise the model is built from its config alone.
-        **config: Overrides of the config, and further arguments for ``from_pretrained``.
-
-    Raises:
-        ConfigurationError: There is no such model, or it has no such head.
-    """
-    return load(name, task, pretrained, **config).model
-
-
 def load(name: str, task: Task | None, pretrained: bool, **config: Any) -> LoadedModel:
     """Load a model with the head of a task, or without a head, in training mode.
 

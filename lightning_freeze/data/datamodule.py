@@ -40,6 +40,10 @@ _STAGES = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "pr
 _DEFAULT_COLUMNS = {"token": ("tokens", "tags"), "target-token": ("source", "target")}
 
 
+# More cannot be meant, and their product still fits in 64 bits.
+_MOST = 2**31 - 1
+
+
 class TextDataModule(LightningDataModule):
     """Texts from CSV, TSV, JSONL or Parquet files, or from a Hugging Face dataset on disk.
 
@@ -121,7 +125,7 @@ class TextDataModule(LightningDataModule):
         self.split_seed = split_seed
         self.group_column = group_column
         self.columns = self._columns(text, text_pair, label)
-        self.given_labels = given_class_names(labels) if labels else None
+        self.given_labels = given_class_names(labels) if labels is not None else None
         self.empty_text = empty_text
         self.batch_size = batch_size
         self.max_length = max_length
@@ -229,6 +233,8 @@ class TextDataModule(LightningDataModule):
         for name, least in (("batch_size", 1), ("num_workers", 0), ("bucket_batches", 0)):
             if getattr(self, name) < least:
                 raise ConfigurationError(f"data.{name} is {getattr(self, name)}: expected at least {least}.")
+            if getattr(self, name) > _MOST:
+                raise ConfigurationError(f"data.{name} is {getattr(self, name)}: expected at most {_MOST:,}.")
         if self.max_length is not None and self.max_length < 3:
             raise ConfigurationError(f"data.max_length is {self.max_length}: expected at least 3 tokens.")
         doubled = [name for name in ("train", "val", "test") if name in self.files]

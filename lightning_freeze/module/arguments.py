@@ -98,6 +98,8 @@ def check_names(name: str, value: object) -> None:
     for item in value:
         if not isinstance(item, str):
             raise ConfigurationError(f"{name} holds {item!r}: expected names as strings, for example {str(item)!r}.")
+    if not value:
+        raise ConfigurationError(f"{name} is empty: expected a name for each class, or None.")
     twice = sorted({item for item in value if value.count(item) > 1})
     if twice:
         raise ConfigurationError(f"{name} holds {twice[0]!r} twice: expected a different name for each class.")

@@ -116,10 +116,6 @@ class TransformerModule(LightningModule):
         arguments.check_share("warmup_ratio", warmup_ratio)
         arguments.check_mapping("model_kwargs", model_kwargs)
         arguments.check_mapping("generate_kwargs", generate_kwargs)
-        if not self.task.is_language_model:
-            arguments.check_unused(
-                f"the task {self.task.name!r} generates no text", [("generate_kwargs", generate_kwargs, None)]
-            )
         if lr_scheduler is not None:
             arguments.check_factory("lr_scheduler", lr_scheduler, "lambda optimizer: StepLR(optimizer, 1)")
             arguments.check_unused(

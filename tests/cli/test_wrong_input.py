@@ -82,11 +82,9 @@ WRONG = [
     ([f"{ADD}StochasticWeightAveraging", f"{ARGUMENT}swa_lrs=[0.1]", "--trainer.max_epochs=1",
       "--trainer.max_steps=-1"],
      "error: model.lr_scheduler: swa_lr must have"),
-    (["--data=torch.nn.Linear"], "data: 'torch.nn.Linear' is no LightningDataModule."),
     (["--data.batch_size=" + "9" * 20], "data.batch_size is 99999999999999999999"),
     (["--data.labels=[]"], "data.labels is []: expected a list of class names."),
     # What has no effect.
-    (["--model.generate_kwargs={num_beams: 2}"], "has no effect: the task 'classification' generates no text"),
     (["--model.optimizer.lr=0.1", "--model.optimizer=AdamW"], "--model.optimizer.lr stands before --model.optimizer"),
     (["--model.lr_scheduler=StepLR", "--model.lr_scheduler.step_size=1", "--model.warmup_ratio=0.3"],
      "TransformerModule(warmup_ratio=0.3) has no effect beside lr_scheduler: expected one of the two."),
@@ -209,6 +207,12 @@ def test_message_about_a_config_file_names_it(content: str, capsys: pytest.Captu
     Path("first.yaml").write_text("seed_everything: 1\n")
     Path("odd.yaml").write_text(content)
     assert "--config odd.yaml: " in fails(capsys, "fit", "--config=first.yaml", "--config=odd.yaml", *FIT)
+
+
+def test_class_of_another_kind(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("odd.yaml").write_text("data: {class_path: torch.nn.Linear}\n")
+    message = fails(capsys, "fit", "--config=odd.yaml", "--model.encoder=./tiny")
+    assert message == "error: --config odd.yaml: data: 'torch.nn.Linear' is no LightningDataModule."
 
 
 def test_section_of_a_config_file_is_a_map_or_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -108,6 +108,9 @@ class FreezeCLI(LightningCLI):
         if subcommand:
             config = self.config[subcommand] = described(self.config[subcommand])
             check_sections(config)
+            if config.get("weights_only", True) is None:
+                # Lightning would take None for False where the checkpoint is at a URL, and run what is pickled in it.
+                config["weights_only"] = True
             remember_options(config, self._subcommand_parsers[subcommand].get_defaults)
             refuse_out_of_range(config)
             if saved_hyperparameters(config.get("ckpt_path")):

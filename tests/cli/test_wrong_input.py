@@ -6,7 +6,10 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -348,6 +351,32 @@ def test_debug_shows_the_traceback_of_a_parser_error(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("LIGHTNING_FREEZE_DEBUG", "1")
     with pytest.raises(Exception, match="batch_size"):
         command_line.main(["fit", *FIT, "--data.batch_size=many"])
+
+
+class Attack:
+    """Runs code when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
+        return os.mkdir, ("attacked",)
+
+
+@pytest.mark.parametrize("place", ["file", "url"])
+def test_checkpoint_runs_no_code(
+    place: str, project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(project / "torch_home"))
+    torch.save({"state_dict": {}, "pytorch-lightning_version": "2.6.1", "x": Attack()}, "bad.ckpt")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(project)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = "bad.ckpt" if place == "file" else f"http://127.0.0.1:{server.server_port}/bad.ckpt"
+    try:
+        with pytest.raises(SystemExit) as end:
+            command_line.main(["fit", *FIT, *QUIET, "--trainer.max_steps=1", f"--ckpt_path={address}"])
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert not Path("attacked").exists()
+    assert end.value.code == 2 and "ckpt" in capsys.readouterr().err
 
 
 def test_predictions_are_not_written_through_a_link(capsys: pytest.CaptureFixture[str]) -> None:

@@ -84,6 +84,15 @@ KNOWN_WRONG = (
     ["--trainer.callbacks+=DiscriminativeLR", "--trainer.callbacks.decay=nan"],
     ["--trainer.callbacks+=FrozenPrefixCache", "--trainer.callbacks.max_memory=4 Gigs"],
     ["--trainer.callbacks+=FrozenPrefixCache", "--trainer.callbacks.dtype=int8"],
+    ["--trainer.callbacks+=FrozenPrefixCache", "--trainer.callbacks.max_disk=1GiB"],
+    ["--trainer.callbacks+=EarlyStopping"], ["--trainer.callbacks+=lightning_freeze.GradualUnfrezing"],
+    ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=x", "--trainer.callbacks.mode=mn"],
+    ["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.train_time_interval={hours: 1}"],
+    ["--model.optimizer.lr=0.1", "--model.optimizer=AdamW"], ["--model.optimizer=schedulefree.AdamWScheduleFree"],
+    ["--model.optimizer={class_path: AdamW, lr: 0.1}"], ["--model.model_kwargs={quantization_config: x}"],
+    ["--ckpt_path=."], ["--ckpt_path=registry:x"], ["--ckpt_path=rows.csv"], ["--data.data=tiny"],
+    ["--data.data=/dev/zero"], ["--data.labels=[]"], ["--data.label=text"], ["--data.batch_size=" + "9" * 20],
+    ["--trainer.logger=TensorBoardLoger"], ["--config={trainer: 3}"],
 )  # fmt: skip
 WRONG_YAML = (
     "trainer: {callbacks: [{class_path: LayerFreezing, init_args: {layers: on}}]}\n",
@@ -91,6 +100,12 @@ WRONG_YAML = (
     "trainer: {callbacks: [{class_path: LayerFreezing, init_args: {layers: '0', layer: '1'}}]}\n",
     "trainer: {max_epochs: 1, max_epochs: 2}\n", "data: {labels: [no, yes]}\n", "data: {batch_size: 4:8}\n",
     "model: [encoder]\n", "trainer:\n\tmax_epochs: 1\n", "{", "[", "a: b: c", "? x", "trainer: *x\n", "unknown: 1\n",
+    "trainer: 3\n", "model: [1]\n", "data: {class_path: torch.nn.Linear}\n", "", "# nothing\n", "---\n---\n",
+    "trainer: {max_epoch: 1}\n", "trainer: {callbacks: [null]}\n", "trainer: {callbacks: [{class_path: 3}]}\n",
+    "trainer: {callbacks: [{GradualUnfreezing: {}}]}\n", "trainer: {callbacks: [{class_path: null}]}\n",
+    "trainer: {callbacks: [{class_path: GradualUnfreezing, init_arg: {}}]}\n", "config: odd.yaml\n", "1: 2\n",
+    "trainer: {callbacks: [{class_path: lightning_freze.GradualUnfreezing}]}\n", "model: {encoder: null}\n",
+    "model: {optimizer: {class_path: AdamW, lr: 0.1}}\n", "x: &a [1]\ntrainer: {<<: *a}\n", "trainer: !x 3\n",
     "trainer: {callbacks: [{class_path: NoSuchCallback}]}\n", "trainer: {callbacks: [3]}\n", "\x00", "3", "text",
 )  # fmt: skip
 VALUES: tuple[Any, ...] = (

@@ -72,7 +72,8 @@ def _defaults(cls: type) -> dict[str, Any]:
 
 def _is_given(cls: type, name: str, values: Mapping[str, Any]) -> bool:
     """Whether an argument differs from its default: one that was given with that value changes nothing."""
-    return bool(values[name] != _defaults(cls)[name])
+    value = values[name]
+    return bool((tuple(value) if isinstance(value, list) else value) != _defaults(cls)[name])
 
 
 def _nearest(value: Any, annotation: Any) -> str:

@@ -37,16 +37,20 @@ def check_share(name: str, value: float) -> None:
 
 
 def check_distinct(name: str, values: Iterable[str] | None) -> None:
-    """Check that no name occurs twice.
+    """Check that there are names, and none of them twice.
 
     Args:
         name: The argument, for the message.
         values: The names, or None.
 
     Raises:
-        ConfigurationError: A name occurs twice.
+        ConfigurationError: A name occurs twice, or there is none.
     """
-    names = list(values or ())
+    if values is None:
+        return
+    names = list(values)
+    if not names:
+        raise ConfigurationError(f"{name} is empty: expected a name for each class, or None.")
     doubled = next((item for item in names if names.count(item) > 1), None)
     if doubled is not None:
         raise ConfigurationError(f"{name} holds {doubled!r} twice: expected a different name for each class.")

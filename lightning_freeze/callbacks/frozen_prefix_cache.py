@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,9 @@ class FrozenPrefixCache(Callback):
         max_accelerator_memory: str | int | None = None,
         trim_padding: bool = True,
     ) -> None:
-        check_arguments(FrozenPrefixCache, locals())
+        check_arguments(FrozenPrefixCache, locals(), needs={"max_disk": "cache_dir"})
+        if cache_dir is not None and not os.fspath(cache_dir):
+            raise ConfigurationError("FrozenPrefixCache(cache_dir=''): expected a folder, or None.")
         if dtype not in (None, *DTYPES):
             raise ConfigurationError(
                 f"FrozenPrefixCache(dtype={dtype!r}): expected None, 'bfloat16' or 'float16'."

@@ -10,16 +10,17 @@ from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 
 import lightning_freeze  # noqa: F401  (makes the callbacks and triggers known by their short names)
 from lightning_freeze.cli.checkpoint_file import saved_hyperparameters
 from lightning_freeze.cli.divergence import check_finite
-from lightning_freeze.cli.parsing.class_defaults import check_order, check_values, own_defaults
+from lightning_freeze.cli.parsing.class_defaults import check_order, check_values, described, own_defaults
 from lightning_freeze.cli.parsing.config_files import problems
-from lightning_freeze.cli.parsing.given_options import refuse_out_of_range, remember_options
+from lightning_freeze.cli.parsing.given_options import check_sections, refuse_out_of_range, remember_options
 from lightning_freeze.cli.parsing.parser import FreezeArgumentParser
 from lightning_freeze.data import TextDataModule
 from lightning_freeze.data.predictions import prediction_rows, write_predictions
@@ -32,6 +33,26 @@ _DESCRIPTION = (
     "`lightning-freeze layers MODEL` prints a model's layers, `lightning-freeze cache` looks after a folder of "
     "FrozenPrefixCache. `lightning-freeze fit --data.help TextDataModule` lists the options for data."
 )
+
+
+class SaveConfig(SaveConfigCallback):
+    """Saves the config beside the logs. Commands that only evaluate leave the config of a run in its place.
+
+    Where the logger names one folder for both, theirs is saved as ``test_config.yaml`` and the like.
+    """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Save the config, as Lightning does.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The model.
+            stage: The command.
+        """
+        folder = trainer.log_dir
+        if stage != "fit" and folder is not None and os.path.isfile(os.path.join(folder, self.config_filename)):
+            self.config_filename = f"{TrainerFn(stage).value}_{self.config_filename}"
+        super().setup(trainer, pl_module, stage)
 
 
 class FreezeCLI(LightningCLI):
@@ -56,6 +77,7 @@ class FreezeCLI(LightningCLI):
             "datamodule_class": LightningDataModule,
             "subclass_mode_data": True,
             "seed_everything_default": 42,
+            "save_config_callback": SaveConfig,
             "save_config_kwargs": {"overwrite": True},
             "parser_class": FreezeArgumentParser,
             "parser_kwargs": {"description": _DESCRIPTION},
@@ -84,7 +106,11 @@ class FreezeCLI(LightningCLI):
             super().parse_arguments(parser, args)
         subcommand = self.config.get("subcommand")
         if subcommand:
-            config = self.config[subcommand]
+            config = self.config[subcommand] = described(self.config[subcommand])
+            check_sections(config)
+            if config.get("weights_only", True) is None:
+                # Lightning would take None for False where the checkpoint is at a URL, and run what is pickled in it.
+                config["weights_only"] = True
             remember_options(config, self._subcommand_parsers[subcommand].get_defaults)
             refuse_out_of_range(config)
             if saved_hyperparameters(config.get("ckpt_path")):
@@ -120,7 +146,7 @@ class FreezeCLI(LightningCLI):
             **kwargs: Trainer arguments that come before the config's.
         """
         settings = {**self._get(self.config_init, "trainer", default={}), **kwargs}
-        if settings.get("logger") in (None, True):
+        if settings.get("logger") in (None, True) and not settings.get("barebones"):
             kwargs["logger"] = CSVLogger(settings.get("default_root_dir") or ".")
         ends = settings.get("max_epochs"), settings.get("max_time")
         if self.subcommand == "fit" and ends == (None, None) and settings.get("max_steps", -1) == -1:
@@ -191,7 +217,8 @@ class FreezeCLI(LightningCLI):
     def _callbacks(self, settings: dict[str, Any]) -> list[Any]:
         given = settings.get("callbacks") or []
         callbacks = list(given) if isinstance(given, list) else [given]
-        wanted = self.subcommand == "fit" and settings.get("enable_checkpointing") is not False
+        off = settings.get("barebones") or settings.get("enable_checkpointing") is False
+        wanted = self.subcommand == "fit" and not off
         tables = getattr(self.datamodule, "tables", {})
         if wanted and "val" in tables and not any(isinstance(callback, Checkpoint) for callback in callbacks):
             callbacks.append(ModelCheckpoint(monitor="val_loss"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal
@@ -38,6 +39,10 @@ from lightning_freeze.namespaces import LightningDataModule
 
 _STAGES = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
 _DEFAULT_COLUMNS = {"token": ("tokens", "tags"), "target-token": ("source", "target")}
+
+
+# More cannot be meant, and their product still fits in 64 bits.
+_MOST = 2**31 - 1
 
 
 class TextDataModule(LightningDataModule):
@@ -110,7 +115,7 @@ class TextDataModule(LightningDataModule):
         bucket_batches: int = 50,
         seed: int | None = None,
     ) -> None:
-        needs = {"group_column": "data", "split_seed": "data"}
+        needs = {"group_column": "data", "split": "data", "split_seed": "data"}
         check_arguments(TextDataModule, locals(), needs=needs, own=("task", "empty_text"))
         super().__init__()
         self.task = get_task(task or "classification")
@@ -124,7 +129,7 @@ class TextDataModule(LightningDataModule):
         self.split_seed = split_seed
         self.group_column = group_column
         self.columns = self._columns(text, text_pair, label)
-        self.given_labels = given_class_names(labels) if labels else None
+        self.given_labels = given_class_names(labels) if labels is not None else None
         self.empty_text = empty_text
         self.batch_size = batch_size
         self.max_length = max_length
@@ -229,12 +234,14 @@ class TextDataModule(LightningDataModule):
 
     def _columns(self, text: str | None, text_pair: str | None, label: str | list[str] | None) -> Columns:
         default_text, default_label = _DEFAULT_COLUMNS.get(self.task.target, ("text", "label"))
-        names = [label or default_label] if label is None or isinstance(label, str) else label
-        return Columns(text or default_text, text_pair, tuple(names))
+        names = [default_label] if label is None else [label] if isinstance(label, str) else label
+        return Columns(default_text if text is None else text, text_pair, tuple(names))
 
     def _check_arguments(self) -> None:
         for name, least in (("batch_size", 1), ("num_workers", 0), ("bucket_batches", 0)):
             check_at_least(f"data.{name}", getattr(self, name), least)
+            if getattr(self, name) > _MOST:
+                raise ConfigurationError(f"data.{name} is {getattr(self, name)}: expected at most {_MOST:,}.")
         if self.max_length is not None and self.max_length < 3:
             raise ConfigurationError(f"data.max_length is {self.max_length}: expected at least 3 tokens.")
         doubled = [name for name in ("train", "val", "test") if name in self.files]
@@ -245,6 +252,19 @@ class TextDataModule(LightningDataModule):
             )
         if self.data is None and not self.files:
             raise ConfigurationError("There are no files: expected data.data, or data.train and the like.")
+        if self.given_labels is not None and not self.task.has_classes:
+            raise ConfigurationError(f"data.labels has no effect: the task {self.task.name!r} has no classes.")
+        columns = [self.columns.text, self.columns.text_pair, *self.columns.label]
+        if "" in columns:
+            raise ConfigurationError(
+                "A column has an empty name: expected data.text, data.text_pair and data.label, or null."
+            )
+        repeated = [name for name, count in Counter(columns).items() if count > 1 and name is not None]
+        if repeated:
+            raise ConfigurationError(
+                f"The column {repeated[0]!r} is given twice: expected another one for each of data.text, "
+                "data.text_pair and data.label."
+            )
         if self.task.name == "pair-classification" and self.columns.text_pair is None:
             raise ConfigurationError(
                 "Task 'pair-classification' needs two texts: expected data.text_pair, the column of the second one."

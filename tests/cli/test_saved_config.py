@@ -37,6 +37,9 @@ FORMS = {
         "--model.optimizer=SGD", "--model.optimizer.lr=0.1", "--model.lr_scheduler=CosineAnnealingLR",
         "--model.lr_scheduler.T_max=2",
     ],
+    # Their defaults are objects.
+    "SWA": [f"{ADD}StochasticWeightAveraging", f"{ARGUMENT}swa_lrs=0.01"],
+    "Timer": [f"{ADD}Timer", f"{ARGUMENT}duration=00:00:10:00"],
     "plateau": [
         "--model.lr_scheduler=lightning.pytorch.cli.ReduceLROnPlateau", "--model.lr_scheduler.monitor=val_loss"
     ],
@@ -77,6 +80,21 @@ def test_printed_config_runs(form: str, capsys: pytest.CaptureFixture[str]) -> N
     command_line.main(["fit", "--config=printed.yaml", "--trainer.fast_dev_run=true"])
 
 
+def test_config_of_a_run_survives_a_test_in_its_folder() -> None:
+    logger = ["--trainer.logger=CSVLogger", "--trainer.logger.save_dir=.", "--trainer.logger.version=one"]
+    command_line.main(["fit", *FIT, *QUIET, *logger, "--trainer.max_epochs=1"])
+    folder = Path("lightning_logs/one")
+    saved = (folder / "config.yaml").read_text()
+    command_line.main(["test", f"--config={folder / 'config.yaml'}"])
+    assert (folder / "config.yaml").read_text() == saved
+    command_line.main(["test", f"--config={folder / 'test_config.yaml'}"])
+    command_line.main(["fit", f"--config={folder / 'config.yaml'}"])
+
+
+def test_barebones_trainer() -> None:
+    command_line.main(["fit", *FIT, "--trainer.barebones=true", "--trainer.accelerator=cpu", "--trainer.max_steps=1"])
+
+
 def init_args(*more: str) -> dict[str, object]:
     command_line.main(["fit", *FIT, "--trainer.max_steps=1", *QUIET, *more])
     config = yaml.safe_load(sorted(Path("lightning_logs").glob("*/config.yaml"))[-1].read_text())
@@ -93,3 +111,5 @@ def test_class_named_alone_has_its_own_defaults() -> None:
     arguments = init_args(f"--config={saved}", "--model.optimizer=torch.optim.NAdam")
     assert (arguments["lr"], arguments["momentum_decay"]) == (0.002, 0.004)
     assert init_args(f"--config={saved}", "--model.optimizer=torch.optim.Adam")["lr"] == 0.5, "the same class"
+    arguments = init_args("--model.optimizer=AdamW")
+    assert (arguments["lr"], arguments["weight_decay"]) == (0.001, 0.01)

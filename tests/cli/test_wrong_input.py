@@ -6,7 +6,10 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +73,22 @@ WRONG = [
     (["--config=tiny/model.safetensors"], "--config cannot be read as text"),
     (["--model.encoder=reviews.csv"], "model.encoder is 'reviews.csv', a file"),
     (["--trainer.default_root_dir=/proc/nope"], "'/proc/nope' (trainer.default_root_dir) cannot be used: No such file"),
+    (["--ckpt_path=."], "(ckpt_path) cannot be used: Is a directory."),
+    (["--ckpt_path=registry:x"], "ckpt_path is 'registry:x': Checkpoint file not found"),
+    # Errors of libraries that say nothing about options.
+    (["--model.lr_scheduler={class_path: StepLR, init_args: {step_size: 0}}", "--trainer.max_epochs=1",
+      "--trainer.max_steps=-1"], "model.lr_scheduler: integer modulo"),
+    (["--model.model_kwargs={quantization_config: x}"], "The encoder './tiny' could not be loaded: "),
+    (["--model.optimizer=schedulefree.AdamWScheduleFree"], "Optimizer was not in train mode"),
+    ([f"{ADD}EarlyStopping", f"{ARGUMENT}monitor=val_loss", f"{ARGUMENT}mode=mn"],
+     "trainer.callbacks.mode is 'mn': `mode`"),
+    ([f"{ADD}StochasticWeightAveraging", f"{ARGUMENT}swa_lrs=[0.1]", "--trainer.max_epochs=1",
+      "--trainer.max_steps=-1"],
+     "error: model.lr_scheduler: swa_lr must have"),
+    (["--data.batch_size=" + "9" * 20], "data.batch_size is 99999999999999999999"),
+    (["--data.labels=[]"], "data.labels is []: expected a list of class names."),
     # What has no effect.
+    (["--model.optimizer.lr=0.1", "--model.optimizer=AdamW"], "--model.optimizer.lr stands before --model.optimizer"),
     (["--model.lr_scheduler=StepLR", "--model.lr_scheduler.step_size=1", "--model.warmup_ratio=0.3"],
      "TransformerModule(warmup_ratio=0.3) has no effect beside lr_scheduler: expected one of the two."),
     (["--model.optimizer.lr=0.1", "--model.optimizer=Adam"], "--model.optimizer.lr stands before --model.optimizer"),
@@ -164,7 +182,14 @@ def test_labels_that_are_numbers() -> None:
         ({"more": "seed_everything: [\n"}, "line"),
         ({"more": "x: &a [*a, *b]\n"}, "undefined alias"),
         ({"more": "seed_everything: " + "[" * 3000 + "]" * 3000}, ""),
-        ({"more": "sed_everything: 3\n"}, "sed_everything"),
+        ({"more": "sed_everything: 3\n"}, "There is no option sed_everything. Did you mean 'seed_everything'?"),
+        ({"callbacks": "[{class_path: lightning_freeze.GradualUnfrezing}]"}, "Did you mean 'GradualUnfreezing'?"),
+        ({"callbacks": "[{class_path: lightning_freze.GradualUnfreezing}]"}, "Did you mean 'GradualUnfreezing'?"),
+        ({"callbacks": "[{class_path: GradualUnfreezing, init_arg: {}}]"}, "init_args: {...}} and no other keys."),
+        ({"callbacks": "[null]"}, "trainer.callbacks is None: expected {class_path: NAME, init_args: {...}}."),
+        ({"callbacks": "[{class_path: 3}]"}, "expected {class_path: NAME, init_args: {...}}."),
+        ({"callbacks": "[{class_path: ModelCheckpoint, init_args: {train_time_interval: {hours: 1}}}]"}, "h:m:s"),
+        ({"data": "labels: positive"}, "data.labels is 'positive': expected a list."),
     ],
 )  # fmt: skip
 def test_wrong_yaml_is_one_message(form: dict[str, str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -176,6 +201,29 @@ def test_wrong_yaml_is_one_message(form: dict[str, str], words: str, capsys: pyt
 def test_config_file_that_is_none(content: str, capsys: pytest.CaptureFixture[str]) -> None:
     Path("odd.yaml").write_text(content)
     fails(capsys, "fit", "--config=odd.yaml")
+
+
+@pytest.mark.parametrize(
+    "content", ["", "# trainer: {}\n", "- a\n", "trainer: {max_epochs: 1, max_epochs: 2}\n", "a: [\n"]
+)
+def test_message_about_a_config_file_names_it(content: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("first.yaml").write_text("seed_everything: 1\n")
+    Path("odd.yaml").write_text(content)
+    assert "--config odd.yaml: " in fails(capsys, "fit", "--config=first.yaml", "--config=odd.yaml", *FIT)
+
+
+def test_class_of_another_kind(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("odd.yaml").write_text("data: {class_path: torch.nn.Linear}\n")
+    message = fails(capsys, "fit", "--config=odd.yaml", "--model.encoder=./tiny")
+    assert message == "error: --config odd.yaml: data: 'torch.nn.Linear' is no LightningDataModule."
+
+
+def test_section_of_a_config_file_is_a_map_or_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    for written in ("3", "[1]"):
+        Path("odd.yaml").write_text(f"trainer: {written}\n")
+        assert "trainer is " in fails(capsys, "fit", "--config=odd.yaml", *FIT)
+    Path("odd.yaml").write_text("trainer:\n#  max_epochs: 1\ndata:\nmodel:\n")
+    command_line.main(["fit", "--config=odd.yaml", *FIT, *QUIET, "--trainer.fast_dev_run=true"])
 
 
 def test_monitor_needs_restore_best_or_says_so(capsys: pytest.CaptureFixture[str]) -> None:
@@ -201,11 +249,21 @@ def no_tokenizer(folder: Path) -> None:
         path.unlink()
 
 
+def config_of_other_types(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_attention_heads": 0}))
+
+
 def corrupt_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.json").write_text('{"model": 3}')
 
 
-@pytest.mark.parametrize("spoil", [corrupt_config, unknown_type, cut_weights, no_tokenizer, corrupt_tokenizer])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        *(corrupt_config, unknown_type, config_of_other_types, cut_weights, no_tokenizer, corrupt_tokenizer),
+    ],
+)
 def test_corrupt_model_folder_is_one_message(
     spoil: Callable[[Path], None], project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -215,6 +273,14 @@ def test_corrupt_model_folder_is_one_message(
         (folder / path.name).write_bytes(path.read_bytes())
     spoil(folder)
     fails(capsys, "fit", *QUIET, *FIT, "--model.encoder=./broken", "--trainer.fast_dev_run=true")
+
+
+def test_links_and_devices_as_data_are_one_message(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("broken.csv").symlink_to("nowhere.csv")
+    os.mkfifo("pipe.csv")
+    assert "a link to 'nowhere.csv', which does not exist" in fails(capsys, "fit", *FIT, "--data.data=broken.csv")
+    assert "no regular file" in fails(capsys, "fit", *FIT, "--data.data=pipe.csv")
+    assert "no regular file" in fails(capsys, "fit", *FIT, "--data.data=/dev/zero")
 
 
 def test_checkpoint_of_another_shape_is_one_message(capsys: pytest.CaptureFixture[str]) -> None:
@@ -285,6 +351,32 @@ def test_debug_shows_the_traceback_of_a_parser_error(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("LIGHTNING_FREEZE_DEBUG", "1")
     with pytest.raises(Exception, match="batch_size"):
         command_line.main(["fit", *FIT, "--data.batch_size=many"])
+
+
+class Attack:
+    """Runs code when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
+        return os.mkdir, ("attacked",)
+
+
+@pytest.mark.parametrize("place", ["file", "url"])
+def test_checkpoint_runs_no_code(
+    place: str, project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(project / "torch_home"))
+    torch.save({"state_dict": {}, "pytorch-lightning_version": "2.6.1", "x": Attack()}, "bad.ckpt")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(project)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = "bad.ckpt" if place == "file" else f"http://127.0.0.1:{server.server_port}/bad.ckpt"
+    try:
+        with pytest.raises(SystemExit) as end:
+            command_line.main(["fit", *FIT, *QUIET, "--trainer.max_steps=1", f"--ckpt_path={address}"])
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert not Path("attacked").exists()
+    assert end.value.code == 2 and "ckpt" in capsys.readouterr().err
 
 
 def test_predictions_are_not_written_through_a_link(capsys: pytest.CaptureFixture[str]) -> None:

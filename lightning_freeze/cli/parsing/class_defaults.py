@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import enum
 import inspect
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 import yaml
 from jsonargparse import Namespace, _typehints
 
@@ -16,8 +18,8 @@ from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.schedule.triggers import Trigger
 
 _HOOK = "discard_init_args_on_class_path_change"
-# To name these again changes nothing.
-_DEFAULT_CLASSES = {"--data": "TextDataModule", "--model.optimizer": "AdamW"}
+# To name this one again changes nothing. The model's optimizer has no such default: AdamW named alone is torch's own.
+_DEFAULT_CLASSES = {"--data": "TextDataModule"}
 
 
 @contextlib.contextmanager
@@ -82,10 +84,15 @@ def check_values(args: Sequence[str]) -> None:
 
 
 def described(config: Any) -> Any:
-    """Return a config in which triggers that are objects, as defaults are, are given by class and arguments.
+    """Return a config in which objects, as defaults are, are given as a config gives them.
 
-    Only such a config can be saved and used again.
+    Triggers become class and arguments, devices and members of text enumerations become text. Only such a config can
+    be saved and used again.
     """
+    if isinstance(config, torch.device):
+        return str(config)
+    if isinstance(config, enum.Enum) and isinstance(config, str):
+        return config.value
     if isinstance(config, Trigger):
         names = list(inspect.signature(type(config).__init__).parameters)[1:]
         values = vars(config)

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from jsonargparse import set_loader
 
-from lightning_freeze.cli.parsing.expected_text import numbers_as_text
+from lightning_freeze.cli.parsing.expected_text import SECTIONS, numbers_as_text
 
 #: What was wrong with lists and maps that could not be read, by their text, for messages: the parser takes such a
 #: value for text.
@@ -83,8 +83,11 @@ def _load(text: str) -> Any:
     if isinstance(value, dict) and value and all(item is None for item in value.values()):
         # `2:` and `{a, b}` on the command line are text.
         inside = text.strip().strip("{}").replace(" ", "")
-        if inside == ",".join(map(str, value)) or inside == f"{next(iter(value))}:":
+        if inside == ",".join(map(str, value)) or (inside == f"{next(iter(value))}:" and "\n" not in text):
             return text
+    if isinstance(value, dict) and "\n" in text:
+        # A section of a file whose options are all commented out says nothing.
+        value = {name: item for name, item in value.items() if item is not None or name not in SECTIONS}
     return numbers_as_text(value)
 
 

@@ -19,7 +19,8 @@ from lightning_freeze.cli.parsing.known_classes import find_class
 from lightning_freeze.data import TextDataModule
 from lightning_freeze.module import TransformerModule
 
-_SECTIONS: dict[str, type] = {"data": TextDataModule, "model": TransformerModule, "trainer": Trainer}
+#: The classes whose arguments the sections of a config are.
+SECTIONS: dict[str, type] = {"data": TextDataModule, "model": TransformerModule, "trainer": Trainer}
 # What YAML 1.1 takes for a number to the base of 60. The parser would do so too where it expects a number.
 _BASE_60 = re.compile(r"[-+]?\d[\d_]*(:[0-5]?\d)+(\.[\d_]*)?")
 
@@ -41,7 +42,7 @@ def numbers_as_text(config: Any) -> Any:
         return _class(config, find_class(config["class_path"]))
     result = {}
     for name, value in config.items():
-        section = _SECTIONS.get(name) if isinstance(name, str) else None
+        section = SECTIONS.get(name) if isinstance(name, str) else None
         if section is not None and isinstance(value, dict) and "class_path" not in value:
             value = _arguments(value, section)
         result[name] = numbers_as_text(value)
@@ -59,8 +60,8 @@ def check_option(name: str, value: str) -> None:
         yaml.YAMLError: If a number to the base of 60 stands where a number is expected.
     """
     section, _, argument = name.partition(".")
-    if section in _SECTIONS and _BASE_60.fullmatch(value):
-        _arguments({argument: value}, _SECTIONS[section])
+    if section in SECTIONS and _BASE_60.fullmatch(value):
+        _arguments({argument: value}, SECTIONS[section])
 
 
 def _class(config: dict[Any, Any], cls: type | None) -> dict[Any, Any]:

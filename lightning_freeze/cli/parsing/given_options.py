@@ -43,6 +43,20 @@ def given_options() -> dict[str, Any]:
     return {name: value for name, value in _leaves(config, "") if name not in usual or usual[name] != value}
 
 
+def check_sections(config: Namespace) -> None:
+    """Refuse a section that is no map of options.
+
+    Args:
+        config: The options of the command.
+
+    Raises:
+        ConfigurationError: For example for ``trainer: 3``.
+    """
+    for name in ("trainer", "model"):
+        if name in config and not isinstance(config[name], Namespace):
+            raise ConfigurationError(f"{name} is {config[name]!r}: expected a map of options, as in '{name}: {{...}}'.")
+
+
 def refuse_out_of_range(config: Namespace) -> None:
     """Refuse numbers that Lightning takes although they cannot be meant.
 

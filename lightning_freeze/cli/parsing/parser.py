@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 from argparse import ArgumentError
 from typing import Any, NoReturn
@@ -47,11 +48,27 @@ class FreezeArgumentParser(LightningArgumentParser):
         if not self.exit_on_error:
             super().error(message, ex)
         where = f"{self.source}: " if self.source else ""
+        options = getattr(ex, "subcommand_parser", self)._option_names()
         unread = next((problem for text, problem in problems.items() if len(text) > 2 and text in message), None)
         if unread is not None:
             message = f"{message.partition(':')[0].removeprefix('Parser key ')}: {unread}".replace('"', "")
-        sys.stderr.write(f"error: {where}{shortened(message, self._option_names())}\n")
+        sys.stderr.write(f"error: {where}{shortened(message, options)}\n")
         self.exit(2)
+
+    def parse_path(self, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Namespace:
+        """Read a config file. Messages about it name it.
+
+        Args:
+            path: The file.
+            *args: As for LightningArgumentParser.
+            **kwargs: As for LightningArgumentParser.
+        """
+        before, FreezeArgumentParser.source = FreezeArgumentParser.source, f"--config {os.fspath(path)}"
+        try:
+            config: Namespace = super().parse_path(path, *args, **kwargs)
+            return config
+        finally:
+            FreezeArgumentParser.source = before
 
     def dump(self, config: Namespace, **kwargs: Any) -> str:
         """Return a config as YAML, in which default objects are given by class and arguments.

@@ -17,10 +17,17 @@ _NESTED = re.compile(r"NestedArg\(key='[^']*', val=(?P<value>.*)\)$")
 _NO_CLASS = re.compile(
     r"Expected a dot import path string: (?P<name>.*)|(?:Import of|Unexpected import path format:) '?(?P<other>[^\s']+)"
 )
+_NOT_THERE = re.compile(r"^(?:module '[^']*' has no attribute|No module named)")
+_REQUIRED = re.compile(r"the following arguments are required: (\w+(?:\.\w+)*(?:, \w+(?:\.\w+)*)*)")
+_NO_SUBCLASS = re.compile(
+    r"Expected '(?P<name>[^']*)' to be a subclass of <class '(?P<base>[^']*)'>"
+    r"|Import path (?P<path>\S+) does not correspond to a subclass of (?P<kind>\w+)"
+)
 _NO_OPTION = re.compile(
     r"(?:Option|Key|Group key) ['\"](?P<name>[\w.\-]+)['\"] is not (?:accepted|expected)"
     r"|No action for key ['\"](?P<key>[\w.\-]+)"
 )
+_CLASS_FORM = "{class_path: NAME, init_args: {...}}"
 _TYPES = {
     "int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "list": "a list",
     "dict": "a map", "NoneType": "null", "tuple": "a list",
@@ -52,6 +59,12 @@ def shortened(message: str, options: Iterable[str]) -> str:
     unknown = re.search(r"unrecognized arguments?: (.*)|Unrecognized arguments?: (.*)", message, re.DOTALL)
     if unknown:
         return _unknown_options((unknown[1] or unknown[2] or "?").split() or ["?"], options)
+    if rejected := re.search(r"(Subcommand|Group) '([^']*)' does not accept option '([^']*)'", message):
+        name = rejected[3] if rejected[1] == "Subcommand" else f"{rejected[2]}.{rejected[3]}"
+        return f"There is no option {_cut(name)}.{_nearest_option(name, options)}"
+    if content := re.match(r"Unexpected config:(.*)", message, re.DOTALL):
+        what = f"this is {_cut(repr(content[1].strip()))}" if content[1].strip() else "this is empty"
+        return f"A config holds options by name, as in 'trainer: {{max_epochs: 3}}': {what}."
     if linked := re.search(r"argument (\S+) --> (\S+):", message):
         return f"{linked[2]} is taken from {linked[1]}: expected it to be left out, or {linked[1]} to be given."
     found = _reasons(message)
@@ -87,16 +100,26 @@ def _sentence(reason: _Found, siblings: list[_Found], message: str) -> str:
     option = ".".join(reason.keys)
     place = f"{option}: " if option else ""
     for sibling in siblings:
-        if needed := re.search(r"the following arguments are required: (.*)", sibling.text):
+        if needed := _REQUIRED.search(sibling.text):
             owner = sibling.classes[-1].rpartition(".")[2] if sibling.classes else (option or "The command")
-            return f"{place if sibling.classes else ''}{owner} needs {needed[1]}."
+            # The options of a subcommand begin with its name.
+            names = (
+                needed[1] if sibling.classes or option else re.sub(r"\b(fit|validate|test|predict)\.", "", needed[1])
+            )
+            return f"{place if sibling.classes else ''}{owner} needs {names}."
         if several := re.search(r"Multiple subclasses with name (\w+)\..*ambiguity: (.*)\.$", sibling.text):
             return f"{place}{several[1]} is the name of several classes: expected one of {several[2]}."
-        if wrong := re.search(r"Expected '([^']*)' to be a subclass of <class '([^']*)'>", sibling.text):
-            return f"{place}{wrong[1]!r} is no {wrong[2]}."
+        if wrong := _NO_SUBCLASS.search(sibling.text):
+            return f"{place}{(wrong['name'] or wrong['path'])!r} is no {wrong['base'] or wrong['kind']}."
+        if sibling.classes and _NOT_THERE.search(sibling.text):
+            return _no_class(sibling.classes[-1], option, [])
     for sibling in siblings:
         if missing := _NO_OPTION.search(sibling.text):
-            return place + _no_argument(missing["name"] or missing["key"], sibling.classes)
+            argument = missing["name"] or missing["key"]
+            if argument == "class_path":
+                given = _value(siblings, message)
+                return f"{place}{_cut(given or 'a map')} is no class: expected {_CLASS_FORM} and no other keys."
+            return place + _no_argument(argument, sibling.classes)
     value = _value(siblings, message)
     expected = [name for sibling in siblings for name in _expected(sibling.text)]
     choices = [name for sibling in siblings for name in _choices(sibling.text)]
@@ -106,7 +129,9 @@ def _sentence(reason: _Found, siblings: list[_Found], message: str) -> str:
         if match := _NO_CLASS.search(sibling.text):
             return _no_class((match["name"] or match["other"]).strip(), option, expected)
     if expected and value is not None:
-        names = [name for name in dict.fromkeys(expected) if name != "null"] or ["null"]
+        names = [name for name in dict.fromkeys(expected) if name != "null"]
+        if not names:
+            names = [_CLASS_FORM if "valid subclass of" in message else "null"]
         hint = ""
         if "text" in names and not value.startswith(("'", '"')) and re.fullmatch(r"[\w.\-]+", value):
             hint = " YAML reads no, off, on and yes as booleans." if value in ("True", "False") else ""
@@ -123,7 +148,9 @@ def _choices(text: str) -> list[str]:
 
 def _expected(text: str) -> list[str]:
     """What types a reason names, in words."""
-    names = re.findall(r"[Ee]xpected an? (?:<class '([\w.]+)'>|([a-z][\w.]*)\b)", text)
+    if form := re.search(r"Expected a string with form (.*?) but got", text):
+        return [f"text like {form[1]}"]
+    names = re.findall(r"[Ee]xpected (?:an? )?(?:<class '([\w.]+)'>|([a-z][\w.]*)\b)", text)
     if sized := re.search(r"Expected a tuple with (\d+) elements", text):
         return [f"a list of {sized[1]}"]
     return [_TYPES[name] for name in ((a or b).rpartition(".")[2] for a, b in names) if name in _TYPES]
@@ -163,11 +190,13 @@ def _no_argument(name: str, classes: tuple[str, ...]) -> str:
 
 def _unknown_options(given: list[str], options: Iterable[str]) -> str:
     name = given[0].partition("=")[0]
-    names = sorted(set(options))
-    plain = name.lstrip("-")
-    hint = suggest(plain, names) or suggest(plain.rpartition(".")[2], [n.rpartition(".")[2] for n in names])
     what = "There is no option" if name.startswith("-") else "There is no place for"
-    return f"{what} {_cut(name)}.{hint}"
+    return f"{what} {_cut(name)}.{_nearest_option(name.lstrip('-'), options)}"
+
+
+def _nearest_option(name: str, options: Iterable[str]) -> str:
+    names = sorted(set(options))
+    return suggest(name, names) or suggest(name.rpartition(".")[2], [n.rpartition(".")[2] for n in names])
 
 
 def _one_line(text: str) -> str:

@@ -13,6 +13,7 @@ import re
 import sys
 import traceback
 from collections.abc import Mapping
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -26,6 +27,8 @@ _LIBRARIES = {
     "pandas", "pyarrow", "pytorch_lightning", "safetensors", "sentencepiece", "tiktoken", "tokenizers", "torch",
     "torchmetrics", "transformers", "yaml",
 }  # fmt: skip
+# A config may name classes of any other package that is installed.
+_INSTALLED_PARTS = {"site-packages", "dist-packages"}
 _COMPLAINTS = (ImportError, MemoryError, RuntimeError, TypeError, ValueError, pickle.UnpicklingError)
 # Errors of libraries that follow from reading a file that is not what its name says, wherever they are raised.
 _UNREADABLE = ("ArrowInvalid", "ArrowNotImplementedError", "JSONDecodeError", "SafetensorError", "UnicodeDecodeError")
@@ -42,6 +45,8 @@ _PLACES = (
     ("lightning.pytorch.callbacks", "trainer.callbacks"),
 )
 _LONGEST = 500
+# What a parser says of each type that a value is not.
+_UNSPECIFIC = ("Does not validate against", "Expected a", "Not a valid subclass", "a class path", "a dict with")
 
 
 def message_for(error: BaseException, config: Mapping[str, Any] | None = None) -> str | None:
@@ -84,11 +89,11 @@ def _is_complaint(error: BaseException) -> bool:
     caller = roots[-1] if roots else ""
     if type(error).__name__ in _UNREADABLE:
         return caller in _LIBRARIES | {_OURS}
-    if caller not in _LIBRARIES:
+    if not frames or not _is_library([frame for frame in frames if _root(frame) not in sys.stdlib_module_names][-1:]):
         return False
-    if "Error(s) in loading state_dict" in str(error):
-        return True
-    is_library_error = type(error).__module__.partition(".")[0] in _LIBRARIES
+    if "Error(s) in loading state_dict" in str(error) or isinstance(error, ArithmeticError):
+        return True  # such as a period of 0, by which a scheduler divides
+    is_library_error = type(error).__module__.partition(".")[0] in _LIBRARIES or type(error) is Exception
     return (isinstance(error, _COMPLAINTS) or is_library_error) and _ends_with_raise(error)
 
 
@@ -99,7 +104,16 @@ def _modules(error: BaseException) -> set[str]:
 def _is_from_user_code(error: BaseException) -> bool:
     """Whether an exception was raised by a module that is neither of this package nor of a known library."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return bool(frames) and _root(frames[-1]) not in _LIBRARIES | sys.stdlib_module_names | {_OURS}
+    return bool(frames) and not (
+        _is_library(frames[-1:]) or _root(frames[-1]) in sys.stdlib_module_names or _root(frames[-1]) == _OURS
+    )
+
+
+def _is_library(frames: list[FrameType]) -> bool:
+    """Whether the last frame is of a library: one that is known, or any other that is installed."""
+    if not frames or _root(frames[-1]) == _OURS:
+        return False
+    return _root(frames[-1]) in _LIBRARIES or not _INSTALLED_PARTS.isdisjoint(Path(frames[-1].f_code.co_filename).parts)
 
 
 def _ends_with_raise(error: BaseException) -> bool:
@@ -123,25 +137,37 @@ def _file_error(error: OSError, config: Mapping[str, Any]) -> str:
     if error.filename is None or error.strerror is None:
         return _with_option(_first_line(error), error, config)
     name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else str(error.filename)
-    option = next((f" ({key})" for key, value in config.items() if str(value) and str(value) == name), "")
+    option = next((f" ({key})" for key, value in config.items() if _is_path(value, name)), "")
     return f"{name!r}{option} cannot be used: {error.strerror}."
+
+
+def _is_address(value: object) -> bool:
+    """Whether a value is a path or a URL, which a message may name without quotes."""
+    return isinstance(value, str) and len(value) > 5 and re.search(r"[/:.]", value) is not None
+
+
+def _is_path(value: object, name: str) -> bool:
+    """Whether an option names a file that an error names, perhaps from another folder."""
+    return isinstance(value, str | os.PathLike) and bool(str(value)) and os.path.abspath(value) == os.path.abspath(name)
 
 
 def _with_option(text: str, error: BaseException, config: Mapping[str, Any]) -> str:
     """A library's message with the option that it is about, as far as that can be told."""
-    option = "ckpt_path" if "loading state_dict" in text else _option_named(text, config)
-    if option is None or option not in config:
-        if option is not None:
-            return f"{option}: {text}"
-        names = [str(frame.f_globals.get("__name__", "")) for frame, _ in traceback.walk_tb(error.__traceback__)]
-        found = (option for name in reversed(names) for start, option in _PLACES if name.startswith(start))
-        option = next(found, None)
-        return text if option is None else f"{option}: {text}"
-    return f"{option} is {config[option]!r}: {text}"
+    names = [str(frame.f_globals.get("__name__", "")) for frame, _ in traceback.walk_tb(error.__traceback__)]
+    place = next((option for name in reversed(names) for start, option in _PLACES if name.startswith(start)), None)
+    if "loading state_dict" in text:
+        return f"ckpt_path: {text}"
+    option = _option_named(text, config, place or "")
+    if option is not None:
+        return f"{option} is {_cut(repr(config[option]))}: {text}"
+    return text if place is None else f"{place}: {text}"
 
 
-def _option_named(text: str, config: Mapping[str, Any]) -> str | None:
-    """The option whose name or value a message contains; one whose value is quoted comes first."""
+def _option_named(text: str, config: Mapping[str, Any], place: str) -> str | None:
+    """The option whose name or value a message contains; one whose value is quoted comes first.
+
+    A bare number counts only for the options of the place where the error was raised.
+    """
 
     def quoted(value: Any) -> bool:
         return (
@@ -155,14 +181,30 @@ def _option_named(text: str, config: Mapping[str, Any]) -> str | None:
 
     by_both = [option for option, value in config.items() if value is not None and named(option) and str(value) in text]
     by_value = [option for option, value in config.items() if quoted(value)]
+    by_value += [option for option, value in config.items() if _is_address(value) and value in text]
     numbers = set(re.findall(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e-?\d+)?(?![\w])", text))
-    by_number = [option for option, value in config.items() if type(value) in (int, float) and str(value) in numbers]
+    by_number = [
+        option
+        for option, value in config.items()
+        if option.startswith(place) and type(value) in (int, float) and str(value) in numbers
+    ]
     by_name = [option for option, value in config.items() if value is not None and named(option)]
     return next(iter([*by_both, *by_value, *by_name, *(by_number if len(by_number) == 1 else [])]), None)
 
 
 def _first_line(error: BaseException) -> str:
-    """The first paragraph of an error's message, on one line."""
+    """The first paragraph of an error's message, on one line; of what a parser tried, the reason that says most."""
     text = str(error).strip() or type(error).__name__
-    line = " ".join(text.split("\n\n")[0].split())
-    return line if len(line) <= _LONGEST else line[: _LONGEST - 3] + "..."
+    return _cut(" ".join(_reason(text.split("\n\n")[0]).split()), _LONGEST)
+
+
+def _reason(text: str) -> str:
+    if not text.startswith("Does not validate against"):
+        return text
+    reasons = re.findall(r"^\s*- (.*?)(?=\n\s*(?:- |Given value)|\Z)", text, re.MULTILINE | re.DOTALL)
+    useful = [reason for reason in reasons if not reason.startswith(_UNSPECIFIC)]
+    return re.sub(r"^Problem with given class_path '([^']*)':", r"\1:", useful[0]) if useful else text
+
+
+def _cut(text: str, longest: int = 120) -> str:
+    return text if len(text) <= longest else text[: longest - 3] + "..."

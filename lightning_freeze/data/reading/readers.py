@@ -62,6 +62,12 @@ def _read(name: str, file: Path, split: str | None) -> Table:
                 f"({listing(_READERS)}).{_siblings(file / '_', 'Files in it')}"
             )
         return arrow.read_saved_dataset(name, file, split)
+    if file.is_symlink() and not file.exists():
+        raise ConfigurationError(
+            f"The data file {name!r} is a link to {os.readlink(file)!r}, which does not exist: expected a file."
+        )
+    if file.exists() and not file.is_file():
+        raise ConfigurationError(f"The data file {name!r} is no regular file: expected a file or a folder.")
     if not file.is_file():
         raise ConfigurationError(f"The data file {name!r} does not exist.{_siblings(file)}")
     if file.suffix.lower() not in _READERS:

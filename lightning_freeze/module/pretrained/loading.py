@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import pickle
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
@@ -29,6 +30,8 @@ _UNREADABLE: tuple[type[Exception], ...] = (
     *(OSError, ValueError, RuntimeError, KeyError, AssertionError, ImportError, EOFError),
     *(SafetensorError, pickle.UnpicklingError),
 )
+# What the code of a model runs into when its config or model_kwargs hold something else than it expects.
+_UNFIT = (ArithmeticError, AttributeError, IndexError, TypeError)
 
 
 @dataclass(frozen=True)
@@ -85,12 +88,12 @@ def load(name: str, task: Task | None, pretrained: bool, **config: Any) -> Loade
             takes_padding = ensure_special_tokens(model, tokenizer) or bool(chosen)
             if chosen and isinstance(table := model.get_input_embeddings(), nn.Embedding):
                 table.padding_idx = None  # the chosen token may be a real one, whose embedding is trained
-    except _UNREADABLE as error:
-        raise ConfigurationError(_reason(name, task, error)) from error
-    except TypeError as error:
-        if "unexpected keyword argument" not in str(error) or stored is None:
+    except Exception as error:
+        if isinstance(error, TypeError) and "unexpected keyword argument" in str(error) and stored is not None:
+            raise ConfigurationError(_unknown_argument(name, error, stored)) from error
+        if not isinstance(error, _UNREADABLE) and (not isinstance(error, _UNFIT) or _is_raised_here(error)):
             raise
-        raise ConfigurationError(_unknown_argument(name, error, stored)) from error
+        raise ConfigurationError(_reason(name, task, error)) from error
     if task is None and getattr(model.config, "is_encoder_decoder", False):
         model = model.get_encoder()  # what a pooled head needs; the decoder would need inputs of its own
     if task is None and "add_pooling_layer" in inspect.signature(type(model).__init__).parameters:
@@ -168,6 +171,12 @@ def _own_tokenizer(source: str, on_hub: dict[str, Any]) -> Any:
         return transformers.AutoTokenizer.from_pretrained(source, **on_hub)
     except Exception:  # whatever a tokenizer's files hold, the model can be loaded without it
         return None
+
+
+def _is_raised_here(error: Exception) -> bool:
+    """Whether an error comes from this package, and not from code that reads the files of a model."""
+    frame = [frame for frame, _ in traceback.walk_tb(error.__traceback__)][-1]
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0] == __name__.partition(".")[0]
 
 
 def _reason(name: str, task: Task | None, error: Exception) -> str:

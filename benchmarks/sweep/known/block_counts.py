@@ -121,6 +121,10 @@ _EOMT = Count(
     "modeling_eomt: the layers, and num_upscale_blocks of EomtScaleBlock, which predict() runs between the last "
     "num_blocks layers too",
 )
+_TRANSDUCER = Count(
+    lambda c: c.encoder_config.num_hidden_layers + 1,
+    "the layers of the encoder, and one torch.nn.LSTM, which holds the num_decoder_layers of the prediction network",
+)
 _NO_SVTR = "the SVTR blocks that depth counts belong to the recognition head, which this class does not have"
 _VIBEVOICE_ASR = Count(
     _vibevoice_asr,
@@ -166,6 +170,10 @@ COUNTS: dict[str, Count] = {
     "PPDocLayoutV3ForObjectDetection": _HYBRID,
     "PPDocLayoutV4Model": _HYBRID,
     "PPDocLayoutV4ForObjectDetection": _HYBRID,
+    "ParakeetForRNNT": _TRANSDUCER,
+    "ParakeetForTDT": _TRANSDUCER,
+    "Nemotron3_5AsrForRNNT": _TRANSDUCER,
+    "NemotronAsrStreamingForRNNT": _TRANSDUCER,
     "UVDocModel": Count(lambda c: _uvdoc(c.backbone_config), _UVDOC),
     "UVDocBackbone": Count(_uvdoc, _UVDOC),
     "EomtForUniversalSegmentation": _EOMT,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -104,10 +104,29 @@ def interleave(stacks: Sequence[Stack], items: Sequence[Item]) -> tuple[list[Sta
 
 
 def _neighbours(stacks: Sequence[Stack], items: Sequence[Item]) -> dict[int, int]:
-    """For each stack that joins another one: the stack behind it in the flow, else the one before it."""
+    """For each stack that joins another one: the stack beside it in the flow that shares the most modules around it.
+
+    Of two that share as many it is the one behind.
+    """
     order = list(dict.fromkeys(item.stack for item in items if item.stack >= 0))
-    places = [place for place, s in enumerate(order) if stacks[s].joins and len(order) > 1]
-    return {order[place]: order[place + 1 if place + 1 < len(order) else place - 1] for place in places}
+    found: dict[int, int] = {}
+    for place, stack in enumerate(order):
+        beside = [*order[place + 1 : place + 2], *order[max(place - 1, 0) : place]]
+        if stacks[stack].joins and beside:
+            found[stack] = max(beside, key=lambda other: _shared_depth(stacks[stack].home, stacks[other].home))
+    return found
+
+
+def _shared_depth(one: Node, other: Node) -> int:
+    around = {id(node) for node in _path_to_root(other)}
+    return sum(id(node) in around for node in _path_to_root(one))
+
+
+def _path_to_root(node: Node) -> Iterator[Node]:
+    above: Node | None = node
+    while above is not None:
+        yield above
+        above = above.parent
 
 
 def _position(item: Item, steps: Sequence[tuple[int, int]]) -> int:

@@ -8,7 +8,7 @@ from torch import nn
 
 from lightning_freeze.layers.discovery.block_lists import LIST_NAMES, Block, Stack
 from lightning_freeze.layers.discovery.module_tree import Node, names_head, only_embeds
-from lightning_freeze.layers.discovery.networks.connections import gives_outputs, is_beside
+from lightning_freeze.layers.discovery.networks.connections import are_apart, gives_outputs, is_beside
 from lightning_freeze.layers.forward_source.reader import use_order
 
 
@@ -69,7 +69,14 @@ def recurrent_blocks(root: Node, stacks: Sequence[Stack]) -> list[Stack]:
                 yield from outside(child)
 
     found = list(outside(root)) if any(stack.blocks for stack in stacks) else []
-    return [Stack(one.parent, (Block((one,)),), joins=True) for one in found if one.parent is not None]
+    homes = [stack.home for stack in stacks]
+    return [
+        Stack(
+            one.parent, (Block((one,)),), joins=not all(are_apart(home, one) and are_apart(one, home) for home in homes)
+        )
+        for one in found
+        if one.parent is not None
+    ]
 
 
 def _with_norms(members: Sequence[Node]) -> tuple[Block, ...]:

@@ -257,3 +257,29 @@ def test_networks_with_an_optimizer_each_have_heights_of_their_own() -> None:
     stack = LayerStack(Adversaries())
     assert [[block.height for block in blocks] for blocks in stack.networks] == [[4, 3, 2, 1], [2, 1]]
     assert stack.bystanders == ()
+
+
+class Transducer(nn.Module):
+    """An encoder of the sound and a recurrent network over the text, which meet in the last layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.ModuleList(Block() for _ in range(3))
+        self.embedding = nn.Embedding(9, 8)
+        self.lstm = nn.LSTM(8, 8, batch_first=True)
+        self.joint = nn.Linear(8, 9)
+
+    def forward(self, sound: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        for block in self.encoder:
+            sound = block(sound)
+        said, _ = self.lstm(self.embedding(text))
+        return self.joint(sound + said)
+
+
+def test_a_recurrent_network_beside_the_blocks_is_a_network_of_its_own() -> None:
+    stack = LayerStack(Transducer())
+    heights = {prefix: layer.height for layer in stack for prefix in layer.prefixes}
+    assert heights["encoder.2"] == heights["lstm"] == 1
+    assert heights["encoder.0"] == 3
+    assert heights["joint"] == 0
+    assert len(stack.networks) == 2

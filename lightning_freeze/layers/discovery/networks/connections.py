@@ -34,7 +34,7 @@ def find_sources(towers: Sequence[Tower], reads_code: bool = True) -> dict[str, 
     for number, tower in enumerate(towers):
         before = [] if tower.has_own_inputs else towers[:number]
         found[tower.label] = frozenset(
-            other.label for other in before if not (reads_code and _are_apart(other.root, tower.root))
+            other.label for other in before if not (reads_code and are_apart(other.root, tower.root))
         )
     return found
 
@@ -170,7 +170,7 @@ def is_beside(node: Node) -> bool:
     return False
 
 
-def _are_apart(first: Node, second: Node) -> bool:
+def are_apart(first: Node, second: Node) -> bool:
     """Whether the code that runs two modules certainly hands nothing of the first one to the second one.
 
     What is handed to a discriminator, which sees other inputs as well, is judged: it is no later step.

@@ -127,7 +127,7 @@ def _look(namespace: Namespace) -> tuple[str, str]:
     try:
         # Without the lock file, so that a look writes nothing.
         with _opened(namespace, lock=False) as environment:
-            if environment.is_quick_to_walk and environment.problem():
+            if environment.is_quick_to_check and environment.problem():
                 return "damaged", "?"
             first = next(iter(environment.each()), None)
             return f"{len(environment):,}", dtype_of(first[1]) if first else ""

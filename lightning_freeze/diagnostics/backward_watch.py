@@ -10,7 +10,7 @@ from torch import nn
 from torch.autograd.graph import Node
 from torch.utils.hooks import RemovableHandle
 
-from lightning_freeze.layers.analysis.backward_extent import Leak, asking_modules, selector_of
+from lightning_freeze.layers.analysis.backward_extent import Leak, modules_requiring_input_grad, selector_of
 
 if TYPE_CHECKING:
     from lightning_freeze.layers import Layer, LayerStack
@@ -84,8 +84,8 @@ class BackwardWatch:
         return Leak(order, sources, causes, fix, asked)
 
     def _reason(self) -> str:
-        asking = [reason for _, _, reason in asking_modules(self._stack.module)]
-        return asking[0] if asking else "an input requires grad that is no parameter of the module"
+        reasons = [reason for _, _, reason in modules_requiring_input_grad(self._stack.module)]
+        return reasons[0] if reasons else "an input requires grad that is no parameter of the module"
 
     def _look(self, layer: Layer) -> Callable[..., None]:
         def look(module: nn.Module, inputs: Any, output: Any) -> None:

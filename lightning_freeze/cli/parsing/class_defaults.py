@@ -16,7 +16,7 @@ from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.schedule.triggers import Trigger
 
 _HOOK = "discard_init_args_on_class_path_change"
-# Naming these again changes nothing.
+# To name these again changes nothing.
 _DEFAULT_CLASSES = {"--data": "TextDataModule", "--model.optimizer": "AdamW"}
 
 

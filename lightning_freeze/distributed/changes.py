@@ -21,7 +21,7 @@ def resynchronise(trainer: Trainer, module: LightningModule) -> None:
     ``requires_grad`` must have its values outside of ``toggle_optimizer``.
 
     ``DistributedDataParallel`` registers the parameters that require grad when it wraps the model. Those unfrozen
-    later would never be synchronised between ranks, with no error, so the model is wrapped again. Modules that
+    later would never be synchronised between ranks, without an error, so the model is wrapped again. Modules that
     ``fully_shard`` has sharded follow ``requires_grad`` by themselves, but for one thing.
     """
     strategy = trainer.strategy

@@ -59,7 +59,7 @@ _Step = tuple[str, str, list[list[float]]]
 
 
 def group_size(tensors: Sequence[Tensor], parameters: Sequence[Tensor]) -> int:
-    """Return a number of samples that is no multiple or divisor of another dimension, as far as possible.
+    """Return a number of samples that is not a multiple or divisor of another dimension, as far as possible.
 
     Args:
         tensors: The inputs; their first dimension counts the samples.

@@ -33,7 +33,7 @@ _FRAMEWORK = ("torch.", "lightning.", "pytorch_lightning.", "transformers.modeli
 
 @dataclass(frozen=True)
 class RandomSource:
-    """One source of change in layers that is no parameter.
+    """One source of change in layers that is not a parameter.
 
     Attributes:
         kind: What it is: ``"dropout"``, ``"drop path"``, ``"layer drop"``, ``"SpecAugment"``, ``"router jitter"``,

@@ -226,7 +226,7 @@ class _Flow:
         ]
 
     def _is_alias(self, child: Node) -> bool:
-        """Whether all parameters of a module that is no block are also held elsewhere."""
+        """Whether a module is not a block, and all of its parameters are also held elsewhere."""
         ids = _parameters(child)
         apart = id(child) in self._open or child.has_embedding  # a shared embedding table runs first
         return not apart and bool(ids) and self._tied.issuperset(ids)

@@ -1,4 +1,4 @@
-"""A frozen prefix that changes with each step makes a namespace a step: what stays open must not grow with them."""
+"""A frozen prefix that changes in each step creates a namespace in each step: the number of open files stays small."""
 
 from __future__ import annotations
 

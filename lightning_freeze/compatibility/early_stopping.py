@@ -32,7 +32,7 @@ class PatienceGuard:
             setattr(self.stopping, hook, self._with_unlimited_patience(getattr(self.stopping, hook)))
 
     def remove(self) -> None:
-        """Restore the own hooks of the callback."""
+        """Restore the callback's own hooks."""
         for hook in _HOOKS:
             vars(self.stopping).pop(hook, None)
 

@@ -149,7 +149,7 @@ class PlanRecord:
         uses_cache: Whether the run has a FrozenPrefixCache.
         notes: Sentences on what the plan does not know.
         memory_limit: Available memory in bytes, if it was given.
-        fitting: The least freezing that fits in them; ``None`` if no limit was given, or nothing fits.
+        fitting: The least freezing that fits in this memory; ``None`` if no limit was given, or nothing fits.
     """
 
     phases: tuple[PlannedPhase, ...]

@@ -143,7 +143,7 @@ def test_the_same_trainer_continues_or_starts_again(name: str) -> None:
     the_trainer.fit_loop.max_epochs = 8
     the_trainer.fit(module, loader(4), loader(2, seed=2))
     assert len(recorder.trains) == 32
-    # The trainer goes on counting; the schedule starts anew, as the optimizer does.
+    # The trainer continues to count; the schedule starts again, as the optimizer does.
     assert recorder.trains[16:] == recorder.trains[:16]
     assert recorder.clocks[16] == (4, 16)
 

@@ -273,7 +273,7 @@ class PassState:
         self.known.trims_padding = self.known.trims_padding and self.known.padding_unread
 
     def close(self) -> None:
-        """Restore the own ``forward`` of the blocks."""
+        """Restore the blocks' own ``forward``."""
         for replaced in (self.skipped, self.recorder):
             if replaced is not None:
                 replaced.close()

@@ -122,7 +122,7 @@ class WriteBehind:
                 self._changed.wait_for(lambda: self._waiting or self._closed)
                 if not self._waiting:
                     return
-                self._changed.wait_for(self._has_full_batch, timeout=_DELAY)
+                self._changed.wait_for(self._should_commit, timeout=_DELAY)
                 batch = self._next_batch()
             self._write({name: waiting.data for name, waiting in batch.items()})
             with self._changed:
@@ -131,7 +131,7 @@ class WriteBehind:
                     self._extra -= len(waiting.data) * waiting.is_extra
                 self._changed.notify_all()
 
-    def _has_full_batch(self) -> bool:
+    def _should_commit(self) -> bool:
         return self._flushing or self._closed or sum(len(w.data) for w in self._waiting.values()) >= _BATCH_BYTES
 
     def _next_batch(self) -> dict[bytes, Waiting]:

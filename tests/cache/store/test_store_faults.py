@@ -94,7 +94,7 @@ def test_kill_9_at_any_moment_loses_only_what_was_not_flushed(tmp_path: Path) ->
         with open_store(tmp_path, 0) as store:
             there = found(store, flushed + 100)
             assert there[:flushed] == list(range(flushed)) and store.stats.recovered == 0
-            # A writer that died with the lock in its hands holds up nobody.
+            # A writer that died while holding the lock blocks no other process.
             store.put(SPACE, [os.urandom(16)], [tensor(0)])
             store.flush()
     assert kills == 20 and flushed > 0
@@ -283,7 +283,7 @@ def test_what_lmdb_reports_is_not_raised(filled: Path, monkeypatch: pytest.Monke
 
 
 def within(seconds: float, work: Callable[[], object]) -> None:
-    """Fail, rather than wait for ever, if something never returns."""
+    """Fail instead of waiting indefinitely if something never returns."""
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     thread.join(seconds)

@@ -140,7 +140,7 @@ class Shrink:
                 settings[name] = _along(name, value, changed)
         taps = config.__dict__.get("_out_indices")
         if taps is not None:
-            # The private names are set anew from the public ones, which name stages by depth.
+            # The private names are set again from the public ones, which name stages by depth.
             settings = {name: value for name, value in settings.items() if name not in _TAPS}
             settings["out_indices"] = _taps(taps, changed)
         settings |= {name: value for name, value in fixes.items() if name not in fields}

@@ -1,4 +1,4 @@
-"""The command ``lightning-freeze cache``: look into a cache folder, check it, take parts of it away."""
+"""The command ``lightning-freeze cache``: show a cache folder, check it, and remove parts of it."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def _info(root: Path, _: argparse.Namespace) -> None:
 
 
 def _field(info: dict[str, object], name: str) -> str:
-    """A field of info.json for a terminal: whoever writes to the folder decides what it holds."""
+    """A field of info.json, made safe for a terminal: other users may have written the file."""
     value = info.get(name, "?")
     text = str(value) if isinstance(value, str | int | float) else "?"
     shown = "".join(character if character.isprintable() else "?" for character in text[: _LONGEST_FIELD + 1])
@@ -125,9 +125,9 @@ def _report_refused(root: Path) -> None:
 def _look(namespace: Namespace) -> tuple[str, str]:
     """The number of entries and the dtype of the first one."""
     try:
-        # Without the lock file, so that a look writes nothing.
+        # Without the lock file, so that nothing is written.
         with _opened(namespace, lock=False) as environment:
-            if environment.is_quick_to_walk and environment.problem():
+            if environment.is_quick_to_check and environment.problem():
                 return "damaged", "?"
             first = next(iter(environment.each()), None)
             return f"{len(environment):,}", dtype_of(first[1]) if first else ""
@@ -200,7 +200,7 @@ def _prune(root: Path, options: argparse.Namespace) -> None:
             doomed[oldest.name] = oldest
     try:
         for namespace in doomed.values():
-            with contextlib.suppress(FileNotFoundError):  # another process was faster
+            with contextlib.suppress(FileNotFoundError):  # removed by another process at the same time
                 folder.remove(namespace)
         folder.sweep(root)
         if options.all:

@@ -1,4 +1,4 @@
-"""Looking into a checkpoint before anything is built from it."""
+"""Reads a checkpoint before anything is built from it."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import torch
 
 from lightning_freeze.errors import ConfigurationError, suggest
 
-#: What the trainer itself turns into a path.
+#: Names that the trainer itself resolves to a path.
 _SPECIAL = ("best", "last", "hpc", "registry")
 # Every checkpoint of a Trainer has these.
 _KEYS = ("state_dict", "pytorch-lightning_version")
 
 
 def saved_hyperparameters(path: str | None) -> dict[str, Any]:
-    """Return the hyperparameters in a checkpoint; none where it is not a file that can be looked into beforehand.
+    """Return the hyperparameters in a checkpoint; none if it is not a local file.
 
     Args:
-        path: A file or folder, or what stands for one (``"best"``, ``"last"``, an address).
+        path: A file or folder, or a name for one (``"best"``, ``"last"``, an address).
 
     Raises:
         ConfigurationError: If it does not exist, or is no checkpoint.

@@ -32,7 +32,7 @@ def main(args: list[str] | None = None) -> None:
     try:
         _run(given, args)
     except BrokenPipeError:
-        # Whoever read the output has seen enough, as with `| head`. Nothing more can be written, at exit either.
+        # The reader of the output has closed it, as `| head` does. Nothing more can be written, not even at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except DivergedError as error:
@@ -45,7 +45,7 @@ def main(args: list[str] | None = None) -> None:
 
 
 def _run(given: list[str], args: list[str] | None) -> None:
-    """Each command is imported when it is called: `cache` needs lmdb, which the others do without."""
+    """Run one command. Each is imported when it is called: `cache` needs lmdb, the others do not."""
     if given[:1] == ["layers"]:
         from lightning_freeze.cli.layers import main as show_layers
 
@@ -72,7 +72,7 @@ def _end(message: str, code: int) -> None:
 
 
 def _silence_known_noise() -> None:
-    """Hide what no user of this command can act on: false alarms about small data, advertisements."""
+    """Hide messages that users of this command cannot act on: false alarms about small data, advertisements."""
     for message in (
         ".*does not have many workers.*",
         ".*is smaller than the logging interval.*",

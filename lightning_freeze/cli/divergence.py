@@ -10,7 +10,7 @@ from lightning.pytorch import Trainer
 
 
 class DivergedError(Exception):
-    """Training has ended with a loss or weights that are not finite. The set-up was valid; the run is of no use."""
+    """Training has ended with a loss or weights that are not finite. The set-up was valid, but the run is useless."""
 
 
 def check_finite(trainer: Trainer) -> None:

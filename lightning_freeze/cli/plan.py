@@ -18,7 +18,7 @@ from lightning_freeze.cli.written_phases import phases_yaml
 from lightning_freeze.plan import TrainingPlan, plan_training
 from lightning_freeze.plan.output.files import check_format
 
-#: Arguments of the Trainer that decide about the course of a run.
+#: Arguments of the Trainer that affect a plan.
 _COURSE = (
     "max_epochs",
     "max_steps",
@@ -42,7 +42,7 @@ class PlanCLI(FreezeCLI):
 
     Args:
         args: The options.
-        memory: Bytes that there are, to say what fits.
+        memory: Available memory in bytes, to find out what fits.
     """
 
     def __init__(self, args: Sequence[str], memory: int | None) -> None:
@@ -54,7 +54,7 @@ class PlanCLI(FreezeCLI):
             super().__init__(args=["fit", *args], save_config_callback=None)
 
     def instantiate_classes(self) -> None:
-        """Build the model without weights and without memory for them; they decide about nothing in a plan."""
+        """Build the model without weights and without memory for them, because a plan does not need them."""
         model = self.config["fit"].get("model", {})
         if "pretrained" in model:
             model["pretrained"] = False

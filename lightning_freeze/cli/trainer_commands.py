@@ -56,7 +56,7 @@ class SaveConfig(SaveConfigCallback):
 
 
 class FreezeCLI(LightningCLI):
-    """LightningCLI over TransformerModule and TextDataModule, with defaults for whoever has a CSV file and no project.
+    """LightningCLI over TransformerModule and TextDataModule, with defaults for a CSV file without a project.
 
     The tokenizer is the model's encoder and the data's task is the model's unless they are given; the number and names
     of the classes come from the data, or from the checkpoint where there is no training data. Logs go to a CSV file,

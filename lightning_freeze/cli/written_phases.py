@@ -1,4 +1,4 @@
-"""The callbacks of a config with every schedule written out: one readable entry for each phase, to edit and use."""
+"""The callbacks of a config with every schedule written as a list of phases, to edit and use."""
 
 from __future__ import annotations
 

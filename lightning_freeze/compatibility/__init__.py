@@ -1,4 +1,4 @@
-"""What else stands in a run: compile, activation checkpointing, finders, weight averaging, early stopping.
+"""Other features of a run: compile, activation checkpointing, finders, weight averaging, early stopping.
 
 Each combination either works beside frozen layers or is refused at the start with one message that says what to do.
 

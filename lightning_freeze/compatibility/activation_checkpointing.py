@@ -1,9 +1,9 @@
 """Activation (gradient) checkpointing over a frozen prefix.
 
-Reentrant checkpointing yields gradients only where an input of the checkpointed part requires grad. Behind frozen
-layers none does, and what trains there gets no gradient, with no error. Libraries work around that by making the
-embeddings' output require grad, and then backward runs through every frozen layer and freezing saves no time. The
-non-reentrant form needs neither and gives the same gradients.
+Reentrant checkpointing computes gradients only if an input of the checkpointed part requires grad. Above frozen layers
+no input does, so trainable parameters get no gradient, without an error. Libraries work around this by making the
+output of the embeddings require grad. Then backward runs through every frozen layer, and freezing saves no time. The
+non-reentrant form does not need this, and gives the same gradients.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def make_non_reentrant(root: nn.Module) -> list[Undo]:
         root: The module that is being fitted.
 
     Returns:
-        What undoes it; empty if there was nothing to do. Checkpointing that the user's own code calls is not touched.
+        Functions that undo it; empty if there was nothing to do. Checkpointing in the user's own code is not changed.
     """
     undo: list[Undo] = []
     for module in _checkpointed(root):
@@ -48,13 +48,13 @@ def make_non_reentrant(root: nn.Module) -> list[Undo]:
 
 
 def release_inputs(root: nn.Module) -> list[Undo]:
-    """Let the embeddings' output no longer require grad where only checkpointing wanted it to.
+    """Remove the hook that makes the output of the embeddings require grad, if only checkpointing needed it.
 
     Args:
         root: The module that is being fitted, after :func:`make_non_reentrant`.
 
     Returns:
-        What undoes it; empty if there was nothing to do.
+        Functions that undo it; empty if there was nothing to do.
     """
     if not any(True for _ in _checkpointed(root)):
         return []
@@ -88,9 +88,9 @@ def _is_reentrant(function: Any) -> bool:
 
 
 class ReentrantWatch:
-    """Notices trainable parameters whose gradients reentrant checkpointing loses, in the first step of each phase.
+    """Detects trainable parameters that lose their gradients by reentrant checkpointing, in the first step of a phase.
 
-    Costs nothing where nothing is checkpointed in the reentrant form.
+    It costs nothing if reentrant checkpointing is not used.
     """
 
     def __init__(self) -> None:
@@ -100,15 +100,15 @@ class ReentrantWatch:
         self._pending: set[Optimizer] = set()
 
     def install(self) -> Undo:
-        """Watch from now on; returns what ends it."""
-        # Torch calls this module-level function, for its warning, at the start of each part that is checkpointed in
-        # the reentrant form; nothing public tells of it.
+        """Start watching; returns a function that stops it."""
+        # Torch calls this module-level function, for its warning, at the start of each part with reentrant
+        # checkpointing; there is no public hook.
         original = checkpoint.check_backward_validity
 
         def noting(inputs: Iterable[Any]) -> None:
             if not any(isinstance(x, torch.Tensor) and x.requires_grad for x in inputs):
                 self._enter()
-                # As torch has it; called from here, it would name this file as where the warning comes from.
+                # The warning of torch; its own function would name this file as the origin.
                 warnings.warn("None of the inputs have requires_grad=True. Gradients will be None", stacklevel=2)
 
         checkpoint.check_backward_validity = noting
@@ -120,12 +120,12 @@ class ReentrantWatch:
         return undo
 
     def begin(self, optimizers: Iterable[Optimizer]) -> None:
-        """Look at the next step of each optimizer: other layers train from now on."""
+        """Check the next step of each optimizer, because other layers train from now on."""
         self._used.clear()
         self._pending = set(optimizers)
 
     def check(self, optimizer: Optimizer, root: nn.Module) -> None:
-        """Refuse to take a step without the gradients that were lost.
+        """Refuse a step if gradients were lost.
 
         Raises:
             ConfigurationError: If reentrant checkpointing has lost the gradients of trainable parameters.
@@ -152,7 +152,7 @@ class ReentrantWatch:
             self._handle = register_module_forward_pre_hook(self._note)
 
     def _note(self, module: nn.Module, inputs: Any) -> None:
-        # The checkpointed part runs without grad mode; it is over with the first module that runs with it again.
+        # The checkpointed part runs without grad mode; it ends with the first module that runs in grad mode again.
         self._is_inside = self._is_inside and not torch.is_grad_enabled()
         if self._is_inside:
             self._used.update({p: None for p in module.parameters(recurse=False) if p.requires_grad})

@@ -1,4 +1,4 @@
-"""Combinations that cannot be right, each refused or warned of with one message that says what to do."""
+"""Unsupported combinations: each is refused, or causes a warning, with one message that says what to do."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def callbacks_of(session: Session) -> list[Callback]:
 
 
 def check_callbacks(session: Session) -> None:
-    """Refuse other callbacks that cannot work beside those of the session.
+    """Refuse callbacks that do not work together with those of the session.
 
     Args:
         session: The running fit, when all of its members have joined.
@@ -59,7 +59,7 @@ def _check_batch_norm(session: Session, averaging: Callback) -> None:
     if names:
         raise ConfigurationError(
             f"{type(averaging).__name__} resets the statistics of every BatchNorm layer at the end, and computes "
-            f"them anew in train mode; {len(names)} frozen ones (such as {names[0]}) are in eval mode and would "
+            f"them again in train mode; {len(names)} frozen ones (such as {names[0]}) are in eval mode and would "
             f"be left without any. Use Lightning's WeightAveraging instead, which averages the statistics, or set "
             f"frozen_eval=False."
         )
@@ -93,7 +93,7 @@ def check_optimizers(session: Session) -> None:
 
 
 def check_gradients_pass(session: Session) -> None:
-    """Refuse a quantised layer that keeps the gradient from parameters below it that train at some time.
+    """Refuse a quantised layer that blocks the gradient of parameters below it that train at some time.
 
     Args:
         session: The running fit, when all of its members have joined.
@@ -120,7 +120,7 @@ def _ever_trains(session: Session) -> set[Parameter]:
 
 
 def check_steps_are_counted(session: Session) -> None:
-    """Refuse a schedule that waits for optimizer steps which Lightning does not see.
+    """Refuse a schedule that waits for optimizer steps that Lightning does not count.
 
     Args:
         session: The running fit, after a training batch.
@@ -141,7 +141,7 @@ def check_steps_are_counted(session: Session) -> None:
 
 
 def warn_of_input_grads(session: Session) -> None:
-    """Warn where ``enable_input_require_grads()`` makes backward run through frozen layers.
+    """Warn if ``enable_input_require_grads()`` makes backward run through frozen layers.
 
     Args:
         session: The running fit, when all of its members have joined.

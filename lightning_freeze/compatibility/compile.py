@@ -1,7 +1,7 @@
-"""``torch.compile`` under a schedule: what trains is part of a compiled graph, so each phase makes new ones.
+"""``torch.compile`` under a schedule: compiled graphs depend on what trains, so each phase compiles new ones.
 
-The gradients are right by themselves: dynamo guards on ``requires_grad`` and on the modes. But it gives up on a
-function after eight graphs, and runs it uncompiled from then on, with no more than a line in the log.
+Gradients are correct without further measures: dynamo guards on ``requires_grad`` and on the modes. But after eight
+graphs of a function it stops compiling it and runs it uncompiled, with only a line in the log.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch._dynamo import OptimizedModule
 
-# A block trains or not, and its input requires grad or not: compiled by itself, it needs no more than this for phases.
+# A block trains or not, and its input requires grad or not, so a single compiled block needs no more graphs than this.
 _FEW = 3
 
 _LIMITS = (("recompile_limit", "cache_size_limit"), ("accumulated_recompile_limit", "accumulated_cache_size_limit"))
@@ -33,16 +33,16 @@ def is_compiled(root: nn.Module) -> bool:
 
 
 def raise_limits(phases: int) -> Callable[[], None]:
-    """Give each phase the number of graphs that the user's settings give to a whole run.
+    """Raise the limits, so that each phase may compile as many graphs as the settings allow for a whole run.
 
     Args:
         phases: The number of phases.
 
     Returns:
-        What sets the limits back.
+        A function that restores the limits.
     """
     config = torch._dynamo.config
-    # Their names changed with torch 2.6.
+    # The names of the limits changed in torch 2.6.
     names = [next(name for name in both if hasattr(config, name)) for both in _LIMITS]
     before = {name: getattr(config, name) for name in names}
     for name, limit in before.items():
@@ -57,23 +57,23 @@ def raise_limits(phases: int) -> Callable[[], None]:
 
 def graphs_so_far() -> int:
     """How many graphs ``torch.compile`` has made in this process."""
-    # Dynamo's own statistics, which its documentation names; there is no public counter.
+    # The documented statistics of dynamo; there is no public counter.
     return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
 
 class GraphCount:
-    """How many graphs the phases of one run have cost."""
+    """Counts the graphs that each phase of a run compiles."""
 
     def __init__(self) -> None:
         self._at_start = self._before = graphs_so_far()
         self._lines = 0
 
     def begin(self) -> None:
-        """The first batch of a phase begins."""
+        """Start counting at the first batch of a phase."""
         self._before = graphs_so_far()
 
     def line(self) -> str:
-        """What the first batch of a phase has cost, in one line; empty if that was no new graph."""
+        """The number of graphs that the first batch of a phase compiled, in one line; empty if there were none."""
         now = graphs_so_far()
         new = now - self._before
         if not new:

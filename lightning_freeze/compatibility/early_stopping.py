@@ -12,14 +12,14 @@ _HOOKS = ("on_validation_end", "on_train_epoch_end")
 
 
 class PatienceGuard:
-    """Gives an ``EarlyStopping`` endless patience for as long as phases remain.
+    """Gives an ``EarlyStopping`` unlimited patience as long as phases remain.
 
-    Its other criteria (a threshold, divergence, a value that is not finite) still stop the run. Only what its two
-    public hooks see is changed, and only while they run, so that its state in a checkpoint is its own.
+    Its other criteria (a threshold, divergence, a value that is not finite) still stop the run. The
+    patience is changed only while its two public hooks run, so its state in a checkpoint is unchanged.
 
     Args:
         stopping: The callback to guard.
-        phases_remain: Asked at each of its checks.
+        phases_remain: Called at each check; returns whether phases remain.
     """
 
     def __init__(self, stopping: EarlyStopping, phases_remain: Callable[[], bool]) -> None:
@@ -27,20 +27,20 @@ class PatienceGuard:
         self.phases_remain = phases_remain
 
     def install(self) -> None:
-        """Guard from now on."""
+        """Start guarding the callback."""
         for hook in _HOOKS:
-            setattr(self.stopping, hook, self._patiently(getattr(self.stopping, hook)))
+            setattr(self.stopping, hook, self._with_unlimited_patience(getattr(self.stopping, hook)))
 
     def remove(self) -> None:
-        """Give the callback its own hooks back."""
+        """Restore the callback's own hooks."""
         for hook in _HOOKS:
             vars(self.stopping).pop(hook, None)
 
     def restart(self) -> None:
-        """Count its patience from here."""
+        """Restart the count of validations without improvement."""
         self.stopping.wait_count = 0
 
-    def _patiently(self, check: Callable[..., None]) -> Callable[..., None]:
+    def _with_unlimited_patience(self, check: Callable[..., None]) -> Callable[..., None]:
         def hook(*args: Any, **kwargs: Any) -> None:
             patience = self.stopping.patience
             if self.phases_remain():

@@ -1,8 +1,8 @@
 """``torch.nn.TransformerEncoder`` with frozen layers and a padding mask.
 
-In eval mode, and if nothing it sees requires grad, its first layer makes the whole encoder pack padded batches into
-nested tensors, which layers in train mode cannot take. Frozen layers are in eval mode during training too, so the
-packing is switched off while gradients are recorded. Validation packs as ever.
+If its first layer is in eval mode and none of its inputs and weights requires grad, the encoder packs padded batches
+into nested tensors, which layers in train mode do not support. Frozen layers are in eval mode during training too, so
+packing is switched off while gradients are recorded. Validation still uses it.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from torch import nn
 
 
 def keep_padded_in_training(module: nn.Module) -> Iterator[Callable[[], None]]:
-    """Let no encoder in a module pack its batches while gradients are recorded.
+    """Keep all encoders in a module from packing their batches while gradients are recorded.
 
     Args:
         module: The module that is being fitted.
 
     Returns:
-        For each encoder, what undoes it.
+        For each encoder, a function that undoes it.
     """
     for encoder in module.modules():
         if isinstance(encoder, nn.TransformerEncoder) and getattr(encoder, "use_nested_tensor", False):

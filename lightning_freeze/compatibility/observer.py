@@ -1,4 +1,4 @@
-"""What else stands in a run: other callbacks, and what was done to the module before the fit.
+"""Handles other callbacks in a run, and changes that were made to the module before the fit.
 
 Each combination either works or is refused at the start with one message that says what to do.
 """
@@ -57,7 +57,7 @@ class Compatibility(Observer):
         session.at_close(self._reentrant.install())
         phases = sum(len(schedule.plan) for schedule in session.schedules)
         if phases > 1:
-            # Also where nothing looks compiled: a step may call a compiled function, or the module compile itself.
+            # Even if nothing is compiled yet: a step may call a compiled function, or the module may compile itself.
             self._graphs = GraphCount()
             session.at_close(raise_limits(phases))
         checks.warn_of_input_grads(session)
@@ -100,7 +100,7 @@ class Compatibility(Observer):
             guard.restart()
 
     def fail(self, exception: BaseException) -> None:
-        """Add what is known here to torch's error about a loss that nothing trainable contributes to."""
+        """Explain torch's error about a loss that does not depend on anything trainable."""
         if "does not require grad" not in str(exception) or not hasattr(exception, "add_note"):
             return
         with untoggled(self._session.module):

@@ -13,16 +13,16 @@ from lightning_freeze.session.session import Session
 
 
 def measure_the_largest_phase(finder: BatchSizeFinder, session: Session) -> Callable[[], None]:
-    """Let a batch size finder measure with everything that ever trains, so that what it finds fits in every phase.
+    """Make a batch size finder measure with everything that ever trains, so that its result fits in every phase.
 
-    It runs before the first phase, in which the least trains and the largest batches fit.
+    It runs before the first phase, which trains the least and allows the largest batches.
 
     Args:
         finder: The callback.
         session: The running fit.
 
     Returns:
-        What undoes it.
+        A function that undoes it.
     """
     measure = finder.scale_batch_size
 
@@ -35,16 +35,16 @@ def measure_the_largest_phase(finder: BatchSizeFinder, session: Session) -> Call
 
 
 def find_the_users_rate(finder: LearningRateFinder, session: Session) -> Callable[[], None]:
-    """Let a learning rate finder look for the user's rate, to which each layer's factor applies.
+    """Make a learning rate finder search for the rate of the user, which is then scaled by the factor of each layer.
 
-    It may run before any callback of this package is told that the fit begins.
+    It may run before the first hook of any callback of this package.
 
     Args:
         finder: The callback.
         session: The running fit.
 
     Returns:
-        What undoes it.
+        A function that undoes it.
     """
     find = finder.lr_find
 
@@ -64,7 +64,7 @@ def _keeping_callbacks(trainer: Trainer) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        # A finder that fails leaves the trainer without callbacks, so that none would be told of the exception.
+        # A finder that fails leaves the trainer without callbacks, so none of them would receive the exception.
         trainer.callbacks = callbacks  # type: ignore[attr-defined]
         raise
 

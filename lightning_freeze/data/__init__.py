@@ -1,11 +1,11 @@
 """Text data from files: read, checked, split, tokenised and batched.
 
-This room turns the files that a user has into batches, or says in one message which file and row is wrong. It may
+This room turns the files of a user into batches, or reports in one message which file and row is wrong. It may
 import ``module`` (for the tasks), ``namespaces`` and ``errors``; it knows nothing of layers, callbacks or the cache.
 
-Begin reading with ``datamodule.py``. It calls the others in this order: ``reading/`` finds the splits and makes a table
-of each, ``splitting.py`` divides one that has no splits, ``unlabelled.py`` leaves out rows without a label,
-``labels.py`` makes numbers of labels, ``tokenizer.py``, ``encoding.py`` and ``words.py`` make token ids of texts,
+Begin reading with ``datamodule.py``. It calls the others in this order: ``reading/`` finds the splits and reads each
+into a table, ``splitting.py`` divides a table without splits, ``unlabelled.py`` leaves out rows without a label,
+``labels.py`` turns labels into numbers, ``tokenizer.py``, ``encoding.py`` and ``words.py`` turn texts into token ids,
 ``model_limits.py`` checks them against the model, and ``batching.py`` makes batches. ``predictions.py`` writes what a
 model predicted.
 """

@@ -1,4 +1,4 @@
-"""Which examples make a batch, on one process or several, and how they are padded."""
+"""Samplers and collation: which examples form a batch, on one process or several, and how they are padded."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lightning_freeze.module.tasks import IGNORE_INDEX
 class LengthBucketSampler(DistributedSampler[int]):
     """Orders examples so that the batches of an ordinary batch size hold similar lengths.
 
-    The examples are shuffled anew each epoch, cut into buckets of ``bucket_batches`` batches, sorted by length within
+    The examples are shuffled in each epoch, cut into buckets of ``bucket_batches`` batches, sorted by length within
     each bucket, and the batches are then shuffled. Every process draws the same order and takes its share of each
     batch, so that the processes of one step have similar lengths too. It is a ``DistributedSampler``, whose epoch
     Lightning sets and which Lightning leaves in place.
@@ -49,7 +49,7 @@ class LengthBucketSampler(DistributedSampler[int]):
     def __iter__(self) -> Iterator[int]:
         """Return this process's examples in order."""
         order = self._shuffled() if self.shuffle else self._by_length(torch.arange(len(self.lengths)))
-        # Every process needs the same number of examples, else they wait for each other for ever.
+        # Every process needs the same number of examples; otherwise they would wait for each other indefinitely.
         short = self.total_size - len(order)
         order = torch.cat([order, order.repeat(-(-short // len(order)))[:short]])
         return iter(order[self.rank :: self.num_replicas].tolist())
@@ -109,7 +109,7 @@ class EvaluationSampler(DistributedSampler[list[int]]):
 
 
 class PredictionSampler(DistributedSampler[int]):
-    """Deals the rows of a file to the processes, in the order of the file; all examples of a row go to one process.
+    """Distributes the rows of a file to processes in the order of the file; all examples of a row go to one process.
 
     Args:
         rows: The row of each example.

@@ -80,7 +80,7 @@ class TextDataModule(LightningDataModule):
         batch_size: Examples per batch and process.
         max_length: Texts are cut to so many tokens, and lists of words into overlapping windows of so many, so that
             every word has its tag; by default what the tokenizer and the model allow, at most 512.
-        num_workers: Worker processes that make batches. The texts are tokenised beforehand, so 0 is usually best.
+        num_workers: Worker processes that make batches. The texts are already tokenised, so 0 is usually best.
         bucket_batches: Training examples are sorted by length within so many batches, which saves padding; 0 for
             plain shuffling.
         seed: Seed of the order of training examples; by default the one given to ``seed_everything``, else 0.
@@ -121,7 +121,7 @@ class TextDataModule(LightningDataModule):
         self.task = get_task(task or "classification")
         self.tokenizer_name = os.fspath(tokenizer) if isinstance(tokenizer, (str, os.PathLike)) else None
         if tokenizer is not None and not isinstance(tokenizer, (str, os.PathLike)):
-            self.tokenizer = checked_tokenizer(tokenizer, self.task)  # takes the place of the cached property
+            self.tokenizer = checked_tokenizer(tokenizer, self.task)  # replaces the cached property
         given = {"train": train, "val": val, "test": test, "predict": predict}
         self.files = {name: os.fspath(file) for name, file in given.items() if file is not None}
         self.data = os.fspath(data) if data is not None else None
@@ -228,7 +228,7 @@ class TextDataModule(LightningDataModule):
                 f"{table.name} has {len(table)} rows for {loaders.num_replicas} processes: expected at least one row "
                 f"for each, or trainer.devices of at most {len(table)}."
             )
-        # A decoder goes on writing where a text ends, so no padding may stand there.
+        # A decoder continues at the end of a text, so there must be no padding.
         side = "left" if self.task.target == "next-token" else "right"
         return loaders.predict(self.encoded["predict"], self._collator(side))
 
@@ -306,7 +306,7 @@ class TextDataModule(LightningDataModule):
         return {name: table.take(rows) for name, rows in zip(SPLITS, parts, strict=True) if rows}
 
     def _encoded_labels(self) -> dict[str, list[Any]]:
-        """Encode the labels of all splits, also of those the stage leaves alone: errors must show up at once."""
+        """Encode the labels of all splits, also those that the stage does not use, so that errors show up at once."""
         if self.task.is_language_model:
             return {}
         if self.task.has_classes and self.labels is None:

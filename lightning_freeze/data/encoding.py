@@ -179,7 +179,7 @@ def _encode_texts(
     options = {"truncation": True, "max_length": limit, "padding": False, "return_attention_mask": False}
     encoded = tokenizer(texts, pairs, **options)
     examples = [{key: _ids(values[i]) for key, values in encoded.items()} for i in range(len(texts))]
-    # A padding or end token inside a text would change where the model pools, or be more than it allows (BART).
+    # A padding or end token inside a text would change where the model pools, or be one too many (BART).
     markers = [token for token in (tokenizer.pad_token, tokenizer.eos_token) if token] if task.pooled else []
     for i, row in enumerate(rows):
         both = (texts[i],) if pairs is None else (texts[i], pairs[i])
@@ -246,7 +246,7 @@ def _ended(ids: Tensor, end: int | None, limit: int) -> Tensor:
 
 
 def _reopen(example: Example, end: int | None) -> None:
-    """Remove the end token that a tokenizer puts behind each text: nothing is written after it."""
+    """Remove the end token that a tokenizer adds to each text: a model generates nothing after it."""
     if end is not None and len(example["input_ids"]) > 1 and int(example["input_ids"][-1]) == end:
         for key in example:
             example[key] = example[key][:-1]

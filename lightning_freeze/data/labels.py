@@ -1,4 +1,4 @@
-"""Labels from files into numbers, with a mapping that is the same on every machine."""
+"""Converts labels from files into numbers, with a mapping that is the same on every machine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lightning_freeze.errors import ConfigurationError, listing, suggest
 from lightning_freeze.module.tasks import IGNORE_INDEX
 
 IGNORED = str(IGNORE_INDEX)
-"""The tag of a word that neither the loss nor a metric counts, as files for transformers hold it."""
+"""The tag of a word that the loss and the metrics ignore, as in files for transformers."""
 
 _SEPARATORS = re.compile(r"(?<=[^\W_])[\s_-]+(?=[^\W_])")
 _Result = TypeVar("_Result")

@@ -1,4 +1,4 @@
-"""What a model can read: how many tokens in one text, and how many different ones."""
+"""The limits of a model: the number of tokens in a text, and the size of the vocabulary."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class ModelLimits:
 
         Args:
             table: The rows.
-            examples: What was made of them; ``index`` is the row.
+            examples: The encoded rows; ``index`` is the row.
             tokenizer: The tokenizer that made them.
 
         Raises:

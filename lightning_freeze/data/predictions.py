@@ -1,4 +1,4 @@
-"""Predictions into a file beside the run's logs."""
+"""Writes predictions to a file beside the logs of the run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lightning_freeze.module.tasks import Task
 
 
 def prediction_rows(table: Table, task: Task, columns: Columns, outputs: Iterable[Any]) -> Iterator[dict[str, Any]]:
-    """Yield one record for each predicted row: where it stands, its text, what was predicted and how surely.
+    """Yield one record for each predicted row: its position, its text, the prediction and its probability.
 
     A row that is longer than the model reads comes as several windows, one after the other, whose tags are joined.
     Words that the tokenizer drops have a fixed tag.
@@ -67,7 +67,7 @@ def write_predictions(folder: Path, name: str, records: Iterable[dict[str, Any]]
     path = folder / f"{name}{'.jsonl' if nested else '.csv'}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # In a shared folder, a name that can be guessed could be a link that somebody else has put there.
+        # In a shared folder, another user may have created a link with a predictable name.
         descriptor, unfinished = tempfile.mkstemp(prefix=f".{name}-", suffix=".part", dir=folder)
         try:
             with open(descriptor, "w", encoding="utf-8", newline="") as file:

@@ -34,9 +34,9 @@ def split_rows(
 ) -> tuple[list[int], list[int], list[int]]:
     """Split row numbers into training, validation and test.
 
-    The groups (or single rows) are shuffled with the seed and laid end to end; each goes to the split in whose stretch
-    its middle lies. A group is never divided, so the shares hold up to the size of a group. What the fractions leave
-    over is not used. The same rows, fractions and seed give the same split on every machine.
+    The groups (or single rows) are shuffled with the seed and laid end to end; each goes to the split whose range
+    contains its middle. A group is never divided, so the shares are exact up to the size of a group. Rows beyond the
+    fractions are not used. The same rows, fractions and seed give the same split on every machine.
 
     Args:
         count: Number of rows.

@@ -120,7 +120,7 @@ def _is_marked(row: dict[str, Any], labels: LabelColumns) -> bool:
 
 
 def _is_class(train: Table | None, labels: LabelColumns) -> bool:
-    """Whether -1 is a class of its own."""
+    """Whether -1 is a class, rather than the mark of a missing label."""
     if labels.classes is not None:
         return _MARK in map(class_name, labels.classes)
     if train is None:

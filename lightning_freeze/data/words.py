@@ -1,4 +1,4 @@
-"""Lists of words into token ids, so that every word of a row gets its tag.
+"""Converts lists of words into token ids, so that every word of a row gets its tag.
 
 A word that the tokenizer drops (a zero-width space) has no token to predict a tag from: it is left out of training and
 evaluation, and its prediction is the tag ``O``. A row that is longer than the model reads is cut into windows that
@@ -111,7 +111,7 @@ def encode_words(
     ]
     if not spans:
         return [], dropped
-    # A prediction needs one token at least; what it says is not used.
+    # A prediction needs at least one token; its tag is not used.
     texts = [
         words[place][window.start : window.stop] if any(counts[place]) else [_any_word(tokenizer)]
         for place, window in spans

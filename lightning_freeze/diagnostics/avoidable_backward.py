@@ -1,8 +1,8 @@
-"""Which frozen blocks backward runs through by mistake, rather than because something below them is meant to train.
+"""Frozen blocks that backward runs through by mistake, and not because something below them is meant to train.
 
-Only what is most likely a mistake counts: frozen blocks below which nothing trains but embeddings, so that freezing
-those as well lets backward stop. A trainable block below frozen ones, biases or adapters all through the model, a phase
-that names the embeddings among a few layers: these cost the same, but the user asked for them.
+Only likely mistakes count: frozen blocks below which nothing trains except embeddings, so that backward would stop if
+the embeddings were frozen as well. A trainable block below frozen ones, biases or adapters throughout the model, and a
+phase that names the embeddings among a few layers cost the same, but the user asked for them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Trains = Callable[[Parameter], bool]
 
 
 class AvoidableBackward:
-    """Tells, for the layers of one callback, what backward runs through by mistake.
+    """Finds, for the layers of one callback, what backward runs through by mistake.
 
     Args:
         member: The callback that freezes.
@@ -39,7 +39,7 @@ class AvoidableBackward:
         return set().union(*self._frozen_in) <= set(self._parameters())
 
     def in_phase(self, number: int) -> Leak | None:
-        """What is certain to be a mistake in a phase, by the structure of the module.
+        """A mistake in a phase that is certain from the structure of the module.
 
         Args:
             number: Index of the phase.
@@ -47,7 +47,7 @@ class AvoidableBackward:
         return self._by_structure(self._trains_in(number), number, list(self._parameters()))
 
     def now(self, number: int | None) -> Leak | None:
-        """What is certain to be a mistake now, by the structure of the module.
+        """A present mistake that is certain from the structure of the module.
 
         Args:
             number: Index of the running phase, ``None`` without a schedule.
@@ -55,7 +55,7 @@ class AvoidableBackward:
         return self._by_structure(_requires_grad, number, None)
 
     def among(self, leaks: Sequence[Leak], number: int | None) -> Leak | None:
-        """What is a mistake among things that were seen in a forward pass.
+        """A mistake among the leaks that were seen in a forward pass.
 
         Args:
             leaks: Frozen layers that backward will run through.
@@ -74,7 +74,7 @@ class AvoidableBackward:
         return (parameter for layer in self._stack for parameter in layer.parameters())
 
     def _trains_in(self, number: int) -> Trains:
-        """Whether a parameter trains in a phase, as far as is known now of what other callbacks freeze."""
+        """Whether a parameter trains in a phase, given what other callbacks freeze at present."""
         frozen, holds = self._frozen_in[number], self._holds
 
         def trains(parameter: Parameter) -> bool:
@@ -84,14 +84,14 @@ class AvoidableBackward:
         return trains
 
     def _can_leak(self, trains: Trains) -> bool:
-        """Whether any stem trains and any block is frozen: without that there is no mistake to look for."""
+        """Whether any embeddings train and any block is frozen; otherwise no mistake is possible."""
         embeddings = [layer for layer in self._stack if self._is_embedding(layer.name)]
         blocks = [layer for layer in self._stack.blocks if layer.parameters()]
         some = any(trains(p) for layer in embeddings for p in layer.parameters())
         return some and any(not any(map(trains, layer.parameters())) for layer in blocks)
 
     def _mistake(self, leaks: Sequence[Leak], trains: Trains, number: int | None) -> Leak | None:
-        """What is a mistake, as one."""
+        """All mistakes as one leak."""
         found = [leak for leak in leaks if self._is_mistake(leak, trains, number)]
         if not found:
             return None
@@ -131,7 +131,7 @@ class AvoidableBackward:
         return layer.kind == "embeddings" or (layer.kind == "group" and layer.index == 0 and names_embedding(name))
 
     def _is_avoidable(self, leak: Leak) -> bool:
-        # `enable_input_require_grads()` is dealt with where checkpointing is; an input of the user's own is meant so.
+        # `enable_input_require_grads()` is handled with checkpointing; an input of the user requires grad on purpose.
         return not getattr(self._member, "frozen_eval", True) and leak.reason.endswith(IN_TRAIN_MODE)
 
 

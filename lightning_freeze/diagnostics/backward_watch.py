@@ -1,4 +1,4 @@
-"""One watched forward pass: which frozen layers' outputs require grad, and what autograd says is behind them."""
+"""Observes one forward pass: which frozen layers return outputs that require grad, and why, as autograd knows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 from torch.autograd.graph import Node
 from torch.utils.hooks import RemovableHandle
 
-from lightning_freeze.layers.analysis.backward_extent import Leak, asking_modules, selector_of
+from lightning_freeze.layers.analysis.backward_extent import Leak, modules_requiring_input_grad, selector_of
 
 if TYPE_CHECKING:
     from lightning_freeze.layers import Layer, LayerStack
@@ -20,7 +20,7 @@ _PROBE = "_lightning_freeze_probe"
 
 
 def mark_probe(tensor: torch.Tensor) -> None:
-    """Say that a tensor requires grad only to look at its gradient: it is no reason for a backward pass."""
+    """Mark a tensor that requires grad only to observe its gradient; it is no reason for a backward pass."""
     setattr(tensor, _PROBE, True)
 
 
@@ -39,7 +39,7 @@ class BackwardWatch:
         self._leaves: dict[int, torch.Tensor] = {}
         self._on_seen = on_seen
         modules = dict(stack.module.named_modules(remove_duplicate=False))
-        # A dropout that is used in several places belongs to the first: modules without parameters tell nothing.
+        # A dropout that is used in several places belongs to the first, so modules without parameters are left out.
         self._handles: list[RemovableHandle] = [
             modules[prefix].register_forward_hook(self._look(layer))
             for layer in stack
@@ -53,8 +53,8 @@ class BackwardWatch:
         """Remove the hooks.
 
         Returns:
-            What has been seen, as :func:`backward_leaks` would say it; certain, and with the parameters that autograd
-            itself names. Parameters that are in no layer have no source.
+            The leaks that were seen, in the form of :func:`backward_leaks`; all are certain, and have the parameters
+            that autograd names. Parameters that are in no layer have no source.
         """
         for handle in self._handles:
             handle.remove()
@@ -84,8 +84,8 @@ class BackwardWatch:
         return Leak(order, sources, causes, fix, asked)
 
     def _reason(self) -> str:
-        asking = [reason for _, _, reason in asking_modules(self._stack.module)]
-        return asking[0] if asking else "an input requires grad that is no parameter of the module"
+        reasons = [reason for _, _, reason in modules_requiring_input_grad(self._stack.module)]
+        return reasons[0] if reasons else "an input requires grad that is no parameter of the module"
 
     def _look(self, layer: Layer) -> Callable[..., None]:
         def look(module: nn.Module, inputs: Any, output: Any) -> None:
@@ -100,7 +100,7 @@ class BackwardWatch:
         return look
 
     def _trace(self, tensor: torch.Tensor) -> set[int]:
-        """Follow autograd from an output down to the leaves; what lower outputs came from is not walked twice."""
+        """Follow autograd from an output to the leaves; the graphs of lower outputs are not followed again."""
         if tensor.grad_fn is None:
             return self._leaf(tensor)
         open_, found, visited = [tensor.grad_fn], set[int](), set[Node]()

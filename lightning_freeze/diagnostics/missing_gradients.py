@@ -1,6 +1,6 @@
-"""Whether gradients reach what is to train: warns, once in a fit, of blocks that got no gradient in a phase.
+"""Whether gradients reach the blocks that train: warns once in a fit of blocks without a gradient in a phase.
 
-The warning is limited to what is most likely a mistake. Heads and poolers are often unused, and so are the last blocks
+The warning is limited to likely mistakes. Heads and poolers are often unused, and so are the last blocks
 of a tower whose earlier hidden states are used. A block may also be skipped at random (layer drop), or have an
 optimizer that rarely steps: only steps of the block's own optimizer count as evidence.
 """
@@ -19,7 +19,7 @@ from lightning_freeze.layers.wording import spans
 from lightning_freeze.session.observer import Observer, PhaseChange
 from lightning_freeze.session.session import Session
 
-#: Steps without a gradient that are no coincidence: half of a model's blocks dropped at random gives 1 in 65,536.
+#: Steps without a gradient that are hardly a coincidence: with half of all blocks dropped at random, 1 in 65,536.
 ENOUGH = 16
 
 
@@ -40,11 +40,11 @@ class MissingGradients(Observer):
         self._is_over = False
 
     def start_training(self) -> None:  # noqa: D102
-        # Flat or partitioned parameters keep their gradients somewhere else.
+        # Flat or partitioned parameters keep their gradients elsewhere.
         self._is_over = foreign_wrapper(self._session.trainer, self._session.module) is not None
 
     def before_step(self, optimizer: Optimizer) -> None:
-        """An optimizer is about to step: see which of its blocks have a gradient."""
+        """Check which blocks of an optimizer have a gradient before it steps."""
         if self._is_over:
             return
         if optimizer not in self._missing:
@@ -60,7 +60,7 @@ class MissingGradients(Observer):
         self._judge()
 
     def _judge(self) -> None:
-        """Judge by what there is, if no block at all has had a gradient in the phase that ends."""
+        """Decide with the steps so far, if no block at all has had a gradient in the phase that ends."""
         open_ = [(self._steps[optimizer], names) for optimizer, names in self._missing.items() if names]
         if not self._is_over and not self._reached and sum(steps * len(names) for steps, names in open_) >= ENOUGH:
             self._warn({name for steps, names in open_ for name in names if steps}, max(steps for steps, _ in open_))
@@ -72,7 +72,7 @@ class MissingGradients(Observer):
         held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
         for layer in self._stack.blocks:
             parameters = [p for p in layer.parameters() if p.requires_grad and p in held]
-            # Private; nothing public tells of hooks that use up a gradient during backward, as fused optimizers do.
+            # Private; no public name shows hooks that consume a gradient during backward, as fused optimizers do.
             if parameters and not any(getattr(p, "_post_accumulate_grad_hooks", None) for p in parameters):
                 yield layer.name, parameters
 
@@ -82,7 +82,7 @@ class MissingGradients(Observer):
         self._reached |= reached
         for name in missing.keys() & self._reached:  # a block may be spread over several optimizers
             del missing[name]
-        # A step before which nothing has a gradient says nothing: there was no backward, or it cannot be seen.
+        # A step without any gradient proves nothing: there was no backward, or its gradients cannot be seen.
         if missing and (reached or self._is_gradient_seen()):
             self._steps[optimizer] += 1
             if self._steps[optimizer] >= ENOUGH:
@@ -94,7 +94,7 @@ class MissingGradients(Observer):
         return any(parameter.grad is not None for group in groups for parameter in group["params"])
 
     def _is_unused_top(self, name: str) -> bool:
-        """Whether gradients enter the tower below a block, so that the loss takes no notice of what it computes."""
+        """Whether gradients enter the tower only below a block, so that the loss does not use its output."""
         layer = self._stack[name]
         reached = [b.index for b in self._stack.blocks if b.tower == layer.tower and b.name in self._reached]
         return bool(reached) and max(reached) < layer.index

@@ -1,4 +1,4 @@
-"""Whether freezing saves what it should: warns, once in a fit, of frozen blocks that backward still runs through."""
+"""Whether freezing saves time: warns once in a fit of frozen blocks that backward still runs through."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lightning_freeze.session.session import Member, Session
 
 
 class WastedBackward(Observer):
-    """Looks at the phases to come by their structure, and at the first batch of each by what really requires grad.
+    """Checks later phases by the structure of the module, and the first batch of each phase by what requires grad.
 
     Args:
         member: The callback that freezes.
@@ -39,8 +39,8 @@ class WastedBackward(Observer):
         return None if self._schedule is None else self._phase
 
     def start_training(self) -> None:
-        """Warn of the phases, from the running one on, for which the structure alone is proof."""
-        # Not before: a schedule may still have left out phases that other callbacks make idle.
+        """Warn of the running phase and later ones, if the structure alone proves the leak."""
+        # Not earlier: until now, a schedule may still drop phases that other callbacks make idle.
         self._avoidable = AvoidableBackward(self._member, self._session)
         self._message = WastedBackwardMessage(self._member, self._session)
         if self._schedule is None or not self._avoidable.covers_all():
@@ -52,7 +52,7 @@ class WastedBackward(Observer):
             self._warn(self._message.text(wrong[first], first) + self._message.more_phases(others))
 
     def start_batch(self) -> None:
-        """Watch the forward pass if other layers train than in the batch before."""
+        """Observe the forward pass if the trainable layers have changed since the last batch."""
         if self._is_done or self._phase == self._seen_phase:
             return
         self._stop_watching()
@@ -64,7 +64,7 @@ class WastedBackward(Observer):
             self._warn(self._message.text(expected, self._number))
 
     def before_backward(self) -> None:
-        """Warn of what structure could not know."""
+        """Warn of leaks that the structure does not show."""
         watch, self._watch = self._watch, None
         if watch is None:
             return
@@ -73,7 +73,7 @@ class WastedBackward(Observer):
             self._warn(self._message.text(leak, self._number))
 
     def _confirm(self, name: str, expected: Leak | None) -> None:
-        # At once and not after the batch: where backward runs further than it should, memory may not suffice.
+        # Before the backward pass, because it may run out of memory if it runs further than it should.
         if expected is not None and name in expected.layers and not self._is_done:
             self._warn(self._message.text(expected, self._number))
 

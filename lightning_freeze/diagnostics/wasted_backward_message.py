@@ -1,4 +1,4 @@
-"""What the warning of a wasted backward pass says, and the way out that it names."""
+"""The text of the warning of a wasted backward pass, with the way to fix it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _NO_GROUP = "What trains there is in no group: give it one of its own, the first
 
 
 class WastedBackwardMessage:
-    """Words what one callback leaves trainable below frozen blocks.
+    """Describes the layers that one callback leaves trainable below frozen blocks.
 
     Args:
         member: The callback that freezes.
@@ -33,14 +33,14 @@ class WastedBackwardMessage:
             leak: What backward runs through.
             number: Index of the phase, ``None`` without a schedule.
         """
-        return self._static(leak) if number is None else self._of_phase(number, leak)
+        return self._without_schedule(leak) if number is None else self._in_phase(number, leak)
 
     @staticmethod
     def more_phases(numbers: Sequence[int]) -> str:
-        """That the same holds for other phases; empty if there are none."""
+        """A sentence that the same holds for other phases; empty if there are none."""
         return f" The same holds for {_list('phase', numbers)}." if numbers else ""
 
-    def _static(self, leak: Leak) -> str:
+    def _without_schedule(self, leak: Leak) -> str:
         name = type(self._member).__name__
         selector = str(getattr(self._member, "layers", ""))
         who = f"{name}({selector!r})"
@@ -55,7 +55,7 @@ class WastedBackwardMessage:
         fix = f"{name}({_join(self._stack, leak.fix, selector)!r})"
         return f"{text} Freeze {self._them(leak)} too: {fix}.{self._tied(leak)}"
 
-    def _of_phase(self, number: int, leak: Leak) -> str:
+    def _in_phase(self, number: int, leak: Leak) -> str:
         phase = self._plan[number]
         who = f"Phase {number + 1} of {len(self._plan)} of {type(self._member).__name__} (train={phase.train!r})"
         if not leak.parameters:
@@ -82,7 +82,7 @@ class WastedBackwardMessage:
         return f"Leave {self._them(leak)} out of it."
 
     def _what(self, leak: Leak) -> str:
-        """The layers that train where they should not; the parameters, where it is some of a layer only."""
+        """The layers that should not train; the parameters, if it is only a part of a layer."""
         if self._trains_whole(leak):
             return " and ".join(leak.sources)
         if len(leak.parameters) == 1:
@@ -110,7 +110,7 @@ def _within(stack: LayerStack, term: str, fix: str) -> bool:
 
 
 def _join(stack: LayerStack, fix: str, selector: str) -> str:
-    """A selector of what either of two selects, without terms that say nothing more."""
+    """A selector of everything that either of two selects, without redundant terms."""
     terms = [term.strip() for term in selector.split(",")]
     return ",".join([fix, *(term for term in terms if not _within(stack, term, fix))])
 

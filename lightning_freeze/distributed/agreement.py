@@ -1,4 +1,4 @@
-"""One value for all ranks, so that all of them decide the same."""
+"""One value for all ranks, so that all of them make the same decision."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from torch import Tensor
 
 
 def mean_over_ranks(trainer: Trainer, metric: Tensor | None) -> float | None:
-    """The mean of a metric over those ranks that have it; must be called on all ranks.
+    """The mean of a metric over the ranks that have it; must be called on all ranks.
 
     Ranks see different metrics unless they are logged with ``sync_dist=True``, and with ``rank_zero_only=True`` only
-    one of them sees any. A decision taken on a rank's own value would send the ranks into different phases.
+    one of them sees any. A decision by each rank on its own value would put the ranks into different phases.
 
     Args:
         trainer: The running trainer.

@@ -1,4 +1,4 @@
-"""What a change of the trainable set means to the strategy that wraps the model."""
+"""What the strategy that wraps the model needs when the set of trainable parameters changes."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def before_change(module: LightningModule) -> None:
 
 
 def resynchronise(trainer: Trainer, module: LightningModule) -> None:
-    """Tell the strategy that other parameters train from now on; must be called on all ranks, before a forward pass.
+    """Inform the strategy that other parameters train from now on; call it on all ranks, before a forward pass.
 
-    ``requires_grad`` must stand as it does outside of ``toggle_optimizer``.
+    ``requires_grad`` must have its values outside of ``toggle_optimizer``.
 
     ``DistributedDataParallel`` registers the parameters that require grad when it wraps the model. Those unfrozen
-    later would never be synchronised between ranks, with no error, so the model is wrapped again. Modules that
+    later would never be synchronised between ranks, without an error, so the model is wrapped again. Modules that
     ``fully_shard`` has sharded follow ``requires_grad`` by themselves, but for one thing.
     """
     strategy = trainer.strategy

@@ -1,4 +1,4 @@
-"""Resuming a sharded run: optimizer state comes back only for parameters that require grad at that moment."""
+"""Resumes a sharded run: optimizer state is restored only for parameters that require grad at that moment."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lightning_freeze.layers.discovery.module_tree import clean_name
 
 
 class SavedOptimizers(NamedTuple):
-    """What a checkpoint of a sharded run holds of its optimizers.
+    """The optimizers in a checkpoint of a sharded run.
 
     Attributes:
         parameters: The names of the parameters that any of them has state for.
@@ -32,12 +32,12 @@ class SavedOptimizers(NamedTuple):
 def restore_where_saved(trainer: Trainer, module: LightningModule) -> Callable[[], None]:
     """Have the strategy restore the optimizer state of every parameter that the checkpoint has state for.
 
-    Strategies that shard restore weights and optimizers together, before any callback's state, so with what trains in
-    a schedule's first phase. From now on, and for the time of a restore, those parameters require grad that the
-    checkpoint has optimizer state for.
+    Strategies that shard restore weights and optimizers together, before the state of any callback, so with the
+    trainable parameters of the first phase. From now on, during a restore, all parameters with optimizer state in the
+    checkpoint require grad.
 
     Returns:
-        Undoes it.
+        A function that undoes the change.
     """
     strategy: Any = trainer.strategy
     if not any(is_sharded(parameter) for parameter in module.parameters()):
@@ -64,7 +64,7 @@ def restore_where_saved(trainer: Trainer, module: LightningModule) -> Callable[[
 
 
 def read_optimizers(path: Path, names: Sequence[str], weights_only: bool | None = None) -> SavedOptimizers | None:
-    """What a checkpoint holds of the optimizers, without reading their tensors.
+    """Read which optimizer state a checkpoint holds, without reading its tensors.
 
     Args:
         path: A folder (sharded checkpoint) or a file (full checkpoint), as ``ModelParallelStrategy`` writes them.
@@ -72,7 +72,7 @@ def read_optimizers(path: Path, names: Sequence[str], weights_only: bool | None 
         weights_only: As in ``torch.load``.
 
     Returns:
-        Its content by these names; ``None`` if there is no such checkpoint, or none with optimizers.
+        The state by these names; ``None`` if there is no such checkpoint, or it has no optimizers.
     """
     if path.is_dir():
         saved = _read_sharded(path)

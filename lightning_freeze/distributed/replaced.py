@@ -1,4 +1,4 @@
-"""What a strategy or a precision plugin replaces in the model after its layers have been found."""
+"""Modules and parameters that a strategy or a precision plugin replaces after the layers were found."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Snapshot:
     def check_parameters(
         self, owners: Sequence[str], module: LightningModule, is_held: Callable[[Parameter], bool]
     ) -> None:
-        """Refuse to go on with parameters that have been replaced by others.
+        """Refuse parameters that have been replaced by others.
 
         Args:
             owners: The names of the callbacks that change what trains, or at which rate, during the run.
@@ -33,7 +33,7 @@ class Snapshot:
             is_held: Whether a parameter is held frozen.
 
         Raises:
-            ConfigurationError: If a callback holds on to a parameter that is no longer the model's.
+            ConfigurationError: If a callback refers to a parameter that no longer belongs to the model.
         """
         now = dict(module.named_parameters())
         for name, old in self._parameters.items():

@@ -12,42 +12,42 @@ from torch.nn import Module
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether a tensor is a ``DTensor``: one of which each rank has a part."""
+    """Whether a tensor is a ``DTensor``, of which each rank holds a part."""
     return isinstance(tensor, _types()[0])
 
 
 def reshard(module: Module) -> None:
-    """Put the sharded parameters back in their places, where a forward pass has left the gathered ones.
+    """Restore the sharded parameters after a forward pass that has left the gathered ones in the module.
 
-    A forward pass without a backward, as in a validation, leaves the gathered parameters of the outermost module in
-    place. They look like the module's own, but setting their gradient or ``requires_grad`` has no lasting effect.
+    A forward pass without a backward pass, as in validation, leaves the gathered parameters of the outermost module in
+    place. They look like those of the module, but setting their gradient or ``requires_grad`` has no lasting effect.
     """
     for part in _fsdp_modules(module):
         part.reshard()
 
 
 def renew(module: Module) -> None:
-    """Have each sharded module look again at which of its parameters train; must be called on all ranks.
+    """Make each sharded module read again which of its parameters train; must be called on all ranks.
 
-    At the first forward pass it derives the type in which it reduces gradients from those that train then. Under mixed
-    precision, one that was all frozen at that time would hand out gradients of another type than its parameters have.
+    At the first forward pass, a module derives the dtype for reducing gradients from its trainable parameters. Under
+    mixed precision, a module that was entirely frozen then would return gradients of another dtype than its parameters.
     """
     for part in _fsdp_modules(module):
-        # Nothing public tells whether there has been a forward pass; before it, there is nothing to look at again.
+        # No public name shows whether there was a forward pass; before the first one, there is nothing to update.
         if part._get_fsdp_state()._is_root is not None:
             part.unshard()
             part.reshard()
 
 
 def gathered(tensor: Tensor) -> Tensor:
-    """The whole of a tensor, in CPU memory, to be saved; must be called on all ranks, where it is sharded.
+    """A whole tensor in CPU memory, to be saved; must be called on all ranks if it is sharded.
 
-    As Lightning does with the weights, only the first rank keeps what has been gathered: it is the one that saves it.
+    As in Lightning for weights, only the first rank keeps the gathered tensor, because it saves the checkpoint.
     """
     if not is_sharded(tensor):
         return tensor
     sharded: Any = tensor
-    # A copy of a shard in CPU memory has to go back to where the ranks can exchange it.
+    # A copy of a shard in CPU memory has to be moved to the device, where the ranks can exchange it.
     whole: Tensor = sharded.to(sharded.device_mesh.device_type).full_tensor()
     return whole.cpu() if torch.distributed.get_rank() == 0 else torch.empty(0)
 
@@ -70,7 +70,7 @@ def _fsdp_modules(module: Module) -> Iterator[Any]:
 
 @cache
 def _types() -> tuple[Any, Any, Any]:
-    # Not everywhere is torch built with them, and they have moved: DTensor in torch 2.5, FSDPModule in 2.6.
+    # Some builds of torch lack them, and they have moved: DTensor in torch 2.5, FSDPModule in 2.6.
     if not torch.distributed.is_available():
         return (), (), None
     try:

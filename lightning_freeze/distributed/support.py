@@ -1,4 +1,4 @@
-"""Which strategies can take part in a schedule; the others are refused, with the way out."""
+"""Which strategies support a schedule; others are refused with an alternative."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _WAY_OUT = (
 
 
 def check_strategy(owners: Sequence[str], trainer: Trainer) -> None:
-    """Refuse strategies that flatten the parameters when they wrap the model, before they do.
+    """Refuse strategies that flatten the parameters when they wrap the model, before they do so.
 
     Args:
         owners: The names of the callbacks that change what trains, or at which rate, during the run.
@@ -45,9 +45,9 @@ def check_strategy(owners: Sequence[str], trainer: Trainer) -> None:
 
 
 def check_wrapped(owners: Sequence[str], trainer: Trainer, module: LightningModule) -> None:
-    """Refuse what cannot be told that other parameters train; once the strategy has wrapped the model.
+    """Refuse wrappers that cannot follow a change of the trainable parameters, after the model was wrapped.
 
-    To be called while all parameters have the ``requires_grad`` that they were given.
+    Call it while all parameters have their original ``requires_grad``.
 
     Args:
         owners: The names of the callbacks that change what trains, or at which rate, during the run.
@@ -77,7 +77,7 @@ def check_wrapped(owners: Sequence[str], trainer: Trainer, module: LightningModu
 
 
 def foreign_wrapper(trainer: Trainer, module: LightningModule) -> object | None:
-    """What the model is wrapped in, if parameters and their gradients are not where the module has them.
+    """The wrapper of the model, if it moves parameters or gradients out of the module.
 
     Args:
         trainer: The running trainer, once the strategy has wrapped the model.
@@ -89,7 +89,7 @@ def foreign_wrapper(trainer: Trainer, module: LightningModule) -> object | None:
 
 
 def _check_communication(owners: Sequence[str], strategy: object) -> None:
-    # PowerSGD keeps the error of each gradient bucket for the next step; other buckets would be given that of others.
+    # PowerSGD keeps the error of each gradient bucket for the next step; new buckets would get the errors of others.
     if hasattr(getattr(strategy, "_ddp_comm_state", None), "error_dict"):  # no public name for the hook's state
         raise ConfigurationError(
             f"{_and(owners)} cannot run with the PowerSGD communication hook, which remembers an error for each bucket "

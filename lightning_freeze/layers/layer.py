@@ -1,4 +1,4 @@
-"""One layer, and what the functions of this room need to know of all of them together."""
+"""One layer, and the protocol by which the other files of this room see all layers."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Layer:
         index: Position in the stack.
         prefixes: Full names of the modules and single parameters that make up the layer.
         repeats: How many times one forward pass runs it; more than one where weights are shared between depths.
-        height: Distance to the output along the data flow: 0 for a head, 1 for the block below it. Networks that feed
-            nothing into one another have heights of their own.
+        height: Distance to the output along the data flow: 0 for a head, 1 for the block below it. Networks that
+            are not connected have separate heights.
         is_bystander: Whether it belongs to a network that takes no part in training, such as a frozen teacher.
     """
 
@@ -70,7 +70,7 @@ class Layer:
         return list(self._modules)
 
     def parameters(self) -> list[nn.Parameter]:
-        """All parameters of the layer; none of them stands in another layer."""
+        """All parameters of the layer; none of them is in another layer."""
         return [ref.parameter for ref in self._references]
 
     def named_parameters(self) -> list[tuple[str, nn.Parameter]]:
@@ -85,7 +85,7 @@ class Layer:
 class Layers(Protocol):
     """The ordered layers of a module, as a :class:`~lightning_freeze.LayerStack` has them.
 
-    What selects, analyses or shows layers takes this rather than the stack, which is built on top of it.
+    Functions that select, analyse or show layers take this protocol, because the stack is built on top of them.
     """
 
     module: nn.Module

@@ -11,11 +11,11 @@ from lightning_freeze.layers.layer import Layers
 from lightning_freeze.namespaces import either
 
 
-def quiet_modules(stack: Layers, layers: AbstractSet[int], parameters: AbstractSet[int]) -> tuple[nn.Module, ...]:
+def eval_modules(stack: Layers, layers: AbstractSet[int], parameters: AbstractSet[int]) -> tuple[nn.Module, ...]:
     """The modules that follow a set of frozen parameters into ``eval()`` mode.
 
-    These are all modules of the frozen layers, and every container that spans several layers and of which all
-    parameters are frozen: layer drop and SpecAugment follow the flag of the container, not of the blocks.
+    These are all modules of the frozen layers, and every container that spans several layers and whose parameters
+    are all frozen: layer drop and SpecAugment follow the flag of the container, not of the blocks.
 
     Args:
         stack: The layers.
@@ -43,7 +43,7 @@ def quiet_modules(stack: Layers, layers: AbstractSet[int], parameters: AbstractS
         return known[id(module)]
 
     visit(stack.module)
-    # Between explicit groups there may be a dropout in no layer; it is still when the container around it is.
+    # A dropout between explicit groups is in no layer; it follows the mode of the container around it.
     for container in [module for module in found.values() if stack.layer_of_module(module) is None]:
         for module in container.modules():
             if stack.layer_of_module(module) is None and not known[id(module)][0]:
@@ -52,9 +52,9 @@ def quiet_modules(stack: Layers, layers: AbstractSet[int], parameters: AbstractS
 
 
 def whole_layers(stack: Layers, parameters: AbstractSet[int]) -> set[int]:
-    """Indices of the layers of which every parameter is in ``parameters``.
+    """Indices of the layers whose parameters are all in ``parameters``.
 
-    A layer without parameters of its own (a tied head) counts if all that it borrows is in there.
+    A layer without parameters of its own (a tied head) counts if all of its shared parameters are in there.
 
     Args:
         stack: The layers.

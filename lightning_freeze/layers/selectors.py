@@ -37,7 +37,7 @@ from torch import nn
 from lightning_freeze.errors import suggest
 from lightning_freeze.layers.discovery.module_tree import clean_name
 from lightning_freeze.layers.layer import Layer, Layers
-from lightning_freeze.layers.modes import quiet_modules
+from lightning_freeze.layers.modes import eval_modules
 from lightning_freeze.layers.wording import abbreviate
 
 _INTEGER = re.compile(r"-?\d+")
@@ -53,7 +53,7 @@ class Selection:
         layers: Layers that are selected as a whole, in stack order.
         parameters: Parameters of these layers and those that a glob matched, in stack order, each once.
         modules: Modules that may go to ``eval()`` when the selection is frozen: all modules of the whole layers, and
-            every other module of which all parameters are selected, unless it belongs to a layer that is not.
+            every other module whose parameters are all selected, unless it belongs to a layer that is not selected.
     """
 
     layers: tuple[Layer, ...]
@@ -91,7 +91,7 @@ def select(stack: Layers, selector: str) -> Selection:
 
 
 def _names_module(stack: Layers, term: str) -> bool:
-    """Whether a term is the full name of a module, and of nothing that comes first."""
+    """Whether a term is the full name of a module, and of no layer or tower, which come first."""
     if term in stack or term in ("all", "embeddings", "head") or _split(stack, term)[0]:
         return False
     return term in _module_names(stack) and not (_INTEGER.fullmatch(term) or _SLICE.fullmatch(term))
@@ -183,14 +183,14 @@ def _percent(stack: Layers, term: str) -> Sequence[Layer]:
         # Nearest whole number of blocks; a half rounds down, so that no more is frozen than was asked for.
         chosen = blocks[: math.ceil(share * len(blocks) / 100 - Fraction(1, 2))]
         above = {block.height for block in blocks[len(chosen) :]}
-        found += [block for block in chosen if block.height not in above]  # blocks side by side stay together
+        found += [block for block in chosen if block.height not in above]  # blocks that run side by side stay together
     if not found:
         raise _error(stack, term, f"selects nothing of {len(stack.blocks)} blocks", near=False)
     return found
 
 
 def _glob(stack: Layers, term: str) -> set[int]:
-    """Identities of the parameters of which one of the names matches."""
+    """Identities of the parameters that have a matching name."""
     found = set()
     for layer in stack:
         aliases = layer.aliases
@@ -208,7 +208,7 @@ def _glob(stack: Layers, term: str) -> set[int]:
 def _selection(stack: Layers, layers: set[int], parameters: set[int]) -> Selection:
     whole = tuple(layer for layer in stack if layer.index in layers)
     chosen = tuple(p for layer in stack for p in layer.parameters() if layer.index in layers or id(p) in parameters)
-    return Selection(whole, chosen, quiet_modules(stack, layers, {id(p) for p in chosen}))
+    return Selection(whole, chosen, eval_modules(stack, layers, {id(p) for p in chosen}))
 
 
 def _of(tower: str) -> str:

@@ -17,7 +17,7 @@ from lightning_freeze.layers.discovery.networks.heights import find_heights
 from lightning_freeze.layers.discovery.ownership import Ownership, Tie
 from lightning_freeze.layers.discovery.structure import LayerSpec, Structure
 from lightning_freeze.layers.layer import Layer
-from lightning_freeze.layers.modes import quiet_modules, whole_layers
+from lightning_freeze.layers.modes import eval_modules, whole_layers
 from lightning_freeze.layers.selectors import Selection, select
 from lightning_freeze.layers.table import describe
 from lightning_freeze.layers.wording import abbreviate
@@ -28,8 +28,8 @@ class LayerStack:
 
     The layers are found from the structure of the module: no table of models, no forward pass, no access to the
     weights (meta and lazy parameters work). A parameter that is used in several places belongs to the layer that uses
-    it first. A module may define ``layer_stack()``, returning a :class:`LayerStack` or a map like ``groups``, to say
-    itself what its layers are.
+    it first. A module may define its own layers by a method ``layer_stack()`` that returns a :class:`LayerStack` or a
+    map like ``groups``.
 
     Args:
         module: Any module with parameters; a LightningModule with its own head around an encoder included.
@@ -69,7 +69,7 @@ class LayerStack:
         ownership = Ownership(self.module, structure.layers)
         self._aliases = structure.towers
         self.assumptions: tuple[str, ...] = tuple(structure.assumptions)
-        """What the structure of the module left open, and how it was decided; part of :meth:`describe`."""
+        """Decisions about points that the structure leaves open; part of :meth:`describe`."""
         self._fed_by = structure.fed_by
         heights = find_heights(structure.layers, structure.fed_by)
         self._layers = tuple(
@@ -140,7 +140,7 @@ class LayerStack:
         return [(ref.name, ref.parameter) for ref in self._unassigned]
 
     def layer_of(self, parameter: nn.Parameter) -> Layer | None:
-        """The layer that a parameter belongs to, ``None`` if it is in none or not of this module."""
+        """The layer that a parameter belongs to; ``None`` if it is in no layer, or not in this module."""
         known = self._owner_of_parameter.get(id(parameter))
         if known is None or known[0] is not parameter:
             self._owner_of_parameter = {id(p): (p, layer) for layer in self for p in layer.parameters()}
@@ -162,19 +162,19 @@ class LayerStack:
     def modules_within(self, parameters: Iterable[nn.Parameter]) -> tuple[nn.Module, ...]:
         """The modules that may be put in ``eval()`` when these parameters are frozen.
 
-        All modules of the layers that are frozen as a whole, and the containers around them of which nothing trains.
+        All modules of the layers that are frozen as a whole, and the containers around them in which nothing trains.
         """
         frozen = {id(parameter) for parameter in parameters}
-        return quiet_modules(self, whole_layers(self, frozen), frozen)
+        return eval_modules(self, whole_layers(self, frozen), frozen)
 
     def describe(self) -> str:
         """One line of summary, then one line for each assumption or shared weight worth knowing."""
         return "\n".join([describe(self), *self.assumptions])
 
     def signature(self) -> list[dict[str, Any]]:
-        """The layer map as plain data, to notice later that a model's layers have changed.
+        """The layer map as plain data, to detect later that the layers of a model have changed.
 
-        Names are free of what wrappers add, so compiling a model does not change its signature.
+        Names do not contain what wrappers add, so compiling a model does not change its signature.
         """
         return [
             {"layer": layer.name, "parameters": [clean_name(name) for name, _ in layer.named_parameters()]}
@@ -190,7 +190,7 @@ class LayerStack:
         return len(self._layers)
 
     def __contains__(self, name: object) -> bool:
-        """Whether a layer of that name, or that very layer, is in the stack."""
+        """Whether a layer, or a layer of that name, is in the stack."""
         return name in self._by_name or any(name is layer for layer in self._layers)
 
     def __getitem__(self, key: str | int) -> Layer:

@@ -1,4 +1,4 @@
-"""Showing a layer stack: as a table and in a few lines of text."""
+"""Shows a layer stack as a table, or in a few lines of text."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def layers_table(stack: Layers) -> Table:
         stack: The layers to show.
 
     Returns:
-        A table that stays readable at 80 columns; what :func:`describe` notes stands in its caption.
+        A table that stays readable at 80 columns; its caption holds the notes of :func:`describe`.
     """
     counted = sum(layer.numel for layer in stack if not layer.is_bystander)
     total = counted + sum(p.numel() for _, p in stack.unassigned)
@@ -49,7 +49,7 @@ def layers_table(stack: Layers) -> Table:
 def describe(stack: Layers) -> str:
     """One line of summary, then one line for each assumption or shared weight worth knowing.
 
-    Where layers are frozen, also what keeps backward running through them, and what in them is not still.
+    Where layers are frozen, also why backward still runs through them, and what stays random in them.
 
     Args:
         stack: The layers to describe.

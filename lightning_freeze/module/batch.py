@@ -1,4 +1,4 @@
-"""Taking a batch apart, and the logits out of a model's output."""
+"""Splits a batch into inputs and labels, and finds the logits in the output of a model."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def unpack(batch: Any) -> tuple[dict[str, Any], Tensor | None]:
 def word_starts(batch: Any) -> list[list[int | None]] | None:
     """Return the position at which each word of a batch of tokens begins.
 
-    What a batch tells, the surest first: ``labels``, which are -100 except at the first token of each word; the
+    The sources, the most reliable first: ``labels``, which are -100 except at the first token of each word; the
     ``word_ids()`` of what a fast tokenizer returned; ``word_ids`` ``(batch, sequence)``, the word of each token, and
     None or a negative number for special tokens and padding; ``offset_mapping`` ``(batch, sequence, 2)``, in which the
     tokens of one word follow each other without a gap. Else every token that ``special_tokens_mask`` and
@@ -52,8 +52,8 @@ def word_starts(batch: Any) -> list[list[int | None]] | None:
         batch: As :func:`unpack` takes it.
 
     Returns:
-        For each row one position for each word, in order, and None for a word without a token; None if the batch tells
-        nothing at all.
+        For each row one position for each word, in order, and None for a word without a token; None if the batch has
+        none of these.
     """
     inputs, labels = unpack(batch)
     source = batch[0] if isinstance(batch, (tuple, list)) else batch

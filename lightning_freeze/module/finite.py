@@ -1,4 +1,4 @@
-"""Losses and metrics that are not numbers: seen once, named, and never ranked as good."""
+"""Losses and metrics that are NaN or infinite: reported once, and never ranked as good."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class NanAware(Metric):
 
 
 class LossWatch:
-    """Remembers the first step whose loss was not finite, without waiting for the accelerator at each step."""
+    """Records the first step with a loss that was not finite, without waiting for the accelerator at each step."""
 
     def __init__(self) -> None:
         self._first: Tensor | None = None
@@ -78,7 +78,7 @@ class LossWatch:
 
 
 def describe_divergence(module: nn.Module, step: int, precision: str, rates: list[float]) -> str:
-    """Say that a loss is not finite, and what is likely to be the cause.
+    """Describe that a loss is not finite, and the likely causes.
 
     Args:
         module: The module that is trained.
@@ -93,7 +93,7 @@ def describe_divergence(module: nn.Module, step: int, precision: str, rates: lis
         causes.append(f"{where} (bfloat16 or 32 bits do not overflow)")
     causes.append(f"a learning rate that is too high ({max(rates):.1e})" if rates else "the learning rate")
     causes.append("values in the data that are not finite")
-    # Sharded parameters are left out: looking at them is a collective operation, and not every process comes here.
+    # Sharded parameters are left out: reading them is a collective operation, and not all processes get here.
     whole = [p for p in module.parameters() if p.is_floating_point() and not hasattr(p, "full_tensor")]
     broken = any(not bool(torch.isfinite(p).all()) for p in whole)
     state = " The weights are no longer finite, so that the run cannot recover." if broken else ""

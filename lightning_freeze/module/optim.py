@@ -48,8 +48,8 @@ class DefaultAdamW(torch.optim.AdamW):
     """``torch.optim.AdamW`` with a learning rate for fine-tuning: 5e-5, and weight decay 0.01.
 
     Calling it returns a ``torch.optim.AdamW``. The defaults are not in the signature on purpose: the command line
-    carries the arguments of a default over to another class that is named (``--model.optimizer Adam``), and so would
-    give Adam a rate and a weight decay that nobody asked for. Only arguments that were given are carried over.
+    carries the arguments of a default over to another class that is named (``--model.optimizer Adam``), and would
+    give Adam a rate and a weight decay that were not requested. Only arguments that were given are carried over.
 
     Args:
         params: Parameters or parameter groups.

@@ -176,17 +176,17 @@ class TransformerModule(LightningModule):
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Look whether the losses were finite: at once on a CPU, elsewhere when values are logged anyway."""
+        """Check whether the losses were finite: at once on a CPU, on other devices when values are logged anyway."""
         every = max(1, getattr(self.trainer, "log_every_n_steps", 50))
         if self.device.type == "cpu" or self.global_step % every == 0:
             self._report_nonfinite_loss()
 
     def on_train_epoch_end(self) -> None:
-        """Look whether the losses of the last steps were finite."""
+        """Check whether the losses of the last steps were finite."""
         self._report_nonfinite_loss()
 
     def on_fit_start(self) -> None:
-        """Say what became of a stored head."""
+        """Report how a stored head was used."""
         self._loss_watch, self.first_nonfinite_step = LossWatch(), None
         self._say_head_note()
 
@@ -195,14 +195,14 @@ class TransformerModule(LightningModule):
         self._head = Head(trained=True)
 
     def on_validation_start(self) -> None:
-        """Say what became of a stored head."""
+        """Report how a stored head was used."""
         self._say_head_note()
 
     on_test_start = on_validation_start
     on_predict_start = on_validation_start
 
     def on_validation_epoch_start(self) -> None:
-        """Give the metrics states that can be updated: those that an earlier inference mode left behind cannot."""
+        """Reset the metrics, because states that were created in inference mode cannot be updated."""
         with torch.inference_mode(False):
             self.val_metrics.reset()
 

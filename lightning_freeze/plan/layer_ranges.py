@@ -1,4 +1,4 @@
-"""Selectors for lists of layer names, as short as a person would write them."""
+"""Short selectors for lists of layer names."""
 
 from __future__ import annotations
 

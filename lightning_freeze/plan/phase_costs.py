@@ -1,4 +1,4 @@
-"""The phases of a run that is about to begin, each with what trains in it and what a step of it costs."""
+"""The phases of a run that is about to begin: what trains in each, and the cost of a step."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def phases_of_run(session: Session, batch: Any, uses_cache: bool, memory: int | 
         session: The fit that is about to begin.
         batch: One training batch.
         uses_cache: Whether the run has a FrozenPrefixCache.
-        memory: Bytes that there are, to find out what fits.
+        memory: Available memory in bytes, to find out what fits.
     """
     trainer, schedules = session.trainer, session.schedules
     pace = pace_of(trainer)
@@ -149,7 +149,7 @@ def _measure(
             full = _step(session, batch)
             for frozen, mode in modes:
                 frozen.training = mode
-    except Exception as error:  # whatever the user's code raises when it meets tensors without values
+    except Exception as error:  # user code may raise any error on tensors without values
         first = str(error).strip().partition("\n")[0]
         notes.append(
             f"Time and memory are not known: training_step cannot be run on tensors without values "

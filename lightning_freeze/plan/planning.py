@@ -1,4 +1,4 @@
-"""``plan_training``: the beginning of a real fit, which is left before its first step."""
+"""``plan_training``: starts a real fit and leaves it before the first step."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ def plan_training(
     memory: int | str | None = None,
     **trainer_options: Any,
 ) -> TrainingPlan:
-    """Say what a run will do and cost, without training.
+    """Predict what a run will do and cost, without training.
 
-    The set-up is that of ``Trainer.fit``: the callbacks find the layers, freeze them and are checked as ever, and the
-    module configures its optimizers. In the place of the first step, one step of each phase is run on fake tensors,
-    which have shapes but no elements. So a module on the meta device can be planned, and one that is larger than the
-    memory of this machine. Nothing of the module is changed.
+    The set-up is that of ``Trainer.fit``: the callbacks find the layers, freeze them and are checked as usual, and
+    the module configures its optimizers. Instead of the first step, one step of each phase runs on fake tensors, which
+    have shapes but no elements. So the module may be on the meta device, and larger than the memory of this machine.
+    The module is not changed.
 
     Args:
-        module: The module; on the meta device if need be (``with torch.device("meta")``).
-        callbacks: The callbacks of the run. Only those of this package are asked.
+        module: The module, which may be on the meta device (``with torch.device("meta")``).
+        callbacks: The callbacks of the run. Only those of this package are used.
         batch: One training batch, real or synthetic. With ``datamodule`` the first batch of its training data by
             default.
         max_epochs: Epochs of the run; 1 by default, unless ``max_steps`` is given.
@@ -77,7 +77,7 @@ def plan_training(
     planner = _Planner(batch, uses_cache, None if memory is None else parse_size(memory))
     training = module.training
     modes = {m: m.training for m in module.modules()}
-    with _silenced() as warned:
+    with _warnings_as_notes() as warned:
         trainer = Trainer(
             **options,
             callbacks=[*own, LayerCallback(verbose=False), planner],
@@ -96,7 +96,7 @@ def plan_training(
                 trainer.fit(module, batches, val_dataloaders=_Repeated(batch, 1))
             else:
                 trainer.fit(module, datamodule=datamodule)
-        except _Planned:
+        except _PlanComplete:
             pass
         finally:
             module.train(training)
@@ -120,11 +120,11 @@ class _Repeated:
         return itertools.repeat(self._batch, self._times)
 
 
-class _Planned(Exception):
-    """The plan is made; nothing is to be trained."""
+class _PlanComplete(Exception):
+    """Raised to end the fit when the plan is made."""
 
 
-#: Warnings of Lightning about a run that this one is not.
+#: Warnings of Lightning that do not apply, because nothing is trained.
 _NOISE = (
     ".*does not have many workers",
     ".*smaller than the logging interval",
@@ -151,7 +151,7 @@ class _Planner(Callback):
         if batch is None:
             batch = next(iter(trainer.train_dataloader))  # type: ignore[arg-type]
         self.plan = phases_of_run(moments.session, batch, self._uses_cache, self._memory)
-        raise _Planned
+        raise _PlanComplete
 
 
 class _NoDevice(SingleDeviceStrategy):
@@ -174,8 +174,8 @@ def _quiet(callback: LayerCallback) -> LayerCallback:
 
 
 @contextmanager
-def _silenced() -> Iterator[list[str]]:
-    """Collect what is warned of, as notes for the plan, and print nothing."""
+def _warnings_as_notes() -> Iterator[list[str]]:
+    """Collect warnings as notes for the plan, and print nothing."""
     notes: list[str] = []
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero")]
     levels = [logger.level for logger in loggers]

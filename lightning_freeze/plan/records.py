@@ -1,4 +1,4 @@
-"""What a plan holds, as plain records."""
+"""The content of a plan, as plain records."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lightning_freeze.schedule.phases import Phase
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that a training step keeps, by what they are for.
+    """Memory of a training step in bytes, by purpose.
 
     Attributes:
         weights: All parameters and buffers.
@@ -28,7 +28,7 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """The sum of all parts."""
         return self.weights + self.gradients + self.optimizer + self.activations
 
 
@@ -56,7 +56,7 @@ class PlannedLayer:
         size: Number of elements in its parameters.
         trainable: How many of these train.
         rates: The different learning rates of those, ascending: for each the highest one in the phase, under the user's
-            scheduler. Schedulers that wait for a metric stay where they are.
+            scheduler. Schedulers that wait for a metric are assumed not to change.
     """
 
     name: str
@@ -79,7 +79,7 @@ class PlannedPhase:
     Attributes:
         number: 1 for the first.
         first_batch: The training batch at which it begins, counted over the whole run.
-        last_batch: The batch before which it ends; ``None`` if nobody knows.
+        last_batch: The batch before which it ends; ``None`` if it is unknown.
         begins_open: Whether it may begin later, because an earlier phase ends on a metric.
         ends_open: Whether it may end later than at ``last_batch``.
         until: The triggers that end it, in words; empty for the last one.
@@ -100,7 +100,7 @@ class PlannedPhase:
 
     @property
     def trains(self) -> list[str]:
-        """Names of the layers that train, or of which a part does."""
+        """Names of the layers that train, entirely or in part."""
         return [layer.name for layer in self.layers if layer.trainable]
 
     @property
@@ -115,7 +115,7 @@ class PlannedPhase:
 
     @property
     def batches(self) -> int | None:
-        """How many batches it lasts, at the least if it is open; ``None`` if nobody knows."""
+        """How many batches it lasts, at the least if it is open; ``None`` if it is unknown."""
         return None if self.last_batch is None else self.last_batch - self.first_batch
 
 
@@ -147,9 +147,9 @@ class PlanRecord:
         batches_per_epoch: Training batches of an epoch.
         cache_bytes: Disk or memory that FrozenPrefixCache needs for the training samples; 0 if it has nothing to skip.
         uses_cache: Whether the run has a FrozenPrefixCache.
-        notes: What the plan does not know, in sentences.
-        memory_limit: Bytes that there are, if the plan was asked what fits.
-        fitting: The least freezing that fits in them; ``None`` if it was not asked for, or none does.
+        notes: Sentences on what the plan does not know.
+        memory_limit: Available memory in bytes, if it was given.
+        fitting: The least freezing that fits in this memory; ``None`` if no limit was given, or nothing fits.
     """
 
     phases: tuple[PlannedPhase, ...]
@@ -195,7 +195,7 @@ class PlanRecord:
         return max(known, key=lambda memory: memory.total) if len(known) == len(self.phases) else None
 
     def fits(self, phase: PlannedPhase) -> bool:
-        """Whether a phase fits in the memory that there is; true as well if either is not known."""
+        """Whether a phase fits in the available memory; also true if either is not known."""
         return self.memory_limit is None or phase.memory is None or phase.memory.total <= self.memory_limit
 
     def to_dict(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ _STOPS = 200
 
 
 class SchedulerPreview:
-    """Steps the schedulers of a fit that will not go on; those that wait for a metric stay where they are.
+    """Steps the schedulers of a fit that is only planned; schedulers that wait for a metric do not change.
 
     Args:
         trainer: The trainer, whose schedulers exist.
@@ -31,7 +31,7 @@ class SchedulerPreview:
 
         Args:
             first: Its first batch, counted over the whole run; never before those of an earlier phase.
-            last: The batch before which it ends; ``None`` if nobody knows.
+            last: The batch before which it ends; ``None`` if it is unknown.
         """
         end = first + 1 if last is None or not self._configs else last
         every = max(1, (end - first) // _STOPS)

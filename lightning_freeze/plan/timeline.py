@@ -16,7 +16,7 @@ class Segment:
     Attributes:
         phases: Index of the running phase of each schedule.
         first: Training batch at which it begins, counted over the whole run; the earliest one if ``begins_open``.
-        last: The batch before which it ends; ``None`` if the run ends first or nobody knows when that is.
+        last: The batch before which it ends; ``None`` if the run ends first or this is unknown.
         begins_open: Whether it may begin later, because an earlier phase ends on a metric.
         ends_open: Whether it may end later, because it ends on a metric itself or ``begins_open``.
     """

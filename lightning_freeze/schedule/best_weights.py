@@ -1,4 +1,4 @@
-"""The best weights of the running phase, kept so that the next one can begin from them."""
+"""The best weights of the running phase, from which the next phase can start."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from lightning_freeze.schedule.triggers import improves
 
 
 class BestWeights:
-    """A copy, in CPU memory, of what trained in the phase, as it was at the phase's best validation.
+    """A copy in CPU memory of the parameters that train in the phase, from its best validation.
 
-    Of parameters that are sharded over ranks, each rank keeps its own part. A checkpoint holds them whole.
+    Each rank keeps its own part of parameters that are sharded over ranks. A checkpoint holds whole parameters.
 
     Args:
         mode: ``"min"`` if a lower value is better, ``"max"`` if a higher one is.

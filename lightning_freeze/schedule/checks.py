@@ -1,4 +1,4 @@
-"""What can be wrong with a schedule, in a run: each check ends with one message that says what to do."""
+"""Checks of a schedule in a run; each gives one message that says what to do."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def check_phases_differ(
     factors: Sequence[Mapping[Parameter, float]],
     stack: LayerStack,
 ) -> None:
-    """Refuse a phase that trains exactly what the one before it trains, at the same rates."""
+    """Refuse a phase that trains the same parameters at the same rates as the phase before."""
     for number in range(1, len(phases)):
         before = number - 1
         if set(trains[number]) == set(trains[before]) and factors[number] == factors[before]:
@@ -59,7 +59,7 @@ def check_phases_differ(
 
 
 def _tied(stack: LayerStack, before: Phase, after: Phase) -> str:
-    """Why two phases that name different layers train the same parameters: a weight of one layer is that of another."""
+    """Explain why two phases that name different layers train the same parameters: shared weights."""
     layers = [{layer.name for layer in stack.select(phase.train).layers} for phase in (before, after)]
     tie = next((tie for tie in stack.ties if tie.used_by in layers[0] ^ layers[1]), None)
     if tie is None:
@@ -72,13 +72,13 @@ def warn_of_frozen_by_module(
 ) -> None:
     """Warn of blocks that a schedule names and that the module itself had frozen before the fit.
 
-    Models of PEFT freeze their base weights on purpose, so nothing is said about those.
+    Models of PEFT freeze their base weights on purpose, so there is no warning for them.
 
     Args:
         owner: The name of the callback that has the phases.
         stack: The layers.
         scheduled: The parameters that train in any phase.
-        given: The ``requires_grad`` that the module itself has given a parameter.
+        given: Returns the ``requires_grad`` that the module itself has set for a parameter.
     """
     if any(hasattr(module, "peft_config") for module in stack.module.modules()):
         return
@@ -105,13 +105,13 @@ def check_phases_train(
     can_train: Callable[[Parameter, Any], bool],
     holders: Callable[[Parameter], Sequence[object]],
 ) -> None:
-    """Refuse a phase of which every layer is frozen by something else.
+    """Refuse a phase if all of its layers are frozen by something else.
 
     Args:
         owner: The callback that has the phases.
         phases: The phases.
         trains: For each phase the parameters that it would train.
-        can_train: Whether a parameter would train if the callback alone released it.
+        can_train: Whether a parameter would train if only the callback unfroze it.
         holders: The callbacks that hold a parameter frozen.
 
     Raises:
@@ -147,9 +147,9 @@ def check_phases_are_optimized(
     module: LightningModule,
     would_train: Callable[[Parameter], bool],
 ) -> None:
-    """Refuse a phase of which no optimizer holds any of the parameters that it unfreezes."""
+    """Refuse a phase if no optimizer holds any of the parameters that it unfreezes."""
     optimized = {p for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]}
-    # Strategies that flatten or shard parameters after the fact show others than the module's own.
+    # Strategies that flatten or shard parameters later hold other objects than the module.
     if not optimized & set(module.parameters()):
         return
     known: set[Parameter] = set()
@@ -172,7 +172,7 @@ def warn_of_layers_left_out(
     module: LightningModule,
     would: Callable[..., bool],
 ) -> None:
-    """Warn of layers, or single parameters of them, that a phase unfreezes and that no optimizer holds."""
+    """Warn of layers, or single parameters in them, that a phase unfreezes but no optimizer holds."""
     optimized = {p for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]}
     if not optimized & {p for layer in stack for p in layer.parameters()}:
         return
@@ -222,7 +222,7 @@ def warn_if_too_long(owner: str, phases: Sequence[Phase], progress: Progress, tr
     if trainer.fast_dev_run or progress.phase == len(phases) - 1:  # type: ignore[attr-defined]
         return
     if len(trainer.optimizers) != 1 or not trainer.lightning_module.automatic_optimization:
-        return  # how many steps a batch makes is up to the module
+        return  # the module decides how many steps it makes in a batch
     total = trainer.estimated_stepping_batches
     if math.isinf(trainer.num_training_batches) or math.isinf(total) or total < 0:
         return
@@ -242,7 +242,7 @@ def warn_if_too_long(owner: str, phases: Sequence[Phase], progress: Progress, tr
 
 
 def pace_of(trainer: Trainer) -> Pace:
-    """How fast a run goes whose data is loaded."""
+    """The pace of a run whose data loaders exist."""
     per_epoch = int(trainer.num_training_batches)
     per_validation = (trainer.check_val_every_n_epoch or 1) * per_epoch
     batches = trainer.val_check_batch
@@ -257,7 +257,7 @@ def check_same_schedule(
     """Refuse to resume with other layers, or with a schedule that differs in phases that have begun."""
     phase = int(state["phase"])
     before, now = state["plan"][: phase + 1], [str(p) for p in phases[: phase + 1]]
-    # The running phase may end otherwise than it would have: a schedule can be shortened or extended.
+    # The end of the running phase may differ: a schedule can be shortened or extended.
     if before[:-1] != now[:-1] or _trains(before[-1]) != _trains(now[-1] if len(now) == len(before) else ""):
         raise ConfigurationError(
             f"The checkpoint was made in phase {phase + 1} of another {owner} schedule, so it cannot be resumed with "

@@ -1,9 +1,9 @@
-"""The validation that Lightning leaves out on resume, and how to catch up on it.
+"""The validation that Lightning leaves out on resume, and how it is made up for.
 
 A checkpoint saved at the end of a training batch, such as ``ModelCheckpoint(every_n_train_steps=...)`` makes, does not
-hold the validation that was due right after that batch, and Lightning does not repeat it when the run is resumed: it
-goes on with the next batch. Whatever counts validations (a plateau, the best weights) would then see one fewer than the
-run that was never stopped. So a schedule notes whether one is due, and holds it first thing after a resume.
+include the validation that was due right after that batch, and Lightning does not repeat it when the run is resumed: it
+continues with the next batch. Everything that counts validations (a plateau, the best weights) would then see one fewer
+than in an uninterrupted run. So a schedule records whether a validation is due, and runs it first after a resume.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from lightning.pytorch import Trainer
 def validation_is_due(trainer: Trainer, batch_idx: int) -> bool:
     """Whether Lightning will validate right after this training batch, as far as the batch count decides.
 
-    To be asked in ``on_train_batch_end``. Validations by the clock (``val_check_interval`` as a duration) and those
-    that Lightning adds when a run is told to stop are not foreseen.
+    Call it in ``on_train_batch_end``. Validations by the clock (``val_check_interval`` as a duration), and those that
+    Lightning adds when a run is stopped, cannot be predicted.
 
     Args:
         trainer: The running trainer.
@@ -30,16 +30,16 @@ def validation_is_due(trainer: Trainer, batch_idx: int) -> bool:
     batches = trainer.val_check_batch
     if batches is None:
         return False
-    if math.isinf(batches):  # a data set that does not know its length
+    if math.isinf(batches):  # a data set without a length
         return trainer.is_last_batch
     count = trainer.fit_loop.total_batch_idx if every is None else batch_idx
     return (count + 1) % int(batches) == 0
 
 
 def catch_up(trainer: Trainer, epoch: int) -> None:
-    """Hold the validation that was due when the checkpoint was saved; to be called in ``on_train_start``.
+    """Run the validation that was due when the checkpoint was saved; call it in ``on_train_start``.
 
-    It runs as any other: all callbacks, loggers and metrics see it.
+    It runs like any other validation: all callbacks, loggers and metrics see it.
 
     Args:
         trainer: The running trainer, resumed.
@@ -54,7 +54,7 @@ def catch_up(trainer: Trainer, epoch: int) -> None:
     trainer.validating = True
     try:
         loop.run()
-        loop.reset()  # else the training loop takes this one for the epoch's last, and the epoch for done
+        loop.reset()  # otherwise the training loop takes it for the last validation of the epoch, and ends the epoch
     finally:
         trainer.training = True
         progress.completed, progress.processed = completed, processed

@@ -13,13 +13,13 @@ from lightning_freeze.errors import ConfigurationError, suggest
 
 
 def read_metric(trainer: Trainer, owner: str, name: str, is_first: Callable[[str], bool]) -> float:
-    """The value of a logged metric, the mean over all ranks, so that they all decide alike.
+    """The value of a logged metric, as the mean over all ranks, so that all ranks make the same decision.
 
     Args:
         trainer: The running trainer.
         owner: Name of the callback that watches.
         name: Name of the metric.
-        is_first: Whether nothing has been said about a topic in this run yet.
+        is_first: Returns whether a topic comes up for the first time in this run.
 
     Raises:
         ConfigurationError: If the module has not logged it.

@@ -1,7 +1,8 @@
 """A schedule as a pure function of its phases and a small state.
 
 Nothing here touches a model: :func:`advance` maps ``(phases, state, clock)`` to the next state, and the set of layers
-that train in a state follows from its phase number alone. Resuming a run therefore is: load the state, apply the phase.
+that train in a state follows from its phase number alone. So resuming a run means loading the state and applying the
+phase.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Phase:
     factors: Mapping[str, float] | None = field(default=None, hash=False)
 
     def __str__(self) -> str:
-        # Checkpoints hold these words: those for a phase at the user's own rates must stay as they are.
+        # Checkpoints hold this text: for a phase at the user's own rates it must not change.
         until = "" if self.until is None else f" until {self.until}"
         return f"{self.train}{self.rate_words}{until}"
 
@@ -47,7 +48,7 @@ class Phase:
 
     @property
     def rate_words(self) -> str:
-        """The factors as words, such as ``" with lr 0.5"``; empty for the user's own rates."""
+        """The factors as text, such as ``" with lr 0.5"``; empty for the user's own rates."""
         rates = ", ".join(f"{name} {value}" for name, value in self._rates.items())
         return f" with {rates}" if rates else ""
 
@@ -59,7 +60,7 @@ class Phase:
 
 @dataclass
 class Progress:
-    """How far a schedule has come; plain data that travels in a checkpoint.
+    """The progress of a schedule; plain data that is stored in a checkpoint.
 
     Attributes:
         phase: Index of the running phase.
@@ -83,7 +84,7 @@ class Progress:
 
 
 def check_phases(phases: Sequence[Phase]) -> None:
-    """Refuse schedules that are empty, can never reach their last phase, or have rates that cannot be.
+    """Refuse schedules that are empty, can never reach their last phase, or have invalid rates.
 
     Raises:
         ConfigurationError: Naming the offending phase.
@@ -187,7 +188,7 @@ def gradual_phases(
 
     Raises:
         ConfigurationError: If a selector matches nothing, ``layers_per_phase`` is not positive, or ``stop`` lies above
-            all of what remains to be unfrozen.
+            all layers that remain to be unfrozen.
     """
     if isinstance(layers_per_phase, bool) or not isinstance(layers_per_phase, int) or layers_per_phase < 1:
         raise ConfigurationError(
@@ -200,7 +201,7 @@ def gradual_phases(
         owner = next((layer.name for layer in reversed(layers) if layer.parameters()), names[-1])
         start = ",".join([owner, *(layer.name for layer in heads)])
     first = {layer.name for layer in stack.select(start).layers}
-    floors = _floors(stack, stop, names)
+    floors = _lowest_heights(stack, stop, names)
     deepest = max(floors.values(), default=max(layer.height for layer in layers))
     lowest = max((layer for layer in layers if layer.name in first), key=lambda layer: layer.height, default=None)
     if stop is not None and lowest is not None and deepest < lowest.height:
@@ -209,7 +210,7 @@ def gradual_phases(
             f"GradualUnfreezing(stop={stop!r}) lies above start={start!r}, so nothing would be unfrozen; "
             f"expected a layer at or below {lowest.name!r}: {', '.join(below)}."
         )
-    # By height: towers that stand side by side are unfrozen together, level by level.
+    # By height: parallel towers are unfrozen together, level by level.
     network_of = _network_of(stack)
     rest = [
         layer
@@ -225,11 +226,11 @@ def gradual_phases(
 
 
 def _network_of(stack: LayerStack) -> dict[str, int]:
-    """Number of the network that each tower belongs to."""
+    """The number of the network of each tower."""
     return {block.tower: number for number, blocks in enumerate(stack.networks) for block in blocks}
 
 
-def _floors(stack: LayerStack, stop: str | None, names: Sequence[str]) -> dict[int, int]:
+def _lowest_heights(stack: LayerStack, stop: str | None, names: Sequence[str]) -> dict[int, int]:
     """The height of the lowest layer that ``stop`` names, by network; -1 stands for layers of no tower."""
     if stop is None:
         return {}
@@ -247,10 +248,10 @@ def _floors(stack: LayerStack, stop: str | None, names: Sequence[str]) -> dict[i
 
 
 def unfrozen_in(trains_in: Sequence[bool], phase: int) -> int:
-    """The phase that unfroze what trains now: 0 if it has trained from the start, or does not train.
+    """The phase that unfroze a parameter that trains now: 0 if it has trained from the start, or does not train.
 
     Args:
-        trains_in: For each phase, whether it trains.
+        trains_in: For each phase, whether the parameter trains.
         phase: The running phase.
     """
     if not trains_in[phase]:

@@ -1,4 +1,4 @@
-"""The phases of a schedule on the layers of one module: what trains in each of them, and what is held frozen."""
+"""The phases of a schedule, resolved for one module: what trains in each phase, and what is frozen."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from lightning_freeze.schedule.phases import Phase
 
 @dataclass(frozen=True)
 class ResolvedPhases:
-    """Phases, and for each of them the parameters and modules that its selector means.
+    """Phases, with the parameters and modules that each of them selects.
 
     Attributes:
         plan: The phases.
         trains: For each phase the parameters that train, in the order of the layers.
-        factors: For each phase the factors on the learning rates of those, without factors of 1.
+        factors: For each phase the factors on their learning rates, without factors of 1.
         freezes: For each phase the parameters that are held frozen, and the modules that are put in eval mode.
     """
 
@@ -54,7 +54,7 @@ class ResolvedPhases:
         return {parameter: None for trains in self.trains for parameter in trains}
 
     def fresh(self, phase: int, before: int) -> set[Parameter]:
-        """The parameters that train in a phase, and do not in another.
+        """The parameters that train in a phase, but not in another one.
 
         Args:
             phase: Index of the phase.
@@ -63,7 +63,7 @@ class ResolvedPhases:
         return self.trains[phase].keys() - (self.trains[before].keys() if before >= 0 else set())
 
     def without_idle(self, can_train: Callable[[Parameter], bool]) -> list[Phase]:
-        """The plan without phases in which the same parameters train as in the one before, at the same rates.
+        """The plan without phases that train the same parameters at the same rates as the phase before.
 
         Args:
             can_train: Whether a parameter trains if the schedule allows it; another callback may hold it frozen.

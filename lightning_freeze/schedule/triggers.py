@@ -18,17 +18,17 @@ State = dict[str, Any]
 
 
 class Clock(NamedTuple):
-    """Where a run stands: the running epoch and the number of optimizer steps taken, as Lightning counts both."""
+    """The position in a run: the current epoch and the number of optimizer steps, as Lightning counts them."""
 
     epoch: int
     step: int
 
 
 class Pace(NamedTuple):
-    """How fast a run goes, in training batches, to predict when a trigger can fire.
+    """The pace of a run in training batches, to predict when a trigger can fire.
 
-    ``batches_per_epoch``, ``batches_per_validation``: from one to the next. ``batches_per_step``: accumulated
-    gradients.
+    ``batches_per_epoch`` and ``batches_per_validation`` are the distances from one to the next; ``batches_per_step``
+    is the number of batches whose gradients are accumulated.
     """
 
     batches_per_epoch: int

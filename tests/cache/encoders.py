@@ -154,7 +154,7 @@ def check_equal(
         *callbacks: Of both fits.
         reason: What the reason for switching off must match, ``None`` if it must stay on.
         warns: Whether a reason must come with a warning.
-        exact: Whether the fits must agree bit for bit. Where batches are put together anew, matrix kernels may round
+        exact: Whether the fits must agree bit for bit. If batches are composed differently, matrix kernels may round
             the same sample differently in another batch; which ones do depends on the processor.
         **options: As for :func:`both`.
     """

@@ -1,4 +1,4 @@
-"""What is said of frozen parts that are not cached, of changes, of errors and by other ranks."""
+"""Messages about frozen parts that are not cached, changes and errors, and messages of other ranks."""
 
 from __future__ import annotations
 

@@ -118,7 +118,7 @@ out, shared = Path(sys.argv[2]), sys.argv[3] == "shared"
 class Halves(Plain):
     def train_dataloader(self):
         data = Examples(24)
-        # Every epoch deals the samples out anew.
+        # Every epoch distributes the samples again.
         sampler = DistributedSampler(data, 2, int(os.environ["RANK"]), shuffle=True, seed=1)
         return DataLoader(data, 2, sampler=sampler, collate_fn=collate)
 

@@ -213,7 +213,7 @@ class Scales(Block):
 
 
 @pytest.mark.parametrize("size", [1, 4])
-def test_number_that_is_set_anew_in_each_pass(size: int) -> None:
+def test_number_that_is_assigned_again_in_each_pass(size: int) -> None:
     module = Plain(Classifier(Encoder(*(Scales() for _ in range(4)))))
     assert check_equal(module, frozen(), data=lambda: loader(Examples(12, 5, 5), size)).hit_rate > 0.5
 
@@ -275,7 +275,7 @@ def test_buffer_that_comes_or_goes(gain: Tensor | None, change: Callable[[Any], 
     check_equal(module, frozen(), AfterStep(8, change), data=data, epochs=4)
 
 
-def test_error_while_a_rehearsal_is_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_while_a_dry_run_is_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(tensor: Tensor) -> Tensor:
         raise torch.OutOfMemoryError("out of memory")
 

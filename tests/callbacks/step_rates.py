@@ -13,7 +13,7 @@ Note = Callable[[dict[Parameter, float]], None]
 
 
 class StepRates:
-    """Notes the rates of each step. Begin anew before each batch, after all other callbacks.
+    """Records the rates of each step. Start again before each batch, after all other callbacks.
 
     Hooks run in the order of their registration, and those of the package are the innermost ones at that moment.
     """

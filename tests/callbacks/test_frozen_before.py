@@ -1,4 +1,4 @@
-"""What the module itself had frozen before the fit: it stays so, and that is said, unless ``unfreeze_all`` asks."""
+"""Layers that the module froze before the fit stay frozen, with a message, unless ``unfreeze_all`` is set."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def test_frozen_layers_are_in_eval_mode_in_every_training_batch_and_only_they():
     assert all(m.training for m in module.modules())
 
 
-def test_a_users_own_call_of_train_does_not_wake_frozen_layers():
+def test_a_users_call_of_train_leaves_frozen_layers_in_eval_mode():
     class Waking(type(make())):
         def on_train_epoch_start(self):
             self.train()

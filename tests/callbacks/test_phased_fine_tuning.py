@@ -259,7 +259,7 @@ def test_a_warm_up_longer_than_its_phase_goes_on_in_the_next():
 
 
 @pytest.mark.parametrize("guarded", [True, False])
-def test_early_stopping_waits_for_the_phases_and_counts_anew(guarded):
+def test_early_stopping_waits_for_the_phases_and_restarts_its_count(guarded):
     phases = [Phase("head", EpochTrigger(4)), Phase("all")]
     stopping = EarlyStopping("scripted", patience=2)
     callback = PhasedFineTuning(phases, guard_early_stopping=guarded, verbose=False)

@@ -230,7 +230,7 @@ def test_it_is_refused_in_the_phase_in_which_it_goes_wrong() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad=True")
-def test_a_users_own_checkpoint_that_loses_nothing_is_welcome() -> None:
+def test_a_users_own_checkpoint_that_loses_nothing_is_allowed() -> None:
     for layers in (":2", "embeddings,0,1,2,3"):  # the embeddings feed gradients in; nothing checkpointed trains
         fit(Reentrant(), LayerFreezing(layers, verbose=False))
 

@@ -123,7 +123,7 @@ def test_averaging_is_the_users_own_after_the_fit() -> None:
     assert "on_train_epoch_start" not in vars(averaging)
 
 
-def test_a_run_resumed_in_the_midst_of_averaging_equals_the_straight_one(tmp_path: Any) -> None:
+def test_a_run_resumed_in_the_middle_of_averaging_equals_the_straight_one(tmp_path: Any) -> None:
     def go(path: Any = None) -> Any:
         module, recorder = make(make_optimizers=scheduled), Recorder()
         callbacks = [

@@ -1,4 +1,4 @@
-"""TextDataModule from file to batch, and all that can be wrong with the files."""
+"""TextDataModule from file to batch, and the errors for wrong files."""
 
 from __future__ import annotations
 

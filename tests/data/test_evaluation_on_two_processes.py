@@ -1,4 +1,4 @@
-"""Two processes measure what one measures: every row counts once."""
+"""Evaluation on two processes gives the result of one process: every row counts once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model cannot read is found before training, or avoided."""
+"""Inputs beyond the limits of a model are found before training, or avoided."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ def test_same_seed_same_split_and_another_seed_another() -> None:
     assert first != split_rows(50, (0.5, 0.25, 0.25), seed=2)
 
 
-def test_the_split_of_a_seed_is_fixed_for_ever() -> None:
+def test_the_split_of_a_seed_never_changes() -> None:
     # Published results depend on it: a change here is a breaking change.
     assert split_rows(10, (0.6, 0.2, 0.2), seed=0) == ([1, 3, 4, 5, 7, 8], [0, 2], [6, 9])
 

@@ -94,7 +94,7 @@ def test_reversible_blocks_above_frozen_embeddings():
     assert all(torch.equal(before[name], after[name]) for name in before)  # it is as bad as it says
 
 
-def test_only_the_blocks_that_shall_train_are_named():
+def test_only_the_blocks_that_should_train_are_named():
     (message,) = said(Reversible(), LayerFreezing("embeddings,:2", verbose=False), max_epochs=4)
     assert message.startswith("Layer 2 shall train, but no gradient has reached it in 16 optimizer steps: ")
 
@@ -262,6 +262,6 @@ def test_it_is_over_when_each_block_has_had_a_gradient(monkeypatch):
     assert len(looks) == 16
 
 
-def test_no_batch_no_word():
+def test_nothing_is_warned_of_without_a_batch():
     the_trainer = trainer(LayerFreezing("embeddings", verbose=False), limit_train_batches=0)
     the_trainer.fit(make(), loader(), loader(2))

@@ -94,7 +94,7 @@ def test_parameters_that_a_glob_left_out_are_named():
         "50%",
     ],
 )
-def test_what_somebody_has_asked_for_is_not_warned_of(selector):
+def test_intended_leaks_cause_no_warning(selector):
     assert said(make(), LayerFreezing(selector, verbose=False), max_epochs=1) == []
 
 
@@ -112,7 +112,7 @@ def test_embeddings_that_the_module_froze_itself_are_right():
     assert said(module, LayerFreezing(":2", verbose=False)) == []
 
 
-def test_blocks_that_the_module_froze_itself_are_its_own_business():
+def test_blocks_that_the_module_froze_itself_cause_no_warning():
     module = make()
     module.encoder.layers[:3].requires_grad_(False)
     assert said(module, LayerFreezing(":2", verbose=False)) == []

@@ -1,4 +1,4 @@
-"""Fits what is refused, in two processes, and saves what every rank is told; and what works there nevertheless.
+"""Fits what is refused, in two processes, and saves the messages of every rank; and fits that are supported.
 
 Usage: support_script.py OUT
 """

@@ -1,4 +1,4 @@
-"""What cannot be right is refused before the first batch, on all ranks, with the way out; and what works there."""
+"""Unsupported set-ups are refused before the first batch, on all ranks, with an alternative; others work."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""A stored head keeps the meaning of its outputs, or the run says what becomes of it."""
+"""A stored head keeps the meaning of its outputs, or the run reports how it was changed."""
 
 from __future__ import annotations
 

@@ -119,7 +119,7 @@ def test_a_cached_model_is_used_offline(monkeypatch: pytest.MonkeyPatch) -> None
     assert resolve("some/model") == ("some/model", {"local_files_only": True})
 
 
-def test_a_stored_head_for_other_classes_is_made_anew(tmp_path: Path, tiny_bert_dir: Path) -> None:
+def test_a_stored_head_for_other_classes_is_initialised_again(tmp_path: Path, tiny_bert_dir: Path) -> None:
     stored = load(str(tiny_bert_dir), get_task("classification"), True, num_labels=2).model
     stored.save_pretrained(tmp_path)  # type: ignore[operator]
     model = load(str(tmp_path), get_task("classification"), True, num_labels=5).model

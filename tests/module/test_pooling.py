@@ -1,4 +1,4 @@
-"""Heads for encoders that bring none."""
+"""Heads for encoders without one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is published: the wheel holds what it should, and the versions that it asks for are those that are tested."""
+"""The published package: the contents of the wheel, and dependencies in the versions that are tested."""
 
 from __future__ import annotations
 

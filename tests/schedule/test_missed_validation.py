@@ -1,4 +1,4 @@
-"""The validation that Lightning leaves out on resume is foreseen exactly, and held."""
+"""The validation that Lightning leaves out on resume is predicted exactly, and run."""
 
 import pytest
 import torch
@@ -48,7 +48,7 @@ class Endless:
 )
 @pytest.mark.parametrize("sized", [True, False])
 @pytest.mark.filterwarnings("ignore:.*IterableDataset")
-def test_every_validation_is_foreseen(options, sized):
+def test_every_validation_is_predicted(options, sized):
     if not sized and isinstance(options.get("val_check_interval"), float):
         pytest.skip("Lightning refuses a fraction of an unknown length")
     foresight = Foresight()
@@ -84,7 +84,7 @@ class Fault(Callback):
 @pytest.mark.parametrize(("interval", "at"), [(1.0, 4), (1.0, 12), (0.5, 6), (0.5, 8)])
 @pytest.mark.parametrize("kept", ["by an exception in the midst of it", "at the batch before it"])
 @pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint", "ignore:.*.fit.ckpt_path=")
-def test_a_validation_that_failed_is_held_anew_and_whole(interval, at, kept, tmp_path):
+def test_a_failed_validation_is_run_again_completely(interval, at, kept, tmp_path):
     straight, recorder = module(), Recorder()
     plan = schedule()
     trainer(plan, recorder, max_epochs=8, val_check_interval=interval).fit(

@@ -30,7 +30,7 @@ def test_epochs_and_steps_count_from_the_start_of_the_phase():
     ("patience", "values", "expected"),
     [
         (2, [1.0, 0.9, 0.9, 0.95, 0.9], 5),  # two set and improve the best, then three in a row do not
-        (2, [1.0, 1.1, 1.2, 0.9, 1.0, 1.0], None),  # an improvement begins the count anew
+        (2, [1.0, 1.1, 1.2, 0.9, 1.0, 1.0], None),  # an improvement restarts the count
         (2, [1.0, 1.1, 1.2, 0.9, 1.0, 1.0, 1.0], 7),
         (0, [1.0, 1.0], 2),  # equal is no improvement
         (0, [1.0], None),  # the first validation only sets the best

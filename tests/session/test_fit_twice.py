@@ -133,7 +133,7 @@ def test_a_second_fit_equals_the_first_of_a_fresh_callback(name: str, error: Bas
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_the_same_trainer_goes_on_or_starts_anew(name: str) -> None:
+def test_the_same_trainer_continues_or_starts_again(name: str) -> None:
     module, recorder = prepared(), Recorder()
     the_trainer = trainer(*SETS[name](), recorder, max_epochs=4)
     the_trainer.fit(module, loader(4), loader(2, seed=2))
@@ -143,7 +143,7 @@ def test_the_same_trainer_goes_on_or_starts_anew(name: str) -> None:
     the_trainer.fit_loop.max_epochs = 8
     the_trainer.fit(module, loader(4), loader(2, seed=2))
     assert len(recorder.trains) == 32
-    # The trainer goes on counting; the schedule starts anew, as the optimizer does.
+    # The trainer continues to count; the schedule starts again, as the optimizer does.
     assert recorder.trains[16:] == recorder.trains[:16]
     assert recorder.clocks[16] == (4, 16)
 

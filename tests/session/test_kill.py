@@ -1,4 +1,4 @@
-"""A run killed at any moment that goes on in a new process from its last checkpoint equals the straight one."""
+"""A run that is killed at any moment and resumed in a new process equals the uninterrupted run."""
 
 import multiprocessing
 import os

@@ -96,7 +96,7 @@ def test_after_a_resume_in_mid_epoch_too(stop, tmp_path):
     assert seen.batches == straight.batches[stop:]
 
 
-def test_a_user_who_calls_train_in_every_batch_does_not_wake_them():
+def test_train_calls_in_every_batch_leave_frozen_modules_in_eval_mode():
     class Eager(type(make())):
         def on_train_batch_start(self, batch, batch_idx):
             assert not self.encoder.layers[0].training
@@ -155,7 +155,7 @@ def test_other_loops_touch_neither_modes_nor_requires_grad(stage):
     assert "configure_optimizers" not in vars(module)
 
 
-def test_whoever_calls_train_before_the_step_does_not_wake_them():
+def test_train_calls_before_the_step_leave_frozen_modules_in_eval_mode():
     class Eager(type(make())):
         def on_train_batch_start(self, batch, batch_idx):
             self.train()

@@ -1,4 +1,4 @@
-"""Checkpoints of runs with other callbacks, or with none: taken over exactly, or refused with the cause."""
+"""Checkpoints of runs with other callbacks, or with none: restored exactly, or refused with the cause."""
 
 import pytest
 import torch

@@ -54,12 +54,12 @@ class Positions(NamedTuple):
     stop: int
 
 
-#: Of one intermediate result: what computed it, its code, and a summary for each dimension that may count the samples.
+#: One intermediate result: its operation, its code, and a summary for each dimension that may count the samples.
 _Step = tuple[str, str, list[list[float]]]
 
 
 def group_size(tensors: Sequence[Tensor], parameters: Sequence[Tensor]) -> int:
-    """Return a number of samples that is no multiple or divisor of another dimension, as far as possible.
+    """Return a number of samples that is not a multiple or divisor of another dimension, as far as possible.
 
     Args:
         tensors: The inputs; their first dimension counts the samples.
@@ -81,7 +81,7 @@ def groups(count: int, row: int, size: int) -> tuple[list[int], list[int]]:
     first = [row, *islice(cycle(others), size - 1)]
     # The common sample among the second ones, so that these differ from the first ones even where there are few.
     second = [*islice(cycle([*others[::-1], row]), size - 1), row]
-    for place in (0, -2):  # its neighbours, around the end and in a mirror too
+    for place in (0, -2):  # the neighbours of the sample, wrapping around, also in reverse order
         if second[place] in (first[1], first[-1]):
             second[place] = row
     return first, second
@@ -190,7 +190,7 @@ class _Trace(TorchDispatchMode):
 
     def _record(self, func: Any, inputs: Any, output: Any) -> None:
         name = str(func.overloadpacket).removeprefix("aten.")
-        # A new tensor in the shape of another has none of its values.
+        # A new tensor with the shape of another one does not depend on its values.
         if name.startswith("new_") or name.endswith("_like") or not any(map(self.depends, tensors_in(inputs))):
             return
         found = list(tensors_in(output))
@@ -201,7 +201,7 @@ class _Trace(TorchDispatchMode):
         if name.rstrip("_") in _SCANS and self._scans_samples(name, *inputs):
             self.note(name)
             return
-        # Internal operations return statistics, seeds and buffers behind their result.
+        # Internal operations return statistics, seeds and buffers after their result.
         for tensor in found[:1] if name.startswith("_") else found:
             if not tensor.numel() or tensor.dtype == torch.uint8:
                 continue

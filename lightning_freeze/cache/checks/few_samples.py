@@ -144,7 +144,7 @@ def _preserved_gradients(module: nn.Module) -> Iterator[None]:
 
 
 def _two_samples(state: PassState) -> PassState | None:
-    """Return a pass of two different samples: one would not show what is computed for each sample and what for all."""
+    """Return a pass of two different samples; one would not show what is computed for each sample and what for all."""
     other = next((i for i in reversed(range(state.call.size)) if state.keys[i] != state.keys[0]), state.call.size - 1)
     rows = [0, other]
     call = state.call.subset(rows)

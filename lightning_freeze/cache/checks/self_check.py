@@ -70,7 +70,7 @@ class AttributeSnapshot:
         numbers, now = self._read_numbers(), self._read_tensors()
         if now.keys() != self._tensors.keys() or numbers.keys() != self._numbers.keys():
             return True
-        # By value: each pass may set a number anew to the same value.
+        # By value: each pass may assign the same number again.
         if any(not np.array_equal(value, self._numbers[place], equal_nan=True) for place, value in numbers.items()):
             return True
         for key, (tensor, version) in now.items():

@@ -96,7 +96,7 @@ class Fingerprint:
                 and was done a short time ago, some elements are read in any case.
             boundary: Number of blocks to check.
         """
-        sampled = self._sample(boundary)
+        sampled = self._sampled_elements(boundary)
         is_due = _MAX_SHARE * (time.perf_counter() - self._read_at) >= self._read_seconds - _FREE_SECONDS
         if (thorough and is_due) or sampled != self._sampled:
             self.changed = self._find_changed(self._read_versions(boundary)) or self.changed
@@ -104,7 +104,7 @@ class Fingerprint:
         self._sampled = sampled
 
     def invalidate(self) -> None:
-        """Compute all identities anew when they are needed next."""
+        """Compute all identities again when they are needed next."""
         self._digests, self._versions, self._places = [], (), []
 
     def _find_changed(self, versions: tuple[Any, ...]) -> tuple[nn.Module, str] | None:
@@ -139,7 +139,7 @@ class Fingerprint:
                     found.setdefault(id(tensor), []).append((parts, name))
         return found
 
-    def _sample(self, boundary: int) -> bytes:
+    def _sampled_elements(self, boundary: int) -> bytes:
         entry = new_hash()
         for step in range(boundary + 1):
             for _, tensor in self._state(step):
@@ -159,7 +159,7 @@ class Fingerprint:
         for text in self._code(step):
             entry.update(text.encode())
         state = self._state(step)
-        # Copied to the CPU in this thread: another one would not wait for pending work on the device.
+        # Copied to the CPU in this thread: another thread would not wait for pending work on the device.
         parts = [tensor.detach().cpu().reshape(-1).split(_PART) for _, tensor in state]
         contents = threads.map(hash_of, [part for some in parts for part in some])
         for (name, tensor), some in zip(state, parts, strict=True):
@@ -179,11 +179,11 @@ class Fingerprint:
         for number, parameter in enumerate(self._tower.steps[step]):
             found.setdefault(id(parameter), (f"own {number}", parameter))
         if step == 0:
-            for name, tensor in (*self._loose_buffers(), *self._loose_parameters()):
+            for name, tensor in (*self._surrounding_buffers(), *self._surrounding_parameters()):
                 found.setdefault(id(tensor), (name, tensor))
         return list(found.values())
 
-    def _loose_buffers(self) -> Iterable[tuple[str, Tensor]]:
+    def _surrounding_buffers(self) -> Iterable[tuple[str, Tensor]]:
         """Yield buffers of the entry outside of blocks, embeddings and head, such as rotary frequencies."""
         inside = {id(m) for root in (*self._tower.embedding_modules, *self._tower.blocks) for m in root.modules()}
         early = {id(p) for p in self._tower.steps[0]}
@@ -192,7 +192,7 @@ class Fingerprint:
             if id(module) not in inside and (not own or own & early):
                 yield from ((f"{name}.{key}", b) for key, b in module._buffers.items() if b is not None)
 
-    def _loose_parameters(self) -> Iterable[tuple[str, Tensor]]:
+    def _surrounding_parameters(self) -> Iterable[tuple[str, Tensor]]:
         """Yield frozen parameters of the modules around the blocks, which may act between blocks."""
         known = {id(p) for step in self._tower.steps for p in step}
         for number, module in enumerate(self._tower.enclosing_modules()):
@@ -255,7 +255,7 @@ def _settings(module: nn.Module) -> str:
 def _source(cls: type) -> str:
     """Return the name of a class, and its source unless it belongs to torch or transformers.
 
-    An edited ``forward`` must not read hidden states that the old one has stored.
+    An edited ``forward`` must not read hidden states that the old version has stored.
     """
     name = f"{cls.__module__}.{cls.__qualname__}"
     if cls.__module__.startswith(("torch.", "transformers.")):

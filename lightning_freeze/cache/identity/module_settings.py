@@ -153,7 +153,7 @@ class _Result(Exception):
 
 
 def _described(value: Any, is_root: bool, left: list[int]) -> Any:
-    """Do the same for an attribute or a part of one; ``left`` counts how many parts may still be read."""
+    """Do the same for an attribute or a part of one; ``left`` counts how many more parts may be read."""
     left[0] -= 1
     kind = type(value)
     if kind in _PLAIN:

@@ -112,7 +112,7 @@ class BlockSignature:
         if key is not None:
             if len(earlier) >= _MOST_SHAPES:
                 earlier.clear()
-            # The version counter shows whether somebody has written into it later.
+            # The version counter shows whether the tensor was written to later.
             earlier[key] = {position: (value, value._version) for position, value in found.items()}
         return found
 
@@ -173,6 +173,6 @@ def signature_of(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], outpu
         elif isinstance(value, Tensor) and value.dim() > 1 and value.shape[0] == 1:
             parts.append(("row" if hidden.shape[0] > 1 else "all", position))
         else:
-            # Attention weights that nobody asked for, for instance. The dry run shows whether anything reads them.
+            # For example attention weights that were not requested. The dry run shows whether anything reads them.
             parts.append(("withheld", None))
     return BlockSignature(options, type(output), parts)

@@ -8,7 +8,7 @@ from lightning_freeze.cache.prefix.pass_state import KnownPrefix
 SLOWER = 1.0
 #: Number of batches that are read before the decision is made again.
 READS = 8
-#: Reading a batch in less than this many seconds is never given up.
+#: Reading a batch in less than this many seconds always counts as fast enough.
 NEGLIGIBLE_SECONDS = 0.005
 
 

@@ -17,11 +17,11 @@ from lightning_freeze.cache.prefix.predicted_gain import Work
 from lightning_freeze.cache.prefix.random_state import RandomState
 from lightning_freeze.cache.prefix.stand_ins import BlockRecorder, SkippedBlocks
 
-#: Padded batches of an epoch in which the padding is checked: the first ones, and from then on one in so many.
+#: Padded batches of an epoch in which the padding is checked: the first ones, and then one of this many.
 _FIRST_PADDED, _EVERY_PADDED = 8, 16
 #: Number of batch sizes that are checked.
 _MOST_SIZES = 8
-#: Batches of a second epoch that are looked up before it is said that no batch comes a second time.
+#: Batches of a second epoch that are looked up before concluding that no batch recurs.
 _SECOND_EPOCH = 4
 
 
@@ -273,7 +273,7 @@ class PassState:
         self.known.trims_padding = self.known.trims_padding and self.known.padding_unread
 
     def close(self) -> None:
-        """Give the blocks their own ``forward`` back."""
+        """Restore the blocks' own ``forward``."""
         for replaced in (self.skipped, self.recorder):
             if replaced is not None:
                 replaced.close()

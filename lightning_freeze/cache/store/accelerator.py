@@ -15,50 +15,50 @@ _LEAST_LOOKUPS = 256
 
 @dataclass
 class _Space:
-    """What is held of one namespace, and when it was last looked into."""
+    """The entries of one namespace, and the time of its latest look-up."""
 
-    looked: int
+    last_lookup: int
     rows: dict[bytes, Tensor] = field(default_factory=dict)
 
 
 class AcceleratorTier:
-    """Hidden states of single samples on their device, within a budget; a copy of what the tiers below hold.
+    """Hidden states of single samples on their device, within a budget; a copy of entries in the tiers below.
 
-    It keeps what it has, as the RAM tier does and for the same reason, until nobody has looked into a namespace for as
-    many look-ups as there are entries.
+    As in the RAM tier, and for the same reason, entries stay until their namespace had no look-up while other
+    namespaces had as many look-ups as there are entries.
 
     Args:
         budget: Bytes.
 
     Attributes:
-        bytes: What is taken.
+        bytes: Bytes in use.
     """
 
     def __init__(self, budget: int) -> None:
         self.budget = budget
         self.bytes = 0
-        self._clock = 0
+        self._lookups = 0
         self._spaces: dict[bytes, _Space] = {}
 
     def get(self, namespace: bytes, keys: Sequence[bytes]) -> list[Tensor | None]:
-        """Return the hidden states, ``None`` where there are none. Nobody may write to them."""
-        self._clock += len(keys)
+        """Return the hidden states, ``None`` where there are none. They must not be written to."""
+        self._lookups += len(keys)
         space = self._spaces.get(namespace)
         if space is None:
             return [None] * len(keys)
-        space.looked = self._clock
+        space.last_lookup = self._lookups
         return [space.rows.get(key) for key in keys]
 
     def put(self, namespace: bytes, keys: Sequence[bytes], rows: Sequence[Tensor], dtype: torch.dtype) -> None:
-        """Keep copies, as far as there is room. Where the device has no room left, everything is given back for good.
+        """Keep copies, as far as there is room. If the device runs out of memory, the tier is emptied and stays empty.
 
         Args:
-            namespace: Whose they are.
+            namespace: Their namespace.
             keys: One for each sample.
-            rows: On the device.
-            dtype: What to keep them in.
+            rows: The hidden states of the samples, on the device.
+            dtype: The dtype to store.
         """
-        space = self._spaces.setdefault(namespace, _Space(self._clock))
+        space = self._spaces.setdefault(namespace, _Space(self._lookups))
         for key, row in zip(keys, rows, strict=True):
             size = row.numel() * dtype.itemsize
             if key in space.rows:
@@ -76,13 +76,13 @@ class AcceleratorTier:
             self.bytes += size
 
     def clear(self) -> None:
-        """Give everything back."""
+        """Free all memory."""
         self._spaces, self.bytes = {}, 0
 
     def _drop_stale(self) -> None:
         patience = max(_LEAST_LOOKUPS, sum(len(space.rows) for space in self._spaces.values()))
         for namespace, space in list(self._spaces.items()):
-            if space.looked < self._clock - patience:
+            if space.last_lookup < self._lookups - patience:
                 self.bytes -= bytes_in(list(space.rows.values()))
                 del self._spaces[namespace]
 

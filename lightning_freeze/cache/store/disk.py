@@ -1,4 +1,4 @@
-"""The disk tier: one LMDB environment for each namespace, so that removing one gives its space back at once."""
+"""The disk tier: one LMDB environment for each namespace, so that removing a namespace frees its space at once."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ from lightning_freeze.cache.store.plain_files import RefusedError, is_file, make
 _Result = TypeVar("_Result")
 _NAMESPACE_BYTES = 16
 _LOOK_AGAIN = 5.0
-# Each takes three file descriptors, and a prefix that changes with each step makes one namespace a step.
+# Each environment takes three file descriptors, and a prefix that changes in each step creates one in each step.
 _MOST_OPEN = 8
-_AGAIN = "What is not stored is computed again."
+_RECOMPUTED = "What is not stored is computed again."
 
 
 class Unusable(Exception):
-    """Nothing can be kept in this folder; the message is for the user."""
+    """The folder cannot be used; the message is for the user."""
 
 
 class DiskTier:
     """Entries in a folder that any number of processes read and write.
 
-    One thread may read while another one writes. Nothing that goes wrong on the disk raises: entries that cannot be
-    read are missing, entries that cannot be written are left out, and one warning says why.
+    One thread may read while another one writes. Disk errors do not raise: entries that cannot be read are missing,
+    entries that cannot be written are left out, and one warning gives the reason.
 
     Args:
         root: The cache folder.
-        budget: How many bytes all namespaces may take, those of other processes included. Beyond it the namespaces that
-            have been idle longest, and for at least ten minutes, are removed; if that is not enough, nothing more is
-            written.
+        budget: Maximum size of all namespaces in bytes, those of other processes included. Beyond it, the namespaces
+            that were not used for the longest time, and for at least ten minutes, are removed. If that is not enough,
+            nothing more is written.
 
     Raises:
         Unusable: If the folder holds a cache of another version, or can be neither written nor read.
@@ -56,17 +56,17 @@ class DiskTier:
         self._info: dict[bytes, dict[str, str | int]] = {}
         self._noted: dict[bytes, int] = {}
         self._damaged: set[bytes] = set()
-        self._broken: set[bytes] = set()
-        # The last one is the one that was used last. Whoever uses one holds it once more meanwhile (`_borrowed`), so
-        # that it may be let go of here at any time.
+        self._unreadable: set[bytes] = set()
+        # In the order of use, the latest last. `_using` holds a reference of its own, so that an environment may be
+        # closed here at any time.
         self._environments: dict[bytes, Environment] = {}
-        self._looked: dict[bytes, float] = {}
-        self._walked: dict[bytes, tuple[int, int]] = {}
+        self._checked_at: dict[bytes, float] = {}
+        self._verified: dict[bytes, tuple[int, int]] = {}
         self._counts: dict[bytes, int] = {}
         self._lock = threading.Lock()
-        self._said: set[str] = set()
-        self._to_say: list[str] = []
-        self._writes = self._prepare()
+        self._warned_kinds: set[str] = set()
+        self._pending_warnings: list[str] = []
+        self._is_writable = self._prepare()
         self._device = folder.device(root)
 
     def _prepare(self) -> bool:
@@ -83,7 +83,7 @@ class DiskTier:
                 )
             if os.access(self.root, os.W_OK):
                 return True
-            self._say("read-only", f"{self.root} is read-only: what is in it is used, but nothing is added.")
+            self._warn_once("read-only", f"{self.root} is read-only: what is in it is used, but nothing is added.")
             return False
         try:
             folder.mark(self.root)
@@ -92,7 +92,7 @@ class DiskTier:
         return True
 
     def declare(self, namespace: bytes, info: dict[str, str | int]) -> None:
-        """Say for a human reader what a namespace holds.
+        """Describe a namespace for a human reader.
 
         Args:
             namespace: 16 bytes.
@@ -101,13 +101,14 @@ class DiskTier:
         self._info[namespace] = dict(info)
 
     def note(self, namespace: bytes, extent: int) -> None:
-        """Note that samples do not depend on the rest of a batch with so many elements, for whoever comes later."""
+        """Record for later runs that samples do not depend on the rest of a batch with this number of elements."""
         self._noted[namespace] = extent
-        if self._writes:
-            folder.note(self._path(namespace), extent)  # where that is still to be made, it is noted then
+        if self._is_writable:
+            # A namespace that does not exist yet records it when it is created.
+            folder.note(self._path(namespace), extent)
 
     def noted(self, namespace: bytes) -> int:
-        """The largest batch for which that was noted, by any process; 0 if there is none."""
+        """The size of the largest batch that :meth:`note` recorded, in any process; 0 if there is none."""
         return folder.noted(self._path(namespace))
 
     def read(
@@ -128,19 +129,19 @@ class DiskTier:
             if result is None:
                 self.recovered += 1
                 self._damaged.add(namespace + key)
-                self._say(
+                self._warn_once(
                     "damaged",
                     f"{self._path(namespace)} holds damaged entries, which are computed again. "
                     f"`lightning-freeze cache verify {self.root}` counts them.",
                 )
             return result
 
-        with self._borrowed(namespace, create=False) as environment:
+        with self._using(namespace, create=False) as environment:
             try:
                 if environment is not None:
                     return environment.read(keys, counted)
             except (Failed, OSError) as error:
-                self._give_up(namespace, error)
+                self._skip_namespace(namespace, error)
             return [None] * len(keys)
 
     def write(self, entries: dict[bytes, Tensor]) -> None:
@@ -154,7 +155,7 @@ class DiskTier:
             by_namespace.setdefault(name[:_NAMESPACE_BYTES], []).append(name)
         for namespace, names in by_namespace.items():
             try:
-                is_written = self._writes and self._write(namespace, {name: entries[name] for name in names})
+                is_written = self._is_writable and self._write(namespace, {name: entries[name] for name in names})
             except (Failed, Damaged, OSError) as error:
                 self.fail(error, len(names))
             else:
@@ -163,14 +164,14 @@ class DiskTier:
     def _write(self, namespace: bytes, entries: dict[bytes, Tensor]) -> bool:
         size = sum(map(len, entries.values()))
         if (problem := folder.make_room(self._path(namespace), size, self.budget)) is not None:
-            self._say("room", f"{problem} {_AGAIN}")
+            self._warn_once("room", f"{problem} {_RECOMPUTED}")
             return False
         rows = []
         for name, entry in entries.items():
             data = entry.numpy()
             seal(name, data)
             rows.append((name[_NAMESPACE_BYTES:], data.data, name in self._damaged))
-        with self._borrowed(namespace, create=True) as environment:
+        with self._using(namespace, create=True) as environment:
             if environment is None:
                 return False
             environment.write(rows)
@@ -178,16 +179,18 @@ class DiskTier:
         return True
 
     def fail(self, error: BaseException, count: int) -> None:
-        """Write nothing any more.
+        """Stop writing.
 
         Args:
-            error: Why.
-            count: How many entries were not written for it.
+            error: The reason.
+            count: Number of entries that could not be written.
         """
-        self._writes = False
+        self._is_writable = False
         self.dropped += count
         reason = str(error) if isinstance(error, Failed | Damaged | OSError) else repr(error)
-        self._say("write", f"{self.root} cannot be written ({reason}): nothing more is added to it. {_AGAIN}")
+        self._warn_once(
+            "write", f"{self.root} cannot be written ({reason}): nothing more is added to it. {_RECOMPUTED}"
+        )
 
     @property
     def entries(self) -> int:
@@ -205,16 +208,16 @@ class DiskTier:
             used = list(self._counts)
         return sum(folder.bytes_on_disk(self._path(namespace)) for namespace in used)
 
-    def say(self) -> None:
-        """Give the warnings that have come up since the last call; the thread that writes cannot do so itself."""
-        while self._to_say:
-            warnings.warn(f"FrozenPrefixCache: {self._to_say.pop(0)}", stacklevel=4)
+    def emit_warnings(self) -> None:
+        """Emit the warnings that were collected since the last call; the writer thread cannot emit them itself."""
+        while self._pending_warnings:
+            warnings.warn(f"FrozenPrefixCache: {self._pending_warnings.pop(0)}", stacklevel=4)
 
     def close(self) -> None:
-        """Close everything; what is used again is opened again."""
+        """Close all environments; they are opened again when they are used."""
         with self._lock:
             for namespace in list(self._environments):
-                self._let_go(namespace)
+                self._release_environment(namespace)
             self._counts = {}
 
     def after_fork(self) -> None:
@@ -226,8 +229,8 @@ class DiskTier:
         return self.root / namespace.hex()
 
     @contextlib.contextmanager
-    def _borrowed(self, namespace: bytes, create: bool) -> Iterator[Environment | None]:
-        """The environment of a namespace, which stays open at least until it is given back."""
+    def _using(self, namespace: bytes, create: bool) -> Iterator[Environment | None]:
+        """The environment of a namespace, which stays open at least until the context ends."""
         with self._lock:
             environment = self._environment(namespace, create)
             if environment is not None:
@@ -239,17 +242,17 @@ class DiskTier:
                 release(environment)
 
     def _environment(self, namespace: bytes, create: bool) -> Environment | None:
-        """The environment of a namespace, opened if need be. One that was removed is opened, or made, anew."""
-        if namespace in self._broken:
+        """The environment of a namespace, opened if it is not open; one that was removed is opened or created again."""
+        if namespace in self._unreadable:
             return None
         path, now = self._path(namespace), time.monotonic()
         found = self._environments.get(namespace)
-        if found is not None and (create or now - self._looked[namespace] > _LOOK_AGAIN):
-            self._looked[namespace] = now
-            if self._writes:
+        if found is not None and (create or now - self._checked_at[namespace] > _LOOK_AGAIN):
+            self._checked_at[namespace] = now
+            if self._is_writable:
                 folder.touch(path)
             if not found.is_current:
-                self._let_go(namespace)
+                self._release_environment(namespace)
                 found = None
         if found is not None:
             self._environments[namespace] = self._environments.pop(namespace)
@@ -258,44 +261,44 @@ class DiskTier:
             return None
         try:
             if create:
-                self._make(namespace)
+                self._create_namespace(namespace)
             found = self._open(namespace)
         except (Failed, Damaged, OSError) as error:
             if create and not os.path.lexists(path / folder.DATA) and not isinstance(error, RefusedError):
                 raise
-            self._give_up(namespace, error)
+            self._skip_namespace(namespace, error)
             return None
-        self._environments[namespace], self._looked[namespace] = found, now
+        self._environments[namespace], self._checked_at[namespace] = found, now
         self._count(namespace)
         while len(self._environments) > _MOST_OPEN:
-            self._let_go(next(iter(self._environments)))
+            self._release_environment(next(iter(self._environments)))
         return found
 
     def _open(self, namespace: bytes) -> Environment:
-        environment = acquire(self._path(namespace), readonly=not self._writes)
+        environment = acquire(self._path(namespace), readonly=not self._is_writable)
         try:
-            # Once a file: it is opened again whenever others have been in use for a while.
-            if environment.users == 1 and self._walked.get(namespace) != environment.file:
-                if environment.is_quick_to_walk and (problem := environment.problem()):
+            # Once for each file: it is opened again whenever other namespaces have been in use for a while.
+            if environment.users == 1 and self._verified.get(namespace) != environment.file:
+                if environment.is_quick_to_check and (problem := environment.problem()):
                     raise Damaged(problem)
-                self._walked[namespace] = environment.file
+                self._verified[namespace] = environment.file
         except BaseException:
             release(environment)
             raise
         return environment
 
-    def _let_go(self, namespace: bytes) -> None:
-        """Close an environment, as soon as nobody uses it any more."""
+    def _release_environment(self, namespace: bytes) -> None:
+        """Forget an environment; it is closed when its last user releases it."""
         self._count(namespace)
-        del self._looked[namespace]
+        del self._checked_at[namespace]
         release(self._environments.pop(namespace))
 
     def _count(self, namespace: bytes) -> None:
         with contextlib.suppress(Failed):
             self._counts[namespace] = len(self._environments[namespace])
 
-    def _make(self, namespace: bytes) -> None:
-        # Where a disk was mounted an empty folder may be left, and what is written to it would fill another disk.
+    def _create_namespace(self, namespace: bytes) -> None:
+        # Unmounting a disk may leave an empty folder; entries written to it would fill another disk.
         if folder.device(self.root) != self._device:
             raise FileNotFoundError("it has been removed or unmounted")
         folder.mark(self.root)
@@ -306,14 +309,14 @@ class DiskTier:
         if namespace in self._noted:
             folder.note(path, self._noted[namespace])
 
-    def _give_up(self, namespace: bytes, error: Exception) -> None:
-        self._broken.add(namespace)
+    def _skip_namespace(self, namespace: bytes, error: Exception) -> None:
+        self._unreadable.add(namespace)
         message = f"{self._path(namespace)} cannot be read ({error}). What it holds is computed again."
         if not isinstance(error, OSError):
             message += f" `lightning-freeze cache prune {self.root} --namespace {namespace.hex()[:8]}` removes it."
-        self._say("broken", message)
+        self._warn_once("broken", message)
 
-    def _say(self, kind: str, message: str) -> None:
-        if kind not in self._said:
-            self._said.add(kind)
-            self._to_say.append(message)
+    def _warn_once(self, kind: str, message: str) -> None:
+        if kind not in self._warned_kinds:
+            self._warned_kinds.add(kind)
+            self._pending_warnings.append(message)

@@ -1,8 +1,8 @@
-"""One entry as bytes, the same in RAM and on disk: a header of 64 bytes, then the tensor's own.
+"""The bytes of one entry, the same in RAM and on disk: a header of 64 bytes, then the data of the tensor.
 
 The header is little-endian: bytes 0 to 7 hold the checksum, 8 the version of the format, 9 the dtype, 10 the number of
 dimensions, 16 to 63 up to six sizes. The checksum is xxh3 (64 bits) over the namespace, the key and everything behind
-the checksum, so that a whole entry under a wrong key is found out too.
+the checksum, so that an intact entry under a wrong key is detected too.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-#: Version of the layout of entries and of the cache folder. Another version's cache is not read.
+#: Version of the layout of entries and of the cache folder. Caches of other versions are not read.
 VERSION = 1
 HEADER = 64
 _CHECKSUM = struct.Struct("<Q")
@@ -52,7 +52,7 @@ def write_entry(tensor: Tensor, place: Tensor) -> None:
 
     Args:
         tensor: Any layout, any device.
-        place: Where to: bytes (uint8), :func:`entry_bytes` of them, on the CPU.
+        place: The destination: a uint8 tensor of :func:`entry_bytes` elements on the CPU.
     """
     sizes = [*tensor.shape, *[0] * (_MOST_DIMENSIONS - tensor.dim())]
     place[:HEADER] = torch.frombuffer(
@@ -63,7 +63,7 @@ def write_entry(tensor: Tensor, place: Tensor) -> None:
 
 
 def read_entry(place: Tensor) -> Tensor:
-    """Return the tensor of an entry that is known to be right, without a copy.
+    """Return the tensor of an entry that was checked before, without a copy.
 
     Args:
         place: Bytes (uint8) that begin with the entry; more may follow.
@@ -100,14 +100,14 @@ def is_sound(name: bytes, entry: Any) -> bool:
 
 
 def dtype_of(entry: Any) -> str:
-    """Return the name of the dtype that an entry's header tells, as in ``"bfloat16"``; ``"?"`` if it tells none."""
+    """Return the name of the dtype in an entry's header, such as ``"bfloat16"``; ``"?"`` if there is none."""
     view = memoryview(entry)
     code = view[_CHECKSUM.size + 1] if len(view) >= HEADER else len(_DTYPES)
     return str(_DTYPES[code]).removeprefix("torch.") if code < len(_DTYPES) else "?"
 
 
 def _checksum(name: bytes, entry: Any) -> int:
-    # Imported late: `keys` says what to install where it is missing.
+    # Imported late: the error in `keys` says what to install if it is missing.
     import xxhash
 
     return int(xxhash.xxh3_64_intdigest(memoryview(entry)[_CHECKSUM.size :], xxhash.xxh3_64_intdigest(name)))

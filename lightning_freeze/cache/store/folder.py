@@ -1,9 +1,9 @@
-"""The cache folder: what marks it as one, what lies in it, and how parts of it are removed.
+"""The cache folder: its marker, its contents, and the removal of namespaces.
 
-``lightning-freeze-cache.json`` marks the folder and tells the version of the format. Each namespace, one state of one
+``lightning-freeze-cache.json`` marks the folder and holds the version of the format. Each namespace, one state of one
 frozen prefix, is a folder named with 32 hex digits: ``data.mdb`` and ``lock.mdb`` are its entries, an LMDB environment;
-``info.json`` says what they are, and its modification time is the last use; ``independent.json`` has the size of the
-largest batch in which samples were seen not to depend on one another.
+``info.json`` describes them, and its modification time is the last use; ``independent.json`` has the size of the
+largest batch in which samples were found to be independent of one another.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ INFO = "info.json"
 _NOTE = "independent.json"
 #: A namespace that was used within this many seconds is never evicted to make room for another.
 IDLE = 600.0
-#: Room that is left on the disk: a full one would also stop the run's own checkpoints.
+#: Space that is left free on the disk: the checkpoints of the run need some.
 _MOST_RESERVE, _RESERVE_SHARE = 1024**3, 0.05
 _REMOVED, _PART = ".removed-", ".part"
 _NAMESPACE = re.compile(r"[0-9a-f]{32}")
@@ -49,8 +49,8 @@ class Namespace:
 
     Attributes:
         path: Its folder.
-        info: What was declared of it.
-        bytes: What it takes on disk.
+        info: Its description.
+        bytes: Its size on disk.
         used: When it was last used, in seconds since 1970.
     """
 
@@ -66,7 +66,7 @@ class Namespace:
 
 
 def is_marked(root: Path) -> bool:
-    """Whether a folder has a marker, of whatever kind.
+    """Whether a folder has a marker, of any version.
 
     Raises:
         OSError: If the folder cannot be read.
@@ -79,7 +79,7 @@ def is_marked(root: Path) -> bool:
 
 
 def version_of(root: Path) -> int | None:
-    """Return the version of the cache in a folder, ``None`` if there is none (or its marker cannot be read)."""
+    """Return the version of the cache in a folder; ``None`` if there is none, or its marker cannot be read."""
     return read_number(root / MARKER, "version")
 
 
@@ -96,7 +96,7 @@ def mark(root: Path) -> None:
 
 
 def device(root: Path) -> int | None:
-    """Return which disk a folder is on, ``None`` if it is gone."""
+    """Return the number of the disk that a folder is on; ``None`` if it does not exist."""
     try:
         return root.stat().st_dev
     except (OSError, ValueError):
@@ -115,12 +115,12 @@ def namespaces(root: Path) -> list[Namespace]:
             try:
                 found.append(Namespace(path, read_json(path / INFO), bytes_on_disk(path), _last_use(path)))
             except OSError:
-                continue  # removed meanwhile by another process
+                continue  # just removed by another process
     return sorted(found, key=lambda namespace: (namespace.used, namespace.name))
 
 
 def refused(root: Path) -> list[Path]:
-    """Return what lies in a cache folder under the name of a namespace but is none, for example a symbolic link.
+    """Return paths that have the name of a namespace but are not one, for example symbolic links.
 
     Raises:
         OSError: If the folder cannot be read.
@@ -130,15 +130,15 @@ def refused(root: Path) -> list[Path]:
 
 
 def make_room(path: Path, size: int, budget: int | None) -> str | None:
-    """Make room for more entries, if need be by removing other namespaces that have been idle long enough.
+    """Make room for more entries, if necessary by removing other namespaces that were not used for long enough.
 
     Args:
         path: The folder of the namespace that they belong to.
-        size: How many bytes they take.
-        budget: How many bytes all namespaces together may take, ``None`` for no limit.
+        size: Their size in bytes.
+        budget: Maximum size of all namespaces together in bytes; ``None`` for no limit.
 
     Returns:
-        Why there is none, ``None`` if there is.
+        The reason why there is no room; ``None`` if there is room.
 
     Raises:
         OSError: If the folder cannot be read.
@@ -162,7 +162,7 @@ def make_room(path: Path, size: int, budget: int | None) -> str | None:
 
 
 def bytes_on_disk(path: Path) -> int:
-    """Return what a namespace takes on disk, 0 if it is gone."""
+    """Return the size of a namespace on disk in bytes; 0 if it does not exist."""
     try:
         found = (path / DATA).stat(follow_symlinks=False)
     except OSError:
@@ -171,7 +171,7 @@ def bytes_on_disk(path: Path) -> int:
 
 
 def remove(namespace: Namespace) -> None:
-    """Remove a namespace, at once for whoever opens it from now on. Processes that have it open go on reading it.
+    """Remove a namespace. It cannot be opened from now on; processes that have it open can still read it.
 
     Raises:
         OSError: If it cannot be removed.
@@ -185,7 +185,7 @@ def remove(namespace: Namespace) -> None:
 
 
 def sweep(root: Path) -> None:
-    """Remove what processes that were killed have left half removed or half written.
+    """Remove namespaces and files that killed processes have left half removed or half written.
 
     Raises:
         OSError: If it cannot be removed.
@@ -196,15 +196,15 @@ def sweep(root: Path) -> None:
 
 
 def touch(path: Path) -> None:
-    """Note that a namespace is in use."""
-    # A read-only folder keeps no such note.
+    """Record that a namespace is in use."""
+    # This is not possible in a read-only folder.
     with contextlib.suppress(OSError):
         if is_folder(path) and is_file(path / INFO):
             os.utime(path / INFO, follow_symlinks=os.utime not in os.supports_follow_symlinks)
 
 
 def note(path: Path, extent: int) -> None:
-    """Note in which batch samples were seen not to depend on one another, where that can be written.
+    """Record the size of a batch in which samples were found to be independent, if the folder is writable.
 
     Args:
         path: The folder of the namespace.
@@ -216,7 +216,7 @@ def note(path: Path, extent: int) -> None:
 
 
 def noted(path: Path) -> int:
-    """The size of that batch, 0 if there is no note, or none that can be read."""
+    """The size that :func:`note` recorded; 0 if there is none, or it cannot be read."""
     return (read_number(path / _NOTE, "elements") or 0) if is_folder(path) else 0
 
 
@@ -226,13 +226,13 @@ def _last_use(path: Path) -> float:
 
 
 def _remove_tree(path: Path) -> None:
-    """Remove a folder and what is in it, or a link itself. What another process removes meanwhile is no error."""
+    """Remove a folder with its contents, or a link itself; ignore what another process removes at the same time."""
     with contextlib.suppress(FileNotFoundError):
         if not is_folder(path):
             path.unlink()
             return
         for folder, _, _ in os.walk(path):
-            # What is in a read-only folder cannot be removed.
+            # The contents of a read-only folder cannot be removed.
             with contextlib.suppress(OSError):
                 os.chmod(folder, FOLDER_MODE)
         shutil.rmtree(path)

@@ -1,4 +1,4 @@
-"""Where each key's entry lies: a hash table in flat arrays, with 34 to 51 bytes a key where a dict takes over 150."""
+"""The index of entries by key: a hash table in flat arrays. It takes 34 to 51 bytes a key; a dict takes over 150."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def as_array(keys: Sequence[bytes]) -> Keys:
 class KeyIndex:
     """Maps keys of 128 bits to numbers that are not negative. Open addressing with linear probing, a batch at a time.
 
-    A slot takes 24 bytes. Between 47% and 70% of the slots are in use, so a key takes 34 to 51 bytes, and up to 86 for
-    the moment in which the table grows.
+    A slot takes 24 bytes. Between 47% and 70% of the slots are in use, so a key takes 34 to 51 bytes, and up to 86
+    while the table grows.
     """
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class KeyIndex:
         return self._keys.nbytes + self._values.nbytes
 
     def find(self, keys: Keys) -> Values:
-        """Return the number of each key, -1 for a key that is not there."""
+        """Return the number of each key, -1 for a key that is not in the index."""
         found = np.full(len(keys), _EMPTY, dtype=np.int64)
         slots, left = self._slots(keys), np.arange(len(keys))
         while left.size:
@@ -64,7 +64,7 @@ class KeyIndex:
         return found
 
     def insert(self, keys: Keys, values: Values) -> None:
-        """Add keys, or give new numbers to those that are there."""
+        """Add keys, or replace their numbers."""
         if self._used + len(keys) > _MOST_FULL * len(self._values):
             self._grow(self._used + len(keys))
         slots, left = self._slots(keys), np.arange(len(keys))

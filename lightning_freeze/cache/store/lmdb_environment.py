@@ -1,4 +1,4 @@
-"""One LMDB environment: opened once in a process however many ask for it, mapped as large as its disk."""
+"""One LMDB environment: opened once in a process for all users, with a map as large as its disk."""
 
 from __future__ import annotations
 
@@ -38,21 +38,21 @@ _SMALL_BYTES = 64 * 1024**2
 class Environment:
     """The entries of one namespace.
 
-    LMDB allows one handle a process, so :func:`acquire` and :func:`release` share it. Commits are ordered on the disk:
-    data reaches it before the page that refers to it, so that a power cut can undo the last commit, but leaves no
-    structure that misleads a reader. ``kill -9`` at any moment loses only what was not yet committed.
+    LMDB allows one handle in a process, so :func:`acquire` and :func:`release` share it. Commits are ordered: data
+    reaches the disk before the page that refers to it, so a power failure can undo the last commit but never leaves an
+    invalid structure. ``kill -9`` at any moment loses only data that was not committed yet.
 
     Args:
         path: The folder.
-        readonly: Whether nothing is to be written to it.
-        lock: Whether a reader enters itself in the lock file, which keeps writers from reusing the pages that it reads.
-            Without, nothing at all is written; right for a quick look, and where no lock file exists.
-        map_size: Address space to reserve; by default as much as the disk could ever hold: the map need not grow.
+        readonly: Whether the file must not be written to.
+        lock: Whether a reader registers in the lock file, which keeps writers from reusing the pages that it reads.
+            Without it, nothing at all is written; suited to a quick look, and to a folder without a lock file.
+        map_size: Address space to reserve; by default the size of the disk, so that the map need not grow.
 
     Raises:
         lmdb.Error: If it cannot be opened.
-        Damaged: If the file is shorter than its header says, as after a copy that was cut short.
-        OSError: If the folder is gone, or it or one of its files is a link or anything else that it should not be.
+        Damaged: If the file is shorter than its header says, for example after an interrupted copy.
+        OSError: If the folder does not exist, or the folder or one of its files is a link or of another wrong kind.
 
     Attributes:
         file: Device and inode of the file that is open.
@@ -75,7 +75,7 @@ class Environment:
 
     @property
     def is_current(self) -> bool:
-        """Whether the folder still holds the file that is open here, rather than none or a new one."""
+        """Whether the folder still holds the file that is open here, and not a new one or none."""
         try:
             file = (self.path / DATA).stat(follow_symlinks=False)
         except OSError:
@@ -97,26 +97,26 @@ class Environment:
             return [None if value is None else use(key, value) for key, value in values]
 
     def each(self) -> Iterable[tuple[bytes, Any]]:
-        """Go through all entries in the order of the keys; bytes are valid until the next one."""
+        """Iterate over all entries in the order of the keys; the bytes are valid until the next one."""
         with self._begin(write=False) as transaction:
             for key, data in transaction.cursor():
                 yield bytes(key), data
 
     @property
-    def is_quick_to_walk(self) -> bool:
+    def is_quick_to_check(self) -> bool:
         """Whether :meth:`problem` takes well under a second, or a few for a small file that claims many entries."""
         pages = self._env.info()["last_pgno"]
         is_small = pages * self._env.stat()["psize"] <= _SMALL_BYTES
         return is_small or (len(self) <= _QUICK_ENTRIES and pages <= _QUICK_PAGES)
 
     def problem(self) -> str:
-        """Walk the file's structure without trusting any of it, which LMDB itself does not do.
+        """Check the structure of the file without trusting any of it; LMDB itself trusts it.
 
         Returns:
             What is wrong with it; an empty string if nothing is.
         """
-        # The walk is of a file at rest: other writers wait meanwhile. Who may not write cannot make them wait, and
-        # believes only what was found in a file that has not changed.
+        # The file must not change during the check, so other writers wait. A read-only user cannot make them wait, and
+        # ignores the result if the file has changed.
         before = self._env.info()["last_txnid"]
         with contextlib.nullcontext() if self.readonly else self._begin(write=True):
             try:
@@ -154,7 +154,7 @@ class Environment:
         return int(self._env.stat()["entries"])
 
     def pause(self) -> None:
-        """Wait for the transactions under way, and let none begin before :meth:`resume`."""
+        """Wait for running transactions, and start no new ones before :meth:`resume`."""
         self._writing.acquire()
         self._reading.acquire()
 
@@ -164,7 +164,7 @@ class Environment:
         self._writing.release()
 
     def close(self) -> None:
-        """Unmap the file, once the transactions under way have ended."""
+        """Unmap the file when the running transactions have ended."""
         with self._writing, self._reading:
             self._env.close()
 
@@ -175,14 +175,14 @@ class Environment:
         self.close()
 
     def _check_files(self) -> None:
-        """LMDB follows links, writes to the lock file even when it only reads, and trusts the header: look first."""
+        """Check the files first: LMDB follows links, writes to the lock file even for reads, and trusts the header."""
         check_folder(self.path)
         check_file(self.path / LOCK)
         if check_file(self.path / DATA) is not None:
             read_header(self.path / DATA)
 
     def _check(self) -> tuple[int, int]:
-        """Which file it is, once it is known to be whole."""
+        """Check that the file is complete; returns its device and inode."""
         file = check_file(self.path / DATA)
         if file is None:
             raise FileNotFoundError(f"{DATA} has been removed")
@@ -196,12 +196,12 @@ class Environment:
         try:
             return self._env.begin(write=write, buffers=True)
         except lmdb.MapResizedError:
-            # Another process has written beyond what is mapped here.
+            # Another process has written beyond the map of this one.
             self._env.set_mapsize(0)
             return self._env.begin(write=write, buffers=True)
 
     def _open(self, size: int) -> lmdb.Environment:
-        # Read-ahead stays on: an entry is many pages, and a cold read of them one by one would be several times slower.
+        # Read-ahead stays on: an entry spans many pages, and reading them one by one would be several times slower.
         options: dict[str, Any] = {"max_readers": _MOST_READERS, "metasync": False, "mode": FILE_MODE}
         if self.readonly:
             options |= {"readonly": True, "create": False, "lock": self._locks}
@@ -216,7 +216,7 @@ class Environment:
             except lmdb.ReadonlyError:
                 if not self.readonly or not options["lock"]:
                     raise
-                # Even a reader enters itself in the lock file, which cannot be written here either.
+                # Even a reader registers in the lock file, which is read-only here too.
                 options["lock"] = False
 
 
@@ -226,11 +226,11 @@ _registry = threading.Lock()
 
 
 def acquire(path: Path, readonly: bool, lock: bool = True) -> Environment:
-    """Return the process's handle on a namespace; give it back to :func:`release`.
+    """Return the handle of this process on a namespace; pass it to :func:`release` after use.
 
     Args:
         path: The folder.
-        readonly: Whether nothing is to be written to it.
+        readonly: Whether the file must not be written to.
         lock: As for :class:`Environment`, if it is not open already.
 
     Raises:
@@ -241,7 +241,7 @@ def acquire(path: Path, readonly: bool, lock: bool = True) -> Environment:
     with _registry:
         found = _open.get(name)
         if found is None or not found.is_current:
-            # Whoever has one that was removed keeps it until they look again.
+            # Users of an environment that was removed keep it until they check again.
             found = _open[name] = Environment(path, readonly, lock)
             _living.add(found)
         found.users += 1
@@ -249,13 +249,13 @@ def acquire(path: Path, readonly: bool, lock: bool = True) -> Environment:
 
 
 def retain(environment: Environment) -> None:
-    """Hold a handle that is held already once more; give it back to :func:`release`, too."""
+    """Add a user to an open handle; it has to call :func:`release` too."""
     with _registry:
         environment.users += 1
 
 
 def release(environment: Environment) -> None:
-    """Give a handle back; the last one closes it."""
+    """Remove a user of a handle; the last one closes it."""
     with _registry:
         environment.users -= 1
         if environment.users <= 0:
@@ -265,8 +265,8 @@ def release(environment: Environment) -> None:
             environment.close()
 
 
-# LMDB's handles must not cross a fork while a transaction is on, nor be used by the child afterwards: a fork waits for
-# the transactions under way, and the child closes what it has inherited. Data loader workers and ranks may be forked.
+# A process must not fork during a transaction of LMDB, and the child must not use its handles. So a fork waits for the
+# running transactions, and the child closes the handles it has inherited. Data loader workers and ranks may be forked.
 def _before_fork() -> None:
     _registry.acquire()
     for environment in _living:

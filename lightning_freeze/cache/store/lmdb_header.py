@@ -1,6 +1,6 @@
-"""What the header of an LMDB file claims, compared with the size of the file before LMDB maps it.
+"""Compares the header of an LMDB file with the size of the file, before LMDB maps it.
 
-LMDB trusts its header. A page that lies behind the end of the file ends the process with SIGBUS when it is touched.
+LMDB trusts the header. Reading a page beyond the end of the file ends the process with SIGBUS.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ _SMALLEST_PAGE, _LARGEST_PAGE = 256, 65536
 
 
 class Damaged(Exception):
-    """The file is not what its own header says."""
+    """The file does not match its header."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a file claims of itself.
+    """The header of a file.
 
     Attributes:
         page_bytes: Size of a page.
-        pages: How many pages there are.
+        pages: Number of pages.
     """
 
     page_bytes: int
@@ -41,7 +41,7 @@ def read_header(path: Path) -> Header | None:
     """Read the header of a file, and check that the file is as long as it says.
 
     Returns:
-        What it claims; ``None`` if the file is empty, as one that is just being made.
+        The header; ``None`` if the file is empty because it is just being created.
 
     Raises:
         Damaged: If it is no LMDB file, or shorter than its header says.
@@ -62,7 +62,7 @@ def read_header(path: Path) -> Header | None:
         page_bytes_again, other = _meta(os.read(descriptor, _PAGE_HEADERS[-1] + _META.size), offset)
         if page_bytes_again != page_bytes:
             raise Damaged("its headers tell different page sizes")
-        # The size is read last: another process may be writing, and makes the file longer before it says so.
+        # The size is read last: a process that is writing extends the file before it updates the header.
         pages = max(last, other) + 1
         if os.fstat(descriptor).st_size < pages * page_bytes:
             raise Damaged("the file is shorter than its header says")

@@ -1,16 +1,16 @@
-"""The RAM tier: entries side by side in large slabs, within a budget, under a policy made for epochs.
+"""The RAM tier: entries in large slabs, within a budget, with an eviction policy for epochs.
 
-Training reads its samples over and over, each once an epoch. When they do not all fit, throwing out what was not used
-for the longest time (LRU) throws out each entry just before its turn and hardly ever hits. What fits best is to keep
-what is there and let the rest go by: with room for a share s of the samples, a share s of the look-ups hit. So a full
-tier takes in nothing new until something in it has gone stale:
+Training reads each sample once in an epoch. If not all of them fit, evicting the least recently used entry (LRU) evicts
+each entry just before it is needed, and there are hardly any hits. It is best to keep the present entries and not to
+store others: with room for a share s of the samples, a share s of the look-ups hit. So a full tier accepts nothing new
+until something in it is stale:
 
-- a namespace that nobody has looked into while as many look-ups as there are entries went elsewhere (the frozen prefix
-  has moved: its old boundary is not read any more);
-- a slab without a hit during eight times that many look-ups (its samples do not come again).
+- a namespace without a look-up, while other namespaces had as many look-ups as there are entries (the boundary of the
+  frozen prefix has moved);
+- a slab without a hit during eight times as many look-ups (its samples do not recur).
 
-What is stale is dropped whole, so that neither memory nor the index is ever fragmented. The slabs of a namespace begin
-small and double: a run in which each step brings a new namespace must not take a large slab for each.
+Stale namespaces and slabs are dropped as a whole, so that neither memory nor the index is fragmented. The first slab of
+a namespace is small and each further one is twice as large, for runs in which each step creates a new namespace.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ class _Slab:
 
 @dataclass
 class _Space:
-    """What the tier holds of one namespace."""
+    """The entries of one namespace."""
 
-    looked: int
+    last_lookup: int
     index: KeyIndex = field(default_factory=KeyIndex)
     slabs: dict[int, _Slab] = field(default_factory=dict)
 
@@ -55,7 +55,7 @@ class Place:
 
     Attributes:
         data: Its bytes (uint8), to be filled.
-        number: What the index will hold.
+        number: Its number in the index.
     """
 
     data: Tensor
@@ -66,14 +66,14 @@ class MemoryTier:
     """Entries in RAM.
 
     Args:
-        budget: How many bytes the slabs may take in all; the index comes on top, 34 to 51 bytes an entry.
+        budget: Maximum size of all slabs in bytes. The index takes another 34 to 51 bytes for each entry.
     """
 
     def __init__(self, budget: int) -> None:
         self.budget = budget
         self.bytes = 0
         self.evicted = 0
-        self._clock = 0
+        self._lookups = 0
         self._next = 0
         self._spaces: dict[bytes, _Space] = {}
         self._slab_size = max(_ALIGNMENT, min(_LARGEST_SLAB, budget // _SLABS))
@@ -83,7 +83,7 @@ class MemoryTier:
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes that the entries take; the rest of :attr:`bytes` is still free."""
+        """Size of the entries in bytes; the rest of :attr:`bytes` is still free."""
         return sum(slab.used for space in self._spaces.values() for slab in space.slabs.values())
 
     @property
@@ -92,30 +92,30 @@ class MemoryTier:
         return sum(space.index.nbytes for space in self._spaces.values())
 
     def get(self, namespace: bytes, keys: Sequence[bytes]) -> list[Tensor | None]:
-        """Return the tensors, ``None`` where there is no entry. They are views: nobody may write to them."""
-        self._clock += len(keys)
+        """Return the tensors, ``None`` where there is no entry. They are views, and must not be written to."""
+        self._lookups += len(keys)
         space = self._spaces.get(namespace)
         if space is None or not keys:
             return [None] * len(keys)
-        space.looked = self._clock
+        space.last_lookup = self._lookups
         numbers = space.index.find(as_array(keys))
         for slab in np.unique(numbers[numbers >= 0] >> 32).tolist():
-            space.slabs[slab].hit = self._clock
+            space.slabs[slab].hit = self._lookups
         return [None if number < 0 else read_entry(_at(space.slabs, number)) for number in numbers.tolist()]
 
     def holds(self, namespace: bytes, keys: Sequence[bytes]) -> list[bool]:
-        """Return whether there is an entry for each key. This is no use of the entry."""
+        """Return whether there is an entry for each key. This does not count as a look-up."""
         space = self._spaces.get(namespace)
         if space is None or not keys:
             return [False] * len(keys)
         return [bool(number >= 0) for number in space.index.find(as_array(keys)).tolist()]
 
     def reserve(self, namespace: bytes, size: int) -> Place | None:
-        """Return room for an entry, ``None`` if there is none. It is not found before :meth:`commit`.
+        """Reserve room for an entry; ``None`` if there is none. The entry is found only after :meth:`commit`.
 
         Args:
-            namespace: Whose entry it is.
-            size: Its bytes.
+            namespace: The namespace of the entry.
+            size: Its size in bytes.
         """
         length = -(-size // _ALIGNMENT) * _ALIGNMENT
         if length > self.budget:
@@ -127,19 +127,19 @@ class MemoryTier:
                 self._drop_stale()
             if self.bytes + length > self.budget:
                 return None
-            space = self._spaces.setdefault(namespace, _Space(self._clock))
+            space = self._spaces.setdefault(namespace, _Space(self._lookups))
             before = max((len(slab.data) for slab in space.slabs.values()), default=0)
             last, self._next = self._next, self._next + 1
             room = max(length, min(self._slab_size, max(_FIRST_SLAB, 2 * before), self.budget - self.bytes))
-            space.slabs[last] = _Slab(torch.empty(room, dtype=torch.uint8), 0, self._clock)
+            space.slabs[last] = _Slab(torch.empty(room, dtype=torch.uint8), 0, self._lookups)
             self.bytes += room
-        space.looked, slab = self._clock, space.slabs[last]
-        slab.hit = self._clock  # not stale before its entries can be found
+        space.last_lookup, slab = self._lookups, space.slabs[last]
+        slab.hit = self._lookups  # so that it is not stale before its entries can be found
         start, slab.used = slab.used, slab.used + length
         return Place(slab.data[start : start + size], last << 32 | start // _ALIGNMENT)
 
     def commit(self, namespace: bytes, keys: Sequence[bytes], places: Sequence[Place]) -> None:
-        """Let entries be found, once their bytes are in place."""
+        """Make entries available after their bytes were written."""
         if keys:
             numbers = np.array([place.number for place in places], dtype=np.int64)
             self._spaces[namespace].index.insert(as_array(keys), numbers)
@@ -151,12 +151,12 @@ class MemoryTier:
     def _drop_stale(self) -> None:
         patience = max(len(self), _LEAST_LOOKUPS)
         for namespace, space in list(self._spaces.items()):
-            if space.looked < self._clock - patience:
+            if space.last_lookup < self._lookups - patience:
                 self.evicted += len(space.index)
                 self.bytes -= sum(len(slab.data) for slab in space.slabs.values())
                 del self._spaces[namespace]
                 continue
-            stale = [n for n, slab in space.slabs.items() if slab.hit < self._clock - _SLAB_PATIENCE * patience]
+            stale = [n for n, slab in space.slabs.items() if slab.hit < self._lookups - _SLAB_PATIENCE * patience]
             if not stale:
                 continue
             kept = ~np.isin(space.index.values() >> 32, stale)

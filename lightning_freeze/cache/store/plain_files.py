@@ -1,8 +1,8 @@
-"""Files in a folder that others may write to: read and written only where they are what they should be.
+"""Files in a folder that other users may write to: they are used only if they are of the expected kind.
 
-A symbolic link that somebody planted in a shared folder would send a read or a write to a file of their choice. So
-nothing here follows a link below the cache folder, opens anything but a regular file, or writes to a name that can be
-guessed. New folders are for their owner alone (0700), new files too (0600).
+A symbolic link in a shared folder would redirect a read or a write to another file. So these functions never follow a
+link below the cache folder, open only regular files, and write only to names that cannot be guessed. New folders and
+files are accessible to their owner only (0700 and 0600).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 FOLDER_MODE, FILE_MODE = 0o700, 0o600
-#: JSON files here hold a few fields. A larger one is not ours.
+#: Maximum size of a JSON file; files of this package hold a few fields.
 _LARGEST_JSON = 64 * 1024
 # Without O_NONBLOCK, opening a FIFO waits for a writer. Windows has neither flag.
 _FLAGS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
@@ -25,7 +25,7 @@ _KINDS = {stat.S_IFLNK: "a symbolic link", stat.S_IFDIR: "a folder", stat.S_IFIF
 
 
 class RefusedError(OSError):
-    """A file or a folder is not what it should be, for example a symbolic link."""
+    """A file or a folder is of the wrong kind, for example a symbolic link."""
 
     def __init__(self, path: Path, what: str) -> None:
         super().__init__(errno.ELOOP, f"{path.name} is {what}")
@@ -35,12 +35,12 @@ class RefusedError(OSError):
 
 
 def is_file(path: Path) -> bool:
-    """Whether a path is a regular file itself, not a link to one. False if that cannot be found out."""
+    """Whether a path is a regular file itself, not a link to one. False if that is unknown."""
     return _is(path, stat.S_ISREG)
 
 
 def is_folder(path: Path) -> bool:
-    """Whether a path is a folder itself, not a link to one. False if that cannot be found out."""
+    """Whether a path is a folder itself, not a link to one. False if that is unknown."""
     return _is(path, stat.S_ISDIR)
 
 
@@ -52,7 +52,7 @@ def check_file(path: Path) -> os.stat_result | None:
 
     Raises:
         RefusedError: If it is anything else.
-        OSError: If that cannot be found out.
+        OSError: If its status cannot be read.
     """
     try:
         found = path.stat(follow_symlinks=False)
@@ -70,7 +70,7 @@ def check_folder(path: Path) -> None:
 
     Raises:
         RefusedError: If it is anything else.
-        OSError: If it does not exist, or that cannot be found out.
+        OSError: If it does not exist, or its status cannot be read.
     """
     found = path.stat(follow_symlinks=False)
     if not stat.S_ISDIR(found.st_mode):
@@ -78,11 +78,11 @@ def check_folder(path: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder for its owner alone, if there is none yet.
+    """Create a folder that only its owner can access, if it does not exist.
 
     Raises:
         RefusedError: If there is something else in its place.
-        OSError: If it cannot be made.
+        OSError: If it cannot be created.
     """
     with contextlib.suppress(FileExistsError):
         path.mkdir(mode=FOLDER_MODE)
@@ -122,7 +122,7 @@ def read_number(path: Path, field: str) -> int | None:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a file that no other process ever sees half written. A link in its place is replaced, not followed.
+    """Write a file atomically. A link in its place is replaced, not followed.
 
     Raises:
         OSError: If it cannot be written.

@@ -1,4 +1,4 @@
-"""Sizes in bytes: how a user writes them, how they are shown, and how much memory there is to share."""
+"""Sizes in bytes: parsing, formatting, and the memory that is available."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def parse_size(value: str | int | None, name: str = "size") -> int | None:
 
     Args:
         value: ``"4GiB"`` (1024), ``"500MB"`` (1000), a number of bytes, or ``None``, which is returned as it is.
-        name: What the user calls it, for the error message.
+        name: Name of the argument, for the error message.
 
     Raises:
         ConfigurationError: If it cannot be read, or is negative.
@@ -54,7 +54,7 @@ def show_size(number: float) -> str:
 
 
 def default_memory(processes: int | None = None) -> int:
-    """Return the memory that one process may take without a ``max_memory``: a quarter of its share of what is free.
+    """Return the memory that one process may take without a ``max_memory``: a quarter of its share of the free memory.
 
     Args:
         processes: How many processes share the machine; by default ``LOCAL_WORLD_SIZE``, which launchers set, or 1.
@@ -64,7 +64,7 @@ def default_memory(processes: int | None = None) -> int:
 
 
 def available_memory() -> int:
-    """Return how many bytes of memory can still be had, as the kernel or the container's limit says."""
+    """Return the available memory in bytes, according to the kernel or the limit of the container."""
     found = [size for size in (_system_memory(), _container_memory()) if size is not None]
     return max(0, min(found, default=_FALLBACK))
 
@@ -91,5 +91,5 @@ def _container_memory() -> int | None:
 
 
 def bytes_in(rows: Sequence[Tensor]) -> int:
-    """The bytes that some tensors take."""
+    """The size of some tensors in bytes."""
     return sum(row.numel() * row.element_size() for row in rows)

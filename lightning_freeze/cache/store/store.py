@@ -1,4 +1,4 @@
-"""The store under the frozen prefix cache: a RAM tier over an optional disk tier, behind four calls."""
+"""The store of the frozen prefix cache: a RAM tier over an optional disk tier."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ class StoreStats:
     Attributes:
         hits: Look-ups that found an entry, in any tier.
         misses: Look-ups that did not.
-        entries: Entries that are held: on disk, in the namespaces used, if there is a disk tier; else in RAM.
-        stored_bytes: Bytes of these entries, for messages: what they take on disk if there is a disk tier (what they
-            take in RAM if that is more, as when nothing can be written); else what they take in RAM.
-        memory_bytes: Bytes of RAM that are taken from the machine, those that are set aside for more entries included.
+        entries: Number of entries: on disk, in the namespaces used, if there is a disk tier; else in RAM.
+        stored_bytes: Size of these entries, for messages: on disk if there is a disk tier, else in RAM; the size in RAM
+            also if that is larger, for example because nothing can be written.
+        memory_bytes: Bytes of RAM in use, including those that are reserved for more entries.
         disk_bytes: Bytes on disk of the namespaces used.
         read_bytes: Bytes read from disk.
-        evicted: Entries dropped from RAM because they had gone stale.
+        evicted: Entries dropped from RAM because they were stale.
         recovered: Entries on disk that were damaged, and counted as misses.
-        dropped: Entries that found no room: they will be computed again.
+        dropped: Entries without room: they will be computed again.
     """
 
     hits: int = 0
@@ -63,7 +63,7 @@ def open_store(
     """Open a store.
 
     Args:
-        cache_dir: Folder for the disk tier, shared by any number of processes; made if it does not exist. ``None``
+        cache_dir: Folder for the disk tier, shared by any number of processes; created if it does not exist. ``None``
             keeps everything in RAM.
         max_memory: Budget of the RAM tier (``"4GiB"``, ``"500MB"``, a number of bytes). By default a quarter of the
             memory that is free now, divided by ``LOCAL_WORLD_SIZE`` where a launcher sets it.
@@ -79,7 +79,7 @@ def open_store(
             raise ConfigurationError(f"max_disk is {max_disk!r} without a cache_dir: expected both, or max_memory.")
         return Store(tier)
     root = _folder_path(cache_dir)
-    # What is only in RAM does without lmdb.
+    # A store in RAM needs no lmdb.
     from lightning_freeze.cache.store.disk import DiskTier, Unusable
 
     try:
@@ -92,7 +92,7 @@ def open_store(
 class Store:
     """Tensors by namespace and key, in RAM and on disk. Use :func:`open_store`.
 
-    Threads may share it, and a process that forks may go on using it on both sides.
+    Threads may share it. After a fork, both processes may use it.
 
     Args:
         memory: The RAM tier.
@@ -120,7 +120,7 @@ class Store:
 
         Returns:
             CPU tensors exactly as they were put, ``None`` where there is no entry. They may share memory with the
-            store: nobody may write to them.
+            store, and must not be written to.
         """
         _check_namespace(namespace)
         self._check_process()
@@ -136,21 +136,21 @@ class Store:
                     rows = self._read(self._disk, namespace, [keys[i] for i in missing])
                     for i, row in zip(missing, rows, strict=True):
                         found[i] = row
-                self._disk.say()
+                self._disk.emit_warnings()
             hits = sum(row is not None for row in found)
             self._hits += hits
             self._misses += len(found) - hits
             return found
 
     def _read(self, disk: DiskTier, namespace: bytes, keys: Sequence[bytes]) -> list[Tensor | None]:
-        """Read from disk, and keep in RAM what there is room for."""
+        """Read from disk, and keep entries in RAM as far as there is room."""
         kept: dict[bytes, Place] = {}
 
         def copy(key: bytes, data: Any) -> Tensor | None:
             place = self._memory.reserve(namespace, len(data))
             entry = torch.empty(len(data), dtype=torch.uint8) if place is None else place.data
             np.copyto(entry.numpy(), np.frombuffer(data, dtype=np.uint8))
-            # The copy is what is checked, so that nothing can happen to it afterwards.
+            # The copy is checked, not the data on disk, which may still change.
             if not is_sound(namespace + key, entry.numpy()):
                 return None
             if place is not None:
@@ -194,25 +194,25 @@ class Store:
                     self._dropped += 1
             self._memory.commit(namespace, list(kept), list(kept.values()))
             if self._disk is not None:
-                self._disk.say()
+                self._disk.emit_warnings()
 
     def declare(self, namespace: bytes, info: dict[str, str | int]) -> None:
-        """Say for a human reader what a namespace holds.
+        """Describe a namespace for a human reader.
 
         Args:
             namespace: 16 bytes.
-            info: What ``lightning-freeze cache info`` shows: ``model``, ``blocks``, ``of``, and whatever else is known.
+            info: The fields that ``lightning-freeze cache info`` shows: ``model``, ``blocks``, ``of`` and others.
         """
         _check_namespace(namespace)
         if self._disk is not None:
             self._disk.declare(namespace, info)
 
     def note(self, namespace: bytes, extent: int) -> None:
-        """Note of a namespace, for later runs too, that samples were seen not to depend on the rest of their batch.
+        """Record, for later runs too, that samples were found not to depend on the rest of their batch.
 
         Args:
             namespace: 16 bytes.
-            extent: How large that batch was, in elements of its hidden states.
+            extent: Size of the batch, in elements of its hidden states.
         """
         _check_namespace(namespace)
         if extent > self.noted(namespace):
@@ -221,7 +221,7 @@ class Store:
                 self._disk.note(namespace, extent)
 
     def noted(self, namespace: bytes) -> int:
-        """The largest batch for which that was noted, here or on disk; 0 if there is none."""
+        """The size of the largest batch that :meth:`note` recorded, here or on disk; 0 if there is none."""
         on_disk = self._disk.noted(namespace) if self._disk is not None else 0
         return max(self._noted.get(namespace, 0), on_disk)
 
@@ -249,18 +249,18 @@ class Store:
         self._check_process()
         if self._disk is not None and self._writer is not None:
             self._writer.flush()
-            self._disk.say()
+            self._disk.emit_warnings()
 
     def rest(self) -> None:
-        """Flush, and give back the thread and the open files. What is in RAM stays."""
+        """Flush, end the thread and close the files. Entries in RAM stay."""
         self._check_process()
         if self._disk is not None and self._writer is not None:
             self._writer.close()
-            self._disk.say()
+            self._disk.emit_warnings()
             self._disk.close()
 
     def close(self) -> None:
-        """Flush, and give everything back. The store may be used again; what was only in RAM is gone."""
+        """Flush, and free everything. The store may be used again, without the entries that were only in RAM."""
         self.rest()
         with self._lock:
             self._memory.clear()
@@ -272,7 +272,7 @@ class Store:
         self.close()
 
     def _check_process(self) -> None:
-        """After a fork, begin anew with what is on disk: threads, locks and handles stay behind in the parent."""
+        """Reset threads, locks and handles after a fork; they belong to the parent process."""
         if self._process != os.getpid():
             if self._disk is not None:
                 self._disk.after_fork()
@@ -280,7 +280,7 @@ class Store:
 
 
 def _folder_path(cache_dir: Path | str) -> Path:
-    """The path of a folder that may not exist yet, or that may not be readable: the disk tier says so then."""
+    """The path of a folder. It may not exist yet; the disk tier warns if it is not readable."""
     name = os.path.expanduser(cache_dir)
     if (os.path.lexists(name) and not os.path.isdir(name)) or "\0" in name:
         what = "not a path" if "\0" in name else "a file"

@@ -1,4 +1,4 @@
-"""Write-behind: entries wait in memory for a thread that writes them, so that no training step waits for the disk."""
+"""Write-behind: a thread writes entries from a queue in memory, so that no training step waits for the disk."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torch import Tensor
 _BATCH_BYTES = 32 * 1024**2
 _DELAY = 0.5
 _LOOK_AGAIN = 1.0
-#: What may wait beyond the memory budget, in bytes.
+#: Maximum size of waiting entries beyond the memory budget, in bytes.
 MOST_WAITING = 256 * 1024**2
 
 
 @dataclass
 class Waiting:
-    """An entry on its way to the disk.
+    """An entry that waits to be written to disk.
 
     Attributes:
         data: Its bytes.
-        is_extra: Whether they are held for the disk alone, and not by the RAM tier as well.
+        is_extra: Whether the RAM tier does not hold them as well.
     """
 
     data: Tensor
@@ -33,8 +33,8 @@ class WriteBehind:
 
     Args:
         write: Writes entries by name (namespace and key).
-        failed: Told of an exception that ended the thread, and how many entries were dropped with it. From then on
-            nothing is taken.
+        failed: Called with an exception that ended the thread, and the number of entries that were dropped. No more
+            entries are accepted then.
     """
 
     def __init__(
@@ -51,13 +51,13 @@ class WriteBehind:
     def add(self, name: bytes, data: Tensor, is_extra: bool) -> bool:
         """Queue an entry. Returns False, and does nothing, if too much is waiting already or writing has failed.
 
-        The queue never makes its caller wait: a fill that computes faster than the disk writes leaves some entries out,
-        which are computed once more in the next epoch, rather than become slower than a run without a cache.
+        The queue never makes its caller wait. If hidden states are computed faster than the disk writes, some entries
+        are left out and computed again in the next epoch, so that the run is never slower than one without a cache.
 
         Args:
             name: Namespace and key.
-            data: The entry's bytes, which nobody may change any more.
-            is_extra: Whether they take memory beyond the RAM tier's budget.
+            data: The entry's bytes, which must not change any more.
+            is_extra: Whether they take memory beyond the budget of the RAM tier.
         """
         with self._changed:
             if self._has_failed or (is_extra and self._extra + len(data) > MOST_WAITING):
@@ -78,11 +78,11 @@ class WriteBehind:
 
     @property
     def extra_bytes(self) -> int:
-        """What waits beyond the RAM tier's budget."""
+        """Size of waiting entries beyond the budget of the RAM tier, in bytes."""
         return self._extra
 
     def flush(self) -> None:
-        """Wait until nothing is waiting any more. If the thread has died, what waits is dropped."""
+        """Wait until the queue is empty. If the thread has died, the waiting entries are dropped."""
         with self._changed:
             self._flushing = True
             self._changed.notify_all()
@@ -104,25 +104,25 @@ class WriteBehind:
 
     def _run(self) -> None:
         try:
-            self._write_what_comes()
-        # Whatever it is, nobody else would see it, and whoever flushes would wait for ever.
+            self._write_queue()
+        # Any exception: otherwise it would go unnoticed, and `flush` would wait indefinitely.
         except BaseException as error:
             with self._changed:
                 self._drop(error)
 
     def _drop(self, error: BaseException) -> None:
-        """Give up what waits. What of it is in RAM, too, stays there; the rest is computed again."""
+        """Drop the waiting entries. Those in RAM stay there; the others are computed again."""
         count, self._waiting, self._extra, self._has_failed = len(self._waiting), {}, 0, True
         self._failed(error, count)
         self._changed.notify_all()
 
-    def _write_what_comes(self) -> None:
+    def _write_queue(self) -> None:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._closed)
                 if not self._waiting:
                     return
-                self._changed.wait_for(self._is_worth_a_commit, timeout=_DELAY)
+                self._changed.wait_for(self._should_commit, timeout=_DELAY)
                 batch = self._next_batch()
             self._write({name: waiting.data for name, waiting in batch.items()})
             with self._changed:
@@ -131,7 +131,7 @@ class WriteBehind:
                     self._extra -= len(waiting.data) * waiting.is_extra
                 self._changed.notify_all()
 
-    def _is_worth_a_commit(self) -> bool:
+    def _should_commit(self) -> bool:
         return self._flushing or self._closed or sum(len(w.data) for w in self._waiting.values()) >= _BATCH_BYTES
 
     def _next_batch(self) -> dict[bytes, Waiting]:

@@ -75,7 +75,7 @@ def _class(config: dict[Any, Any], cls: type | None) -> dict[Any, Any]:
 def _arguments(arguments: dict[Any, Any], cls: type) -> dict[Any, Any]:
     try:
         hints = typing.get_type_hints(cls if dataclasses.is_dataclass(cls) else cls.__init__)  # type: ignore[misc]
-    except Exception:  # a class of somebody else's, with annotations that cannot be resolved
+    except Exception:  # a class of another package, with annotations that cannot be resolved
         return arguments
     return {name: _adapted(value, hints.get(name, Any), str(name)) for name, value in arguments.items()}
 

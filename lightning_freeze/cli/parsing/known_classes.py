@@ -44,7 +44,7 @@ def find_class(name: object) -> type | None:
     module, _, attribute = name.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), attribute, None)
-    except Exception:  # whatever a module raises at import is reported when the class is asked for
+    except Exception:  # an error at import is reported when the class is used
         return None
     return found if isinstance(found, type) else None
 

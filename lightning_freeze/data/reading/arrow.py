@@ -1,4 +1,4 @@
-"""Parquet files and datasets that ``datasets`` saved into tables of rows, within a limit of memory."""
+"""Reads Parquet files and folders that ``datasets`` saved into tables, within a memory limit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LARGEST_RATIO = 100
 """How many times its own size a larger file may unpack to; text compresses to a third or a tenth."""
 _BATCH = 1024
 _LIST_BATCH = 16
-"""Rows that are read at once, before what they unpack to is counted: fewer where a row has any number of values."""
+"""Rows that are read before their unpacked size is checked: fewer if a row may have any number of values."""
 _ROW_BYTES = 100
 _FIELD_BYTES = 50
 
@@ -73,7 +73,7 @@ def read_saved_dataset(name: str, folder: Path, split: str | None) -> Table:
         raise needs_extra("Hugging Face datasets on disk", "datasets") from error
     try:
         data: Any = load_from_disk(str(folder))
-    except Exception as error:  # whatever datasets, pyarrow or json make of a damaged folder
+    except Exception as error:  # a damaged folder may cause any error in datasets, pyarrow or json
         raise ConfigurationError(f"The dataset {name!r} cannot be read: {_first_line(error)}") from error
     if isinstance(data, DatasetDict):
         if split not in data:
@@ -130,7 +130,7 @@ def needs_extra(what: str, package: str) -> ConfigurationError:
 
 
 class _Limit:
-    """Counts what a file unpacks to, and stops a file of a few kilobytes that would fill the memory."""
+    """Counts the unpacked size of a file, and refuses a small file that would fill the memory."""
 
     def __init__(self, name: str, size: int) -> None:
         self.name = name
@@ -202,7 +202,7 @@ def _unpacked_size(array: Any) -> int:
 
 
 def _declared_size(metadata: Any) -> int:
-    # Only what pyarrow reads without decoding the columns' statistics: damaged ones would end the process there.
+    # Only fields that pyarrow reads without decoding column statistics: damaged statistics would end the process.
     groups = (metadata.row_group(i) for i in range(metadata.num_row_groups))
     return int(sum(group.total_byte_size for group in groups) + _ROW_BYTES * metadata.num_rows)
 

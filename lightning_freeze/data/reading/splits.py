@@ -1,4 +1,4 @@
-"""Which split of a saved dataset is for training, validation, testing and prediction, whatever its name."""
+"""Finds the training, validation, test and prediction splits of a saved dataset by their usual names."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def split_of_file(file: str, wanted: str) -> str | None:
 
 
 def splits_of_dataset(file: str) -> dict[str, str]:
-    """Return the splits of a saved dataset by purpose, and say in one line what is not as usual.
+    """Return the splits of a saved dataset by purpose, and report anything unusual in one line.
 
     Args:
         file: The folder.

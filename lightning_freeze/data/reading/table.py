@@ -1,4 +1,4 @@
-"""The rows of one file or split, which know where they stand in it."""
+"""The rows of one file or split, with their positions in it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Table:
         return len(self.rows)
 
     def where(self, index: int) -> str:
-        """Return where a row stands, for messages.
+        """Return the position of a row, for messages.
 
         Args:
             index: Position of the row in this table.

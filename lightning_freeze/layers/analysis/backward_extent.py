@@ -1,9 +1,9 @@
-"""Where the backward pass really stops when layers are frozen, and what keeps it going where it does not.
+"""Where the backward pass stops when layers are frozen, and what makes it run further than it should.
 
 A frozen layer needs no gradients of its own, but backward still runs through it as long as something that trains feeds
-it. The answer is read from the structure: no forward pass, no data, meta parameters work. Where structure cannot
-decide (several towers, layers from an explicit map), the answer is marked as not certain, and one forward pass under a
-:class:`~lightning_freeze.layers.backward_watch.BackwardWatch` tells.
+it. The answer follows from the structure: it needs no forward pass and no data, and works with meta parameters. Where
+the structure cannot decide (several towers, layers from an explicit map), the answer is marked as not certain, and one
+forward pass under a :class:`~lightning_freeze.diagnostics.backward_watch.BackwardWatch` decides.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ IN_TRAIN_MODE = "while it is in train mode"
 
 @dataclass(frozen=True)
 class Leak:
-    """Frozen layers that backward runs through nevertheless.
+    """Frozen layers that backward still runs through.
 
     Attributes:
         layers: Names of these layers, in stack order.
@@ -44,14 +44,14 @@ class Leak:
 
 
 def backward_leaks(stack: Layers, trainable: Collection[nn.Parameter] | None = None) -> list[Leak]:
-    """Find the frozen layers that backward has to run through, and what is to blame.
+    """Find the frozen layers that backward has to run through, and the cause.
 
     A layer counts as frozen if none of its parameters trains. Blocks with trainable adapters (LoRA) inside are not
     frozen, and layers that nothing trainable feeds (another tower, an encoder below a trainable decoder) do not leak.
 
     Args:
         stack: The layers.
-        trainable: The parameters that are to count as trainable; by default those that require grad. Inputs that are
+        trainable: The parameters that count as trainable; by default those that require grad. Inputs that are
             made to require grad are reported in the latter case only, because that depends on the modules' modes.
 
     Returns:
@@ -73,10 +73,10 @@ def backward_leaks(stack: Layers, trainable: Collection[nn.Parameter] | None = N
         if feeding:
             found.setdefault(feeding, []).append((layer, any(feeds)))
     leaks = [_leak(stack, [sources[i] for i in feeding], through, trains) for feeding, through in found.items()]
-    return leaks if trainable is not None else leaks + _asked(stack, flow, frozen)
+    return leaks if trainable is not None else leaks + _input_leaks(stack, flow, frozen)
 
 
-def _alternatives(a: bool | None, b: bool | None) -> bool | None:
+def _either(a: bool | None, b: bool | None) -> bool | None:
     return True if a or b else None if a is None or b is None else False
 
 
@@ -86,24 +86,24 @@ def _leak(
     through: list[tuple[Layer, bool]],
     trains: Callable[[nn.Parameter], bool],
 ) -> Leak:
-    blamed = dict.fromkeys(name for source in sources for name in source.parameters)
+    causes = dict.fromkeys(name for source in sources for name in source.parameters)
     owners = {source.owner for source in sources}
     return Leak(
         tuple(layer.name for layer, _ in through),
         tuple(layer.name for layer in stack if layer.name in owners),
-        tuple(blamed),
-        selector_of(stack, blamed, trains),
+        tuple(causes),
+        selector_of(stack, causes, trains),
         is_certain=all(certain for _, certain in through),
     )
 
 
 def selector_of(stack: Layers, names: Collection[str], trains: Callable[[nn.Parameter], bool]) -> str:
-    """A selector of some trainable parameters: layers where it is all that trains in them, else globs.
+    """A selector of some trainable parameters: a layer where they are all that trains in it, otherwise globs.
 
     Args:
         stack: The layers.
         names: Full names of the parameters.
-        trains: Whether a parameter trains; what does not may be selected too.
+        trains: Whether a parameter trains. Parameters that do not train may be selected too.
     """
     terms: list[str] = []
     for layer in stack:
@@ -115,7 +115,7 @@ def selector_of(stack: Layers, names: Collection[str], trains: Callable[[nn.Para
 
 
 def _globs(stack: Layers, names: list[str]) -> list[str]:
-    """The parts of the module, as deep as need be, that hold these parameters and no others."""
+    """Globs for the largest parts of the module that hold these parameters and no others."""
     columns = zip(*(name.split(".") for name in names), strict=False)
     depth = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
     others = [name for layer in stack for name, _ in layer.named_parameters() if name not in names]
@@ -127,10 +127,10 @@ def _globs(stack: Layers, names: list[str]) -> list[str]:
     return list(terms)
 
 
-def _asked(stack: Layers, flow: _Flow, frozen: list[Layer]) -> list[Leak]:
+def _input_leaks(stack: Layers, flow: _Flow, frozen: list[Layer]) -> list[Leak]:
     """Leaks that come from inputs, one for each module that makes them require grad."""
     leaks = []
-    for name, module, reason in asking_modules(stack.module):
+    for name, module, reason in modules_requiring_input_grad(stack.module):
         layer = stack.layer_of_module(module)
         if layer is None:
             continue
@@ -142,8 +142,8 @@ def _asked(stack: Layers, flow: _Flow, frozen: list[Layer]) -> list[Leak]:
     return leaks
 
 
-def asking_modules(root: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
-    """The modules that make a tensor require grad whatever their parameters do: full name, module and reason."""
+def modules_requiring_input_grad(root: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
+    """Modules that make a tensor require grad even if no parameter does: full name, module and reason."""
     for name, module in root.named_modules():
         hooks = [getattr(hook, "__name__", "") for hook in module._forward_hooks.values()]
         if any(hook.startswith("make_inputs_require_grad") for hook in hooks):
@@ -159,7 +159,7 @@ class _Source:
 
     Attributes:
         owner: Name of the layer that owns them.
-        layer: The layer in which they are used, another one than the owner for shared weights.
+        layer: The layer that uses them; for shared weights not the owner.
         towers: The towers that they are registered in; they feed these first.
         parameters: Their full names.
     """
@@ -204,17 +204,17 @@ class _Flow:
         if source.layer.index >= layer.index:
             return False
         if self._stack.from_groups:
-            return None  # the map gives an order, and says nothing about what stands side by side
+            return None  # the map gives an order, but does not say which groups run side by side
         if not self._towers:
             return True
         if layer.kind == "head" and not layer.tower:
-            return None if any(self._starts_anew(tower) for tower in list(self._towers)[1:]) else True
+            return None if any(self._has_own_embeddings(tower) for tower in list(self._towers)[1:]) else True
         starts = frozenset({source.layer.tower}) if source.layer.tower else source.towers
         if not starts:
             return None
         answer: bool | None = False
         for tower in starts:
-            answer = _alternatives(answer, self._reaches(tower, layer.tower))
+            answer = _either(answer, self._reaches(tower, layer.tower))
         return answer
 
     def _reaches(self, tower: str, other: str) -> bool | None:
@@ -223,17 +223,17 @@ class _Flow:
         order = list(self._towers)
         if tower not in order or other not in order:
             return None
-        if order.index(tower) > order.index(other) or self._starts_anew(other):
+        if order.index(tower) > order.index(other) or self._has_own_embeddings(other):
             return False
-        # A text tower that can attend to images need not do so.
-        return True if len(order) == 2 and self._continues(other) else None
+        # A text tower that can attend to images does not always do so.
+        return True if len(order) == 2 and self._is_named_as_decoder(other) else None
 
-    def _continues(self, tower: str) -> bool:
-        """Whether a tower is one that always works on what another has computed, by its name."""
+    def _is_named_as_decoder(self, tower: str) -> bool:
+        """Whether the name of a tower says that it always works on the output of another one."""
         aliases = [alias for alias, label in self._stack.tower_aliases.items() if label == tower]
         return bool({"decoder", "language", "lm", "llm"} & {w for name in (tower, *aliases) for w in words_of(name)})
 
-    def _starts_anew(self, tower: str) -> bool:
+    def _has_own_embeddings(self, tower: str) -> bool:
         """Whether a tower has embeddings of its own, so that the towers before it do not feed it."""
         return f"{tower}.embeddings" in self._stack
 
@@ -245,6 +245,6 @@ def _root(tower: str, blocks: Mapping[str, list[str]]) -> str:
     for name in blocks[tower]:
         parts = name.split(".")
         above = (".".join(parts[:depth]) for depth in range(1, len(parts)))
-        # Numbers are what blocks are called; a projector that joined the first block is called otherwise.
+        # The names of blocks end in numbers, unlike that of a projector that belongs to the first block.
         roots[next((x for x in above if not any(o.startswith(f"{x}.") for o in others)), "")] += 1 + parts[-1].isdigit()
     return roots.most_common(1)[0][0]

@@ -1,4 +1,4 @@
-"""Quantised modules that autograd does not know: what lies below them gets no gradient, with no error."""
+"""Quantised modules that autograd does not know: parameters below them get no gradient, without an error."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Barrier(NamedTuple):
 
 
 def find_barrier(stack: Layers, trains: AbstractSet[Parameter]) -> Barrier | None:
-    """The highest quantised module that keeps the gradient from parameters that shall train.
+    """The highest quantised module that blocks the gradient of parameters that are to train.
 
     Args:
         stack: The layers.
@@ -54,6 +54,6 @@ def find_barrier(stack: Layers, trains: AbstractSet[Parameter]) -> Barrier | Non
 
 
 def _passes_no_gradient(module: nn.Module) -> bool:
-    # Those that are trained with quantisation in mind (`torch.ao.nn.qat`) pass gradients on, and so do libraries that
+    # Modules for quantisation-aware training (`torch.ao.nn.qat`) pass gradients on, and so do those of libraries that
     # adapt quantised models.
     return type(module).__module__.startswith(QUANTISED)

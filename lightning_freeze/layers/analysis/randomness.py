@@ -1,8 +1,8 @@
 """What changes in a layer without being a parameter: random noise, and statistics that change in train mode.
 
-``eval()`` quiets all of it but batch statistics that are never stored. The question is whose: a dropout module has a
-flag of its own, functional dropout follows the module whose code calls it, and layer drop and SpecAugment follow a
-container that holds many layers, so they go on in frozen layers for as long as any other layer of that container
+``eval()`` stops all of it except batch statistics that are never stored, but it matters which module is in eval mode. A
+dropout module has its own flag. Functional dropout follows the module whose code calls it. Layer drop and SpecAugment
+follow a container that holds many layers, so they stay active in frozen layers while any other layer of that container
 trains. Weight normalisation is not listed: it computes the same weight in both modes.
 """
 
@@ -33,18 +33,18 @@ _FRAMEWORK = ("torch.", "lightning.", "pytorch_lightning.", "transformers.modeli
 
 @dataclass(frozen=True)
 class RandomSource:
-    """One source of change in layers that is no parameter.
+    """One source of change in layers that is not a parameter.
 
     Attributes:
         kind: What it is: ``"dropout"``, ``"drop path"``, ``"layer drop"``, ``"SpecAugment"``, ``"router jitter"``,
             ``"BatchNorm statistics"``, ``"batch statistics"``, ``"spectral norm"``, ``"RReLU"``.
-        name: Full name of the module whose train or eval mode decides about it.
+        name: Full name of the module whose train or eval mode controls it.
         module: That module.
         layers: Names of the layers that it can disturb: the one that the module belongs to; for a container all the
             layers in it.
         rate: Its probability, ``None`` where it has none.
         is_shared: Whether the module is a container that spans several layers, or belongs to none.
-        can_rest: Whether ``eval()`` quiets it.
+        stops_in_eval: Whether ``eval()`` stops it.
     """
 
     kind: str
@@ -53,18 +53,18 @@ class RandomSource:
     layers: tuple[str, ...]
     rate: float | None = None
     is_shared: bool = False
-    can_rest: bool = True
+    stops_in_eval: bool = True
 
     @property
     def is_active(self) -> bool:
-        """Whether it disturbs its layers in the mode that its module is in."""
-        return self.module.training or not self.can_rest
+        """Whether it affects its layers in the present mode of its module."""
+        return self.module.training or not self.stops_in_eval
 
 
 def find_random_sources(stack: Layers) -> list[RandomSource]:
     """Find everything in the layers that changes from pass to pass although no parameter does.
 
-    Modules are known by their type; what code does functionally (``dropout(x, self.p, self.training)``, layer drop,
+    Modules are recognised by their type. Functional randomness (``dropout(x, self.p, self.training)``, layer drop,
     SpecAugment) is read from the source of the modules' classes, with the rates as they are set now.
 
     Args:
@@ -74,15 +74,15 @@ def find_random_sources(stack: Layers) -> list[RandomSource]:
         One entry for each module and kind whose rate is not zero, in registration order.
     """
     found = []
-    within = _Within(stack)
+    layers_below = _LayersBelow(stack)
     for name, module in stack.module.named_modules():
         layer = stack.layer_of_module(module)
-        for kind, rate, can_rest in _sources(module):
-            layers = (layer.name,) if layer is not None else within.layers(name, module)
+        for kind, rate, stops_in_eval in _sources(module):
+            layers = (layer.name,) if layer is not None else layers_below.layers(name, module)
             if layer is None and kind == "layer drop":
                 layers = tuple(other for other in layers if stack[other].is_block)
             if layers:
-                found.append(RandomSource(kind, name, module, layers, rate, layer is None, can_rest))
+                found.append(RandomSource(kind, name, module, layers, rate, layer is None, stops_in_eval))
     return found
 
 
@@ -98,10 +98,10 @@ def active_random_sources(stack: Layers) -> list[RandomSource]:
     frozen = {x.name for x in stack if x.parameters() and not any(p.requires_grad for p in x.parameters())}
     if not frozen:
         return []
-    restless = [(noise, tuple(n for n in noise.layers if n in frozen)) for noise in find_random_sources(stack)]
+    active = [(noise, tuple(n for n in noise.layers if n in frozen)) for noise in find_random_sources(stack)]
     return [
-        RandomSource(noise.kind, noise.name, noise.module, layers, noise.rate, noise.is_shared, noise.can_rest)
-        for noise, layers in restless
+        RandomSource(noise.kind, noise.name, noise.module, layers, noise.rate, noise.is_shared, noise.stops_in_eval)
+        for noise, layers in active
         if layers and noise.is_active
     ]
 
@@ -114,12 +114,12 @@ def random_source_lines(stack: Layers, noises: Iterable[RandomSource]) -> list[s
         if noise.is_shared:
             why = f", which follows the mode of {noise.name or 'the whole module'}"
         else:
-            why = ", in train mode" if noise.can_rest else ", in eval mode too: no running ones are kept"
+            why = ", in train mode" if noise.stops_in_eval else ", in eval mode too: no running ones are kept"
         causes.setdefault((kind, why), []).extend(noise.layers)
     return [f"not still in frozen {runs(stack, layers)}: {kind}{why}" for (kind, why), layers in causes.items()]
 
 
-class _Within:
+class _LayersBelow:
     """The layers below a container."""
 
     def __init__(self, stack: Layers) -> None:
@@ -127,7 +127,7 @@ class _Within:
 
     def layers(self, name: str, module: nn.Module) -> tuple[str, ...]:
         found = self._below(module)
-        while not found and name:  # a dropout in no layer works for its neighbours
+        while not found and name:  # a dropout outside of all layers belongs to its neighbours
             name = name.rpartition(".")[0]
             found = self._below(self._stack.module.get_submodule(name))
         return tuple(layer.name for layer in self._stack if layer.name in found and layer.kind != "head")
@@ -170,7 +170,7 @@ def _statistics(module: _NormBase) -> Iterator[tuple[str, float | None, bool]]:
     kind = "BatchNorm" if isinstance(module, _BatchNorm) else "InstanceNorm"
     if module.running_mean is not None:
         yield f"{kind} statistics", None, True
-    elif kind == "BatchNorm":  # an instance normalisation without them depends on the sample alone
+    elif kind == "BatchNorm":  # without them, an instance normalisation depends on the sample alone
         yield "batch statistics", None, False
 
 
@@ -230,7 +230,7 @@ def _rates_in(cls: Hashable) -> tuple[tuple[str, ...], ...]:
 
 def _rates_of(function: Any) -> list[tuple[str, ...]]:
     if "training" not in function.__code__.co_names or not function.__code__.co_varnames:
-        return []  # spares reading the source
+        return []  # avoids reading the source
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     except (OSError, TypeError, SyntaxError, ValueError):

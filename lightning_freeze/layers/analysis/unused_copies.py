@@ -1,4 +1,4 @@
-"""Parameters that a model holds but does not use: what PEFT keeps beside the copies that it trains."""
+"""Parameters that a model holds but does not use: the originals of copies that PEFT trains."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from lightning_freeze.layers.forward_source.use_order import UseOrder
 
 
 class Ambiguities:
-    """Collects what could not be read for certain, container by container."""
+    """Collects what the code leaves open, container by container."""
 
     def __init__(self) -> None:
         """Start without any."""
@@ -37,16 +37,18 @@ class Ambiguities:
         if not source.steps:
             self._unread += [node.name or node.class_name] * (len(holding) > 1)
             return
-        weighty = {child.key for child in holding if id(child) in opened or id(child) in blocks}
+        with_blocks = {child.key for child in holding if id(child) in opened or id(child) in blocks}
         stack = {c.key: blocks[id(c.children[0])][0] for c in holding if c.children and id(c.children[0]) in blocks}
         self._bidirectional += [_full(node, key) for key in sorted(source.bidirectional)]
-        self._alternatives += [_names(node, group) for group in sorted(source.alternatives) if weighty & _keys(group)]
-        # Columns of one stack (a convolution and a norm for each turn) are no question.
+        self._alternatives += [
+            _names(node, group) for group in sorted(source.alternatives) if with_blocks & _keys(group)
+        ]
+        # Columns of one stack (a convolution and a norm in each iteration) are not ambiguous.
         open_lists = (group for group in sorted(source.unresolved) if len({stack.get(k) for k in group} - {None}) > 1)
         self._unresolved += [_names(node, group) for group in open_lists]
         held = {child.key for child in holding} | set(node.own)
         self._carried_over += [_full(node, key) for key in sorted(source.carried_over & held)]
-        self._unmentioned += [_full(node, key) for key in sorted(weighty - _keys(source.steps))]
+        self._unmentioned += [_full(node, key) for key in sorted(with_blocks - _keys(source.steps))]
 
     def sentences(self) -> list[str]:
         """One sentence for each kind of ambiguity that was found."""

@@ -33,12 +33,12 @@ class Stack:
     Attributes:
         home: The node that holds the blocks (the list, or the module with the numbered attributes).
         blocks: The blocks, first to last.
-        label: Name that tells this stack from others in the same home, where the home alone does not.
+        label: Name that distinguishes this stack from others in the same home, where that is needed.
         zipped: Whether the blocks are columns of parallel lists.
         stages: The elements that the blocks were taken from, where these are stages; empty where they are not.
-        named: Whether the blocks stand in attributes of any names, and are known by the chain that they form.
+        named: Whether the blocks are attributes of any names, recognised by the chain that they form.
         joins: Whether its blocks become part of the stack beside it in the flow, under the same numbers.
-        guessed: Whether nothing looked like blocks, so that the parts of one module were taken for them.
+        guessed: Whether nothing looked like blocks, so that the parts of one module are used as blocks.
     """
 
     home: Node

@@ -16,12 +16,12 @@ from torch import nn
 from lightning_freeze.layers.discovery.block_lists import LIST_NAMES, Block, Stack
 from lightning_freeze.layers.discovery.module_tree import Node, names_head, only_embeds, words_of
 from lightning_freeze.layers.discovery.networks.connections import (
-    is_beside,
     is_chain_of_children,
     is_in_branch,
     named_chain,
     runs_behind,
     runs_in_turn,
+    runs_side_by_side,
 )
 from lightning_freeze.layers.discovery.plain_blocks import children_as_blocks, find_plain_lists, recurrent_blocks
 from lightning_freeze.layers.forward_source.reader import use_order
@@ -29,7 +29,7 @@ from lightning_freeze.layers.forward_source.reader import use_order
 _BLOCK_WORDS = frozenset({"layer", "layers", "block", "blocks", "stage", "stages", "group"})
 _WHOLE_MODELS = frozenset({"encoder", "decoder", "tower", "model", "backbone", "branch", "net", "network", "bert"})
 
-#: Below this share of a model's weights, what was found is not taken for its blocks.
+#: Stacks that hold a smaller share of a model's weights are not taken for its blocks.
 _ENOUGH = 0.15
 
 
@@ -67,30 +67,30 @@ class _Finder:
         if not node.children or node.key == "parametrizations" or node.weights < 2:
             return []
         if node.is_list:
-            stack = self._listed(node)
+            stack = self._from_list(node)
             if stack is not None:
                 return [self._expand(stack)]
-        numbered = self._numbered(node)
+        numbered = self._from_numbered(node)
         if numbered is not None:
             return [self._expand(numbered)]
         found = [s for child in node.children if node.is_list or not _is_head(child) for s in self.find(child)]
         if not found and not node.is_list:
-            found = _zipped(node) or self._named(node)
+            found = _from_parallel_lists(node) or self._from_named(node)
         return _drop_side_lists(found)
 
-    def _listed(self, node: Node) -> Stack | None:
-        if is_beside(node):
+    def _from_list(self, node: Node) -> Stack | None:
+        if runs_side_by_side(node):
             return None
         blocks = [child for child in node.children if _is_block(child)]
-        kinds = {block.class_name for block in blocks if _checkpoints(block)}  # the small ones among them too
+        kinds = {block.class_name for block in blocks if _is_checkpointing_layer(block)}  # including small ones
         blocks = [c for c in node.children if c in blocks or (c.weights and c.class_name in kinds)]
         if not blocks or 2 * sum(b.weights for b in blocks) < node.weights or any(map(self._is_tower, blocks)):
             return None
-        if not (_alike(blocks) or node.key in LIST_NAMES or any(map(_checkpoints, blocks))):
+        if not (_are_same_kind(blocks) or node.key in LIST_NAMES or any(map(_is_checkpointing_layer, blocks))):
             return None
         return Stack(node, tuple(Block((b,)) for b in blocks))
 
-    def _numbered(self, node: Node) -> Stack | None:
+    def _from_numbered(self, node: Node) -> Stack | None:
         """Blocks or stages in numbered attributes: ``layer1`` ... ``layer4``, ``block_0`` ..."""
         families: dict[str, list[tuple[int, Node]]] = {}
         for child in node.children:
@@ -108,7 +108,7 @@ class _Finder:
                 return Stack(node, tuple(Block((n,)) for n in nodes), prefix.rstrip("_"))
         return None
 
-    def _named(self, node: Node) -> list[Stack]:
+    def _from_named(self, node: Node) -> list[Stack]:
         """Blocks of one class in attributes of any names (``first``, ``second``) that run one after the other."""
         chain = named_chain(node, [child for child in node.children if _is_block(child)])
         return [self._expand(Stack(node, tuple(Block((child,)) for child in chain), named=True))] if chain else []
@@ -122,13 +122,15 @@ class _Finder:
 
     def _expand(self, stack: Stack) -> Stack:
         """Replace stages by the blocks that they hold, if most of them hold a stack of their own."""
-        inner = [self._inner(block.parts[0]) for block in stack.blocks]
+        inner = [self._inner_stack(block.parts[0]) for block in stack.blocks]
         kinds = {_kind(found) for found in inner if found}
-        # What is a stage in most places is one in all, also where it holds one block only or a large projection.
+        # If most elements are stages, all are, also one that holds a single block or a large projection.
         inner = [found or self._stage(block.parts[0], kinds) for found, block in zip(inner, stack.blocks, strict=True)]
         if 2 * sum(found is not None for found in inner) < len(inner):
             return stack
-        blocks = [_once(found) if found else (block,) for found, block in zip(inner, stack.blocks, strict=True)]
+        blocks = [
+            _blocks_of_stages(found) if found else (block,) for found, block in zip(inner, stack.blocks, strict=True)
+        ]
         return replace(stack, blocks=tuple(block for group in blocks for block in group), stages=stack.blocks)
 
     def _stage(self, element: Node, kinds: set[str]) -> Stack | None:
@@ -137,52 +139,52 @@ class _Finder:
             return Stack(element, tuple(Block((child,)) for child in element.children))
         return next((stack for stack in self.find(element) if _kind(stack) in kinds), None)
 
-    def _inner(self, element: Node) -> Stack | None:
+    def _inner_stack(self, element: Node) -> Stack | None:
         stacks = self.find(element)
         largest = max(stacks, key=lambda stack: stack.weights, default=None)
-        if largest is None or 2 * largest.weights < element.weights or _routes(element, largest):
+        if largest is None or 2 * largest.weights < element.weights or _is_mixture_of_experts(element, largest):
             return None
         if largest.home is not element and is_in_branch(largest.home, element):
             return None
-        # Parallel lists and numbered attributes inside of a block (branches of a convolution) are no blocks.
+        # Parallel lists and numbered attributes inside a block (branches of a convolution) are not blocks.
         if largest.named:
-            return None if _checkpoints(element) else largest
+            return None if _is_checkpointing_layer(element) else largest
         named = words_of(largest.label or largest.home.key) & _BLOCK_WORDS
-        branches = largest.zipped or (not named and (largest.label or _checkpoints(element)))
-        chained = not _checkpoints(element) and is_chain_of_children(element, largest)
+        branches = largest.zipped or (not named and (largest.label or _is_checkpointing_layer(element)))
+        chained = not _is_checkpointing_layer(element) and is_chain_of_children(element, largest)
         return None if branches and not chained else largest
 
 
-def _once(found: Stack) -> tuple[Block, ...]:
-    """The blocks of a stage, not the parts of these: only lists in lists are opened further."""
+def _blocks_of_stages(found: Stack) -> tuple[Block, ...]:
+    """The blocks of a stage, not the parts of these blocks: only lists in lists are expanded further."""
     lists = all(part.is_list for block in found.stages for part in block.parts)
     return found.blocks if lists else found.stages
 
 
-def _routes(element: Node, stack: Stack) -> bool:
+def _is_mixture_of_experts(element: Node, stack: Stack) -> bool:
     """Whether a list inside a block is a mixture of experts: named so, or a router weight has one row per expert."""
     if "expert" in stack.home.name.lower():
         return True
     count = len(stack.blocks)
     outside = [n for n in element.walk() if not n.below(stack.home)]
-    shapes = [tuple(n.module._parameters[own].shape) for n in outside for own in n.own if _sized(n, own)]  # type: ignore[union-attr]
+    shapes = [tuple(n.module._parameters[own].shape) for n in outside for own in n.own if _is_initialised(n, own)]  # type: ignore[union-attr]
     return count > 1 and any(len(shape) == 2 and count in shape for shape in shapes)
 
 
-def _sized(node: Node, own: str) -> bool:
+def _is_initialised(node: Node, own: str) -> bool:
     return not isinstance(node.module._parameters[own], nn.UninitializedParameter)
 
 
 def _is_block(node: Node) -> bool:
-    return node.weights >= 2 and bool(node.children) and (node.normalizes or _checkpoints(node))
+    return node.weights >= 2 and bool(node.children) and (node.normalizes or _is_checkpointing_layer(node))
 
 
-def _checkpoints(node: Node) -> bool:
+def _is_checkpointing_layer(node: Node) -> bool:
     """Whether transformers marks the class as the unit of gradient checkpointing."""
     return any(cls.__name__ == "GradientCheckpointingLayer" for cls in type(node.module).__mro__)
 
 
-def _alike(blocks: Sequence[Node]) -> bool:
+def _are_same_kind(blocks: Sequence[Node]) -> bool:
     """Whether elements are of one kind: a repeated class, a shared class suffix, or one class named like a block."""
     names = [block.class_name for block in blocks]
     repeated = Counter(names).most_common(1)[0][1]
@@ -192,23 +194,23 @@ def _alike(blocks: Sequence[Node]) -> bool:
     return repeated >= max(2, len(blocks) / 2) or (len(suffixes) == 1 and len(next(iter(suffixes))) == 2)
 
 
-def _zipped(node: Node) -> list[Stack]:
+def _from_parallel_lists(node: Node) -> list[Stack]:
     """Blocks kept in parallel lists of equal length (``attentions``, ``ffns``): the n-th of each make one block."""
     lists = [child for child in node.children if isinstance(child.module, nn.ModuleList) and child.parameters]
-    lists = [child for child in lists if not (is_beside(child) or only_embeds(child))]
+    lists = [child for child in lists if not (runs_side_by_side(child) or only_embeds(child))]
     lengths = Counter(len(child.children) for child in lists)
     length, count = lengths.most_common(1)[0] if lengths else (0, 0)
     same = [child for child in lists if len(child.children) == length]
     if count < 2 or not length or 2 * sum(child.weights for child in same) < node.weights:
         return []
     columns = zip(*(child.children for child in same), strict=True)
-    if _one_by_one(node, [child.key for child in same]):
+    if _run_one_list_at_a_time(node, [child.key for child in same]):
         return [Stack(child, tuple(Block((part,)) for part in child.children)) for child in lists]
     return [Stack(node, tuple(Block(tuple(column)) for column in columns), zipped=True)]
 
 
-def _one_by_one(node: Node, lists: Sequence[str]) -> bool:
-    """Whether the code of a module goes through each of its lists to the end before it takes up the next one."""
+def _run_one_list_at_a_time(node: Node, lists: Sequence[str]) -> bool:
+    """Whether the code of a module runs each of its lists to the end before it starts the next one."""
     source = use_order(node.module)
     used = [name for name in (step.split(".")[0] for step in source.steps) if name in lists]
     together = any(len(set(group) & set(lists)) > 1 for group in source.unresolved)
@@ -228,7 +230,7 @@ def _drop_side_lists(stacks: list[Stack]) -> list[Stack]:
         total[0] += stack.weights
         total[1] += len(stack.blocks)
 
-    def side(stack: Stack) -> bool:
+    def is_side_list(stack: Stack) -> bool:
         if runs_behind(stack, stacks):
             return False
         parent, own = stack.home.parent, size[_family(stack)]
@@ -238,7 +240,7 @@ def _drop_side_lists(stacks: list[Stack]) -> list[Stack]:
         largest = max((other[0] for other in others), default=0)
         return bool(parent) and largest >= own[0] and _kind(stack) in {c.class_name for c in parent.children}  # type: ignore[union-attr]
 
-    return [stack for stack in stacks if not side(stack)]
+    return [stack for stack in stacks if not is_side_list(stack)]
 
 
 def _family(stack: Stack) -> tuple[int, str]:
@@ -250,7 +252,7 @@ def _kind(stack: Stack) -> str:
 
 
 def _is_head(node: Node) -> bool:
-    """Whether a module stands behind the blocks by its name, and is no list of blocks itself (``cls_attn``)."""
+    """Whether a module follows the blocks, by its name, and is not a list of blocks itself (``cls_attn``)."""
     if not names_head(node.key):
         return False
     kinds = {child.class_name for child in node.children}
@@ -264,7 +266,7 @@ def _drop_small(stacks: list[Stack]) -> list[Stack]:
         return []
 
     def keeps(stack: Stack) -> bool:
-        marked = any(_checkpoints(part) for block in stack.blocks for part in block.parts)
+        marked = any(_is_checkpointing_layer(part) for block in stack.blocks for part in block.parts)
         large = 10 * stack.weights >= largest.weights or 2 * len(stack.blocks) >= len(largest.blocks)
         return marked or large or runs_behind(stack, stacks)
 

@@ -26,7 +26,7 @@ class Item:
         stack: Index of the stack for a block, else -1.
         block: Index of the block in its stack; -1 marks the place of a stack without blocks.
         passes: How many times the model runs the block in one forward pass.
-        runs_around: Modules that hold stacks and begin before the code uses it for the last time.
+        runs_around: Modules that hold stacks and start before the last use of this step.
         reused_in_one_run: Whether a single run uses it both before and after these.
     """
 
@@ -57,25 +57,25 @@ def flow_and_ambiguities(root: Node, stacks: Sequence[Stack], reads_code: bool =
     """
     flow = _Flow(stacks, reads_code)
     items = flow.items(root, 1)
-    items = _numbered([*items, *flow.held_only(items)])
+    items = _renumbered([*items, *flow.alias_items(items)])
     return items, flow.ambiguities.sentences()
 
 
-def _numbered(items: Sequence[Item]) -> list[Item]:
+def _renumbered(items: Sequence[Item]) -> list[Item]:
     order = list(dict.fromkeys((item.stack, item.block) for item in items if item.block >= 0))
     number = {step: sum(other[0] == step[0] for other in order[:i]) for i, step in enumerate(order)}
     return [replace(item, block=number[item.stack, item.block]) if item.block >= 0 else item for item in items]
 
 
 def interleave(stacks: Sequence[Stack], items: Sequence[Item]) -> tuple[list[Stack], list[Item]]:
-    """Make one stack of those that take turns, as gated cross-attention layers do with the layers between them.
+    """Merge stacks that alternate, such as gated cross-attention layers and the layers between them.
 
     Args:
         stacks: The stacks.
         items: The flow, with the blocks of the stacks.
 
     Returns:
-        Stacks of which no two overlap in the flow, and the flow with their blocks.
+        Stacks that do not overlap in the flow, and the flow with their blocks.
     """
     spans = {s: [i for i, item in enumerate(items) if item.stack == s and item.block >= 0] for s in range(len(stacks))}
     joined = {s: s for s in spans}
@@ -207,7 +207,7 @@ class _Flow:
                     found.append(Item(f"{node.name}.{key}" if node.name else key, node, None))
                 continue
             child = self._element(children[key], rest, source is not None and key in source.reused)
-            if (id(child), "") in self._done or (key in node.shared and self._inside(child)):
+            if (id(child), "") in self._done or (key in node.shared and self._is_inside_block(child)):
                 continue
             if id(child) in self._passed_modules and (self._begun or step not in (source.steps if source else ())):
                 continue
@@ -218,7 +218,7 @@ class _Flow:
             if source and id(child) in self._block:
                 counted = source.repeated.get(key, counted)
             inner = self.items(child, passes * max(1, counted, _copies(node, child)))
-            # What comes back once more before another stack has begun has one place.
+            # A unit that is used again before another stack starts has one place.
             used_between = source.used_between.get(step, set()) - {key} if source else set()
             weighty = (children[other] for other in used_between if other in children)
             runs_around = tuple(c for c in weighty if id(c) in self._open or id(c) in self._block)
@@ -235,8 +235,8 @@ class _Flow:
                 found = {name: children[name_here] for name, name_here in passed_lists.items() if name_here in children}
                 self._passed_lists.setdefault(id(children[key]), {}).update(found)
 
-    def held_only(self, items: Sequence[Item]) -> list[Item]:
-        """Steps for modules that only hold weights of others, where these others are no steps either."""
+    def alias_items(self, items: Sequence[Item]) -> list[Item]:
+        """Steps for modules that only hold weights of others, if no step covers these others."""
         if not self._aliases:
             return []
         covered = {key for item in items if item.node is not None for key in _parameters(item.node)}
@@ -245,15 +245,15 @@ class _Flow:
         ]
 
     def _is_alias(self, child: Node) -> bool:
-        """Whether all parameters of a module that is no block are also held elsewhere."""
+        """Whether a module is not a block, and all of its parameters are also held elsewhere."""
         ids = _parameters(child)
-        apart = id(child) in self._open or child.has_embedding  # a shared table of tokens runs first
+        apart = id(child) in self._open or child.has_embedding  # a shared embedding table runs first
         return not apart and bool(ids) and self._tied.issuperset(ids)
 
     def _element(self, node: Node, path: str, apart: bool = False) -> Node:
-        """Follow a path as far as lists and opened containers go: what lies deeper is one step.
+        """Follow a path through lists and opened containers; the first other node is one step.
 
-        With ``apart``, a table of tokens that runs long before the rest of its container is a step as well.
+        With ``apart``, an embedding table that runs long before the rest of its container is a step as well.
         """
         for key in path.split(".") if path else ():
             below = next((child for child in node.children if child.key == key), node.shared.get(key))
@@ -265,8 +265,8 @@ class _Flow:
             node = below
         return node
 
-    def _inside(self, node: Node) -> bool:
-        """Whether a module that is registered here once more is part of a block."""
+    def _is_inside_block(self, node: Node) -> bool:
+        """Whether a module that is registered a second time is part of a block."""
         above = node.parent
         while above is not None:
             if id(above) in self._block:
@@ -276,7 +276,7 @@ class _Flow:
 
 
 def _copies(node: Node, child: Node) -> int:
-    """How often a list holds the very same module."""
+    """How often a list holds the same module object."""
     return sum(module is child.module for module in node.module._modules.values()) if node.is_list else 1
 
 
@@ -295,7 +295,7 @@ def _parameters(node: Node) -> list[int]:
 
 
 def _ordered(node: Node, used: Sequence[str], received: Set[str] = frozenset()) -> list[str]:
-    """Steps of a container: those of its code, and what that does not mention where it is registered."""
+    """Steps of a container: in the order of its code; what the code does not mention is in registration order."""
     registered = [*node.own, *(child.key for child in node.children)]
     if node.is_list:
         return registered

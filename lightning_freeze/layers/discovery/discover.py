@@ -38,11 +38,11 @@ def discover(module: nn.Module) -> Structure:
         )
     try:
         bystanders = find_bystanders(root, optimized_parameters(module))
-        return _discovered(root, bystanders, reads_code=True)
-    except Exception as error:  # what the code of a model says must not end the search for its layers
+        return _build_structure(root, bystanders, reads_code=True)
+    except Exception as error:  # the code of a model must never end the search for its layers
         if debugging():
             raise
-        structure = _discovered(build_tree(module), [], reads_code=False)
+        structure = _build_structure(build_tree(module), [], reads_code=False)
         problem = f"{type(error).__name__}: {error}"
         structure.assumptions.append(f"the code could not be followed ({problem}): layers stand as they are registered")
         return structure
@@ -60,26 +60,26 @@ class _Network:
         self.stacks, self.items = interleave(self.found, laid_out)
 
 
-def _discovered(root: Node, bystanders: Sequence[Node], reads_code: bool) -> Structure:
-    _set_apart(bystanders)
+def _build_structure(root: Node, bystanders: Sequence[Node], reads_code: bool) -> Structure:
+    _detach(bystanders)
     networks = [_Network(node, reads_code) for node in (root, *bystanders)]
     named = _named_towers([network.stacks for network in networks])
     structure = Structure([], {}, [], [], {})
     for network, own in zip(networks, named, strict=True):
         placement = Placement(network.stacks, own, network.items, reads_code, len(networks) > 1)
         found = placement.structure()
-        questions = [*network.ambiguities, *placement.fed_later()]
+        open_points = [*network.ambiguities, *placement.fed_later()]
         if network.root is not root:
-            _mark(found, own[0].label)
+            _mark_bystanders(found, own[0].label)
             found.assumptions = [f"{network.root.name}: takes no part in training, so it counts for nothing"]
         else:
-            found.assumptions = _assumptions(network.found, network.stacks, questions, placement.side_by_side())
-        structure = _joined(structure, found)
+            found.assumptions = _assumptions(network.found, network.stacks, open_points, placement.side_by_side())
+        structure = _merged(structure, found)
     return structure
 
 
 def _named_towers(networks: Sequence[Sequence[Stack]]) -> list[list[Tower]]:
-    """The towers of each network; those of the main one are named as if it were alone, if it has several."""
+    """The towers of each network; those of the main network are named as if it were the only one, if it has several."""
     towers = iter(name_towers([stack for stacks in networks for stack in stacks]))
     named = [[next(towers) for _ in stacks] for stacks in networks]
     alone = name_towers(networks[0]) if len(networks[0]) > 1 else named[0]
@@ -87,8 +87,8 @@ def _named_towers(networks: Sequence[Sequence[Stack]]) -> list[list[Tower]]:
     return named if taken else [alone, *named[1:]]
 
 
-def _set_apart(bystanders: Sequence[Node]) -> None:
-    """Take networks out of the tree that the main network is found in; they keep their parents."""
+def _detach(bystanders: Sequence[Node]) -> None:
+    """Remove networks from the tree of the main network; they keep their parents."""
     for node in bystanders:
         above = node.parent
         if above is not None:
@@ -99,14 +99,14 @@ def _set_apart(bystanders: Sequence[Node]) -> None:
             above = above.parent
 
 
-def _mark(structure: Structure, label: str) -> None:
+def _mark_bystanders(structure: Structure, label: str) -> None:
     for layer in structure.layers:
         layer.is_bystander = True
         if layer.name in ("embeddings", "head"):
             layer.name = f"{label.split('.')[0]}.{layer.name}"
 
 
-def _joined(first: Structure, second: Structure) -> Structure:
+def _merged(first: Structure, second: Structure) -> Structure:
     return Structure(
         first.layers + second.layers,
         first.towers | second.towers,

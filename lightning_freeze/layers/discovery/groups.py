@@ -55,7 +55,7 @@ def layers_from_groups(module: nn.Module, groups: Groups) -> list[LayerSpec]:
 
 
 def _names(module: nn.Module) -> dict[str, str]:
-    """Every name that a prefix may be, to the full name that it stands for."""
+    """All valid prefixes, with the full name that each stands for."""
     full = [name for name, _ in module.named_modules(remove_duplicate=False) if name]
     full += [name for name, _ in module.named_parameters(remove_duplicate=False)]
     return {**{clean_name(name): name for name in reversed(full)}, **{name: name for name in full}}

@@ -1,4 +1,4 @@
-"""``layer_stack()``: how a module says itself what its layers are."""
+"""``layer_stack()``: the hook by which a module defines its own layers."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def ask_module(module: nn.Module) -> tuple[nn.Module, Any]:
     """Ask a module, or the one that it wraps, for its layers.
 
     Args:
-        module: The module; a compiled or distributed wrapper is looked through.
+        module: The module; compiled and distributed wrappers are removed first.
 
     Returns:
         The module that was asked, and what its ``layer_stack()`` returned: ``None`` if it defines no such method, or
-        if that very method is asking.
+        if the call comes from that method itself.
 
     Raises:
         ValueError: If the method returns nothing.
@@ -32,7 +32,7 @@ def ask_module(module: nn.Module) -> tuple[nn.Module, Any]:
     method = getattr(owner, "layer_stack", None)
     if not callable(method) or isinstance(method, nn.Module):
         return owner, None
-    # A wrapper may pass the question on (PEFT does): the names in the answer are those of the module that answers.
+    # A wrapper may forward the call (PEFT does); the names in the result are those of the module that defines it.
     answering = getattr(method, "__self__", None)
     owner = answering if isinstance(answering, nn.Module) else owner
     if id(owner) in _asking.get():

@@ -1,4 +1,4 @@
-"""The module tree, read once: what stands where and how many weights hang below it."""
+"""The module tree, read once: each module, its children, and the number of weights below it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from torchmetrics import Metric, MetricCollection
 from lightning_freeze.layers.forward_source.value_flow.flow import ValueFlow
 from lightning_freeze.layers.forward_source.value_flow.interpreter import value_flow
 
-#: Path components that a wrapper adds and that say nothing about the model.
+#: Path components that wrappers add; they are not part of the model.
 WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 
-#: Packages of modules whose quantised weights are no parameters, and that pass no gradient on.
+#: Packages of modules whose quantised weights are not parameters, and that do not pass gradients on.
 QUANTISED = ("torch.ao.nn.quantized.", "torch.ao.nn.intrinsic.quantized.")
 
 _EMBEDDING_WORDS = frozenset({"embed", "embeds", "embedding", "embeddings", "wte", "wpe", "stem", "patch", "embedder"})
@@ -37,7 +37,7 @@ class Node:
         parent: The node above, ``None`` for the root.
         children: Nodes below, in registration order.
         own: Names of the parameters that the module holds directly, in registration order.
-        shared: Attribute names of modules that are registered elsewhere before, to where they stand.
+        shared: Attribute names of modules that were registered earlier elsewhere, to their nodes.
         weights: Number of tensors with two or more dimensions in the module and below; a quantised module that keeps
             its weight in packed form or in a buffer counts as one.
         parameters: Number of parameters of any shape in the module and below, packed weights included.
@@ -106,7 +106,7 @@ def build_tree(root: nn.Module) -> Node:
 def _build(module: nn.Module, name: str, key: str, parent: Node | None, seen: dict[int, Node]) -> Node:
     node = seen[id(module)] = Node(name, key, module, parent)
     if isinstance(module, Metric | MetricCollection):
-        return node  # what a metric holds is measured with, not trained
+        return node  # the modules of a metric are not trained
     for own, parameter in module._parameters.items():
         if parameter is not None:
             node.own.append(own)
@@ -131,7 +131,7 @@ def _is_weight(parameter: torch.Tensor) -> bool:
 
 
 def _is_packed(module: nn.Module) -> bool:
-    """Whether a quantised module holds a weight that is no parameter: it is a weight for the structure all the same."""
+    """Whether a quantised module holds a weight that is not a parameter; it still counts as a weight."""
     if type(module).__module__.startswith(QUANTISED) and callable(getattr(type(module), "weight", None)):
         return True
     buffers = module._buffers.items()
@@ -155,11 +155,11 @@ def names_embedding(key: str) -> bool:
 
 
 def names_head(key: str) -> bool:
-    """Whether an attribute name says that it stands behind the blocks."""
+    """Whether an attribute name says that the module follows the blocks."""
     return key in _HEAD_NAMES or (bool(words_of(key) & _HEAD_WORDS) and "token" not in words_of(key))
 
 
 def only_embeds(node: Node) -> bool:
-    """Whether all that a module holds are embedding tables: one, or one for each categorical column."""
+    """Whether a module holds only embedding tables: one, or one for each categorical column."""
     tables = [n for n in node.walk() if isinstance(n.module, nn.Embedding | nn.EmbeddingBag)]
     return bool(tables) and sum(table.parameters for table in tables) == node.parameters

@@ -16,7 +16,7 @@ from lightning_freeze.layers.discovery.structure import LayerSpec
 class ParameterRef:
     """Where a parameter lives.
 
-    The parameter itself is looked up when asked for: materialising a meta model or sharding it replaces the objects.
+    The parameter is looked up on each access, because materialising a meta model or sharding it replaces the objects.
 
     Attributes:
         name: Full name, as ``named_parameters()`` of the whole module gives it.
@@ -32,7 +32,7 @@ class ParameterRef:
 
     @property
     def parameter(self) -> nn.Parameter:
-        """The parameter that stands there now."""
+        """The current parameter."""
         return getattr(self.owner, self.key)  # type: ignore[no-any-return]
 
 
@@ -85,7 +85,7 @@ class Ownership:
         self.modules = tuple(
             tuple(module for module, owner in self._owned.values() if owner == index) for index in range(len(layers))
         )
-        self._deal([layer.name for layer in layers])
+        self._assign_parameters([layer.name for layer in layers])
 
     def _claim(self, root: nn.Module, layers: Sequence[LayerSpec]) -> None:
         """Resolve names to objects, so that a module registered twice is one module."""
@@ -124,11 +124,11 @@ class Ownership:
             self._owned.setdefault(id(module), (module, next(iter(spans))))
         return spans
 
-    def _deal(self, names: Sequence[str]) -> None:
+    def _assign_parameters(self, names: Sequence[str]) -> None:
         places: dict[int, list[_Registration]] = {}
         for use in self._registrations:
             places.setdefault(id(getattr(use.owner, use.key)), []).append(use)
-        dealt: list[list[ParameterRef]] = [[] for _ in names]
+        assigned: list[list[ParameterRef]] = [[] for _ in names]
         unassigned: list[ParameterRef] = []
         ties: list[Tie] = []
         for uses in places.values():
@@ -139,13 +139,13 @@ class Ownership:
                 unassigned.append(reference)
                 continue
             first = min(claimed, key=lambda use: use.layer)
-            dealt[first.layer].append(reference)
+            assigned[first.layer].append(reference)
             later = {use.layer: use for use in reversed(claimed) if use.layer != first.layer}
             ties += [
                 Tie(first.name, names[first.layer], use.name, names[use.layer])
                 for _, use in sorted(later.items(), key=lambda entry: entry[0])
             ]
-        self.parameters = tuple(tuple(references) for references in dealt)
+        self.parameters = tuple(tuple(references) for references in assigned)
         self.unassigned = tuple(unassigned)
         self.ties = tuple(ties)
 

@@ -1,4 +1,4 @@
-"""Which layer each part of a network joins: the blocks, and what stands around them."""
+"""Which layer each part of a network belongs to: the blocks, and the modules around them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lightning_freeze.layers.discovery.structure import Kind, LayerSpec, Structu
 
 
 class Placement:
-    """Decides for every unit outside the blocks which layer it joins.
+    """Decides which layer each unit outside the blocks belongs to.
 
     Args:
         stacks: The stacks of blocks of the network.
@@ -42,8 +42,8 @@ class Placement:
         self._order = order
         self._fed_by = find_sources([self._towers[s] for s in order], reads_code)
         self._parallel = is_one_of_several or any(self._towers[s].has_own_inputs for s in order[1:])
-        self._are_apart = any(not self._feeds(a, b) for a, b in pairwise(order))
-        self._branches = is_one_of_several or self._are_apart
+        self._has_separate_towers = any(not self._feeds(a, b) for a, b in pairwise(order))
+        self._branches = is_one_of_several or self._has_separate_towers
         self._layers: dict[str, LayerSpec] = {}
         self._common: dict[str, list[str]] = {}
         self._prepared: set[tuple[int, int]] = set()
@@ -53,7 +53,7 @@ class Placement:
 
     def structure(self) -> Structure:
         """The layers, and how the towers are connected."""
-        self._declare()
+        self._declare_layers()
         ignored = []
         steps = [(i, item) for i, item in enumerate(self._items) if item.stack >= 0]
         for position, item in enumerate(self._items):
@@ -70,7 +70,7 @@ class Placement:
             following = next((step for i, step in steps if i > position), None)
             name = "head" if _is_loss(item) else self._place(item, last, following)
             self._layers[name].prefixes.append(item.name)
-        self._dissolve()
+        self._merge_parameterless_layers()
         layers = [layer for layer in self._layers.values() if layer.prefixes]
         return Structure(
             layers,
@@ -81,7 +81,7 @@ class Placement:
 
     def side_by_side(self) -> str:
         """A sentence on towers that do not feed each other, ``""`` if there are none."""
-        if not self._are_apart:
+        if not self._has_separate_towers:
             return ""
         names = ", ".join(self._towers[s].label for s in self._order)
         common = (
@@ -91,7 +91,7 @@ class Placement:
         return f"{names}: not each feeds the next, they stand in the order in which the code runs them{''.join(common)}"
 
     def fed_later(self) -> list[str]:
-        """A sentence on units that one run uses again, on what a later stack computes; a table is fed by none."""
+        """A sentence on units that one run uses again on the output of a later stack, except embedding tables."""
         shared = {name for names in self._common.values() for name in names}
         apart = [
             i for i in self._items if i.reused_in_one_run and i.name not in shared and i.node and i.node.parameters
@@ -100,8 +100,8 @@ class Placement:
         what = "run once more behind layers that come later: where they run first counts"
         return [f"{', '.join(names)}: {what}"] * (bool(names) and self._parallel)
 
-    def _declare(self) -> None:
-        """Name all layers that there may be, in order."""
+    def _declare_layers(self) -> None:
+        """Create all possible layers, in order."""
         self._add("embeddings", "embeddings")
         for s in self._order:
             label = self._towers[s].label
@@ -125,19 +125,24 @@ class Placement:
             return "head"
         if last is None:
             assert following is not None
-            if self._parallel and item.runs_around and _projects(item) and not self._taken_up(item, following.stack):
+            if (
+                self._parallel
+                and item.runs_around
+                and _projects(item)
+                and not self._has_later_consumer(item, following.stack)
+            ):
                 self._common.setdefault("head", []).append(item.name)
-                return "head"  # it makes tokens into vectors first, and what a tower found later
+                return "head"  # it embeds tokens first, and projects the output of a tower later
             return self._before(item, following.stack)
         if following is None:
             return self._after(item, last.stack)
         if last.stack == following.stack:
-            joins = following if self._opens(item, last, following) else last
+            joins = following if self._belongs_to_next_stage(item, last, following) else last
             return self._block(joins.stack, joins.block)
         return self._between(item, last.stack, following.stack)
 
-    def _opens(self, item: Item, last: Item, following: Item) -> bool:
-        """Whether a unit between two blocks stands in the stage of the second one only."""
+    def _belongs_to_next_stage(self, item: Item, last: Item, following: Item) -> bool:
+        """Whether a unit between two blocks is in the stage of the second block only."""
         node: Node | None = item.parent
         while node is not None:
             before = last.node is not None and last.node.below(node)
@@ -151,8 +156,8 @@ class Placement:
         if _inside(item, self._towers[b]):
             return self._before(item, b)
         if self._towers[b].has_own_inputs and item.runs_around and not _inside(item, self._towers[a]):
-            # Where nothing takes up what both towers give, what they share is the last to run.
-            layer = self._after(item, a) if self._taken_up(item, b) else "head"
+            # If nothing consumes the outputs of both towers, a unit that they share runs last.
+            layer = self._after(item, a) if self._has_later_consumer(item, b) else "head"
             self._common.setdefault(layer, []).append(item.name)
             return layer
         finishes = item.node is not None and "norm" in item.node.class_name.lower()
@@ -161,11 +166,11 @@ class Placement:
         if _inside(item, self._towers[a]) or not self._feeds(a, b) or finishes:
             return self._after(item, a)
         if item.node is None or item.node.parameters:
-            self._prepared.add((a, b))  # what runs behind it prepares the second stack too, a norm included
+            self._prepared.add((a, b))  # later units prepare the second stack too, norms included
         return self._before(item, b)
 
-    def _taken_up(self, item: Item, stack: int) -> bool:
-        """Whether a tower behind this one works on what others computed, after the last use of the unit."""
+    def _has_later_consumer(self, item: Item, stack: int) -> bool:
+        """Whether a later tower works on the outputs of others, after the last use of the unit."""
         behind = self._order[self._order.index(stack) + 1 :]
         begun = {s for s in behind if any(self._stacks[s].home.below(node) for node in item.runs_around)}
         return any(not self._towers[s].has_own_inputs for s in behind if s not in begun)
@@ -196,10 +201,10 @@ class Placement:
             return "head"
         return self._block(stack, len(self._stacks[stack].blocks) - 1)
 
-    def _dissolve(self) -> None:
-        """Let embeddings and heads that hold no parameters at all join the block beside them.
+    def _merge_parameterless_layers(self) -> None:
+        """Merge embeddings and heads without any parameters into the block beside them.
 
-        A dropout alone is nothing that could be trained, but its mode has to follow the block that it works for.
+        A single dropout cannot be trained, but its mode has to follow that of its block.
         """
         bare = {item.name for item in self._items if item.node is not None and not item.node.parameters}
         names = list(self._layers)

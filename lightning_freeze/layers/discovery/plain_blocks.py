@@ -8,14 +8,14 @@ from torch import nn
 
 from lightning_freeze.layers.discovery.block_lists import LIST_NAMES, Block, Stack
 from lightning_freeze.layers.discovery.module_tree import Node, names_head, only_embeds
-from lightning_freeze.layers.discovery.networks.connections import are_apart, gives_outputs, is_beside
+from lightning_freeze.layers.discovery.networks.connections import are_unconnected, gives_outputs, runs_side_by_side
 from lightning_freeze.layers.forward_source.reader import use_order
 
 
 def find_plain_lists(node: Node) -> list[Stack]:
     """Lists of modules of any kind, for models without normalised blocks (a multi-layer perceptron)."""
     members = [child for child in node.children if child.parameters]
-    if is_beside(node) or (node.is_list and only_embeds(node)):
+    if runs_side_by_side(node) or (node.is_list and only_embeds(node)):
         return []  # several outputs of one input, or several inputs: no depth
     several = len(members) >= 2 or (len(members) == 1 and node.key in LIST_NAMES)
     if node.is_list and several and not isinstance(node.module, nn.ModuleDict):
@@ -26,7 +26,7 @@ def find_plain_lists(node: Node) -> list[Stack]:
 
 
 def children_as_blocks(root: Node) -> Stack:
-    """The last resort: the modules at the first fork are the blocks, but for those whose names say otherwise."""
+    """The fallback: the modules at the first fork are the blocks, except for heads and embeddings."""
     node = root
     members = [child for child in node.children if child.parameters]
     while len(members) == 1 and members[0].children and not node.own:
@@ -40,7 +40,7 @@ def children_as_blocks(root: Node) -> Stack:
 
 
 def _by_depth(node: Node, blocks: tuple[Block, ...]) -> tuple[Block, ...]:
-    """The blocks with those that run side by side in one; as they are where the code does not tell."""
+    """The blocks, with blocks that run side by side merged into one; unchanged if the code does not tell."""
     depths = None if node.is_list or not node.children else node.flow.depths([b.parts[0].key for b in blocks])
     if depths is None:
         return blocks
@@ -51,7 +51,7 @@ def _by_depth(node: Node, blocks: tuple[Block, ...]) -> tuple[Block, ...]:
 
 
 def recurrent_blocks(root: Node, stacks: Sequence[Stack]) -> list[Stack]:
-    """Recurrent networks outside of all blocks: each is a block of its own, not the stem of what follows.
+    """Recurrent networks outside of all blocks: each is a block of its own, not part of the embeddings.
 
     Args:
         root: Tree of the network.
@@ -61,7 +61,7 @@ def recurrent_blocks(root: Node, stacks: Sequence[Stack]) -> list[Stack]:
 
     def outside(node: Node) -> Iterator[Node]:
         for child in node.children:
-            if id(child) in blocks or names_head(child.key) or is_beside(child):
+            if id(child) in blocks or names_head(child.key) or runs_side_by_side(child):
                 continue
             if isinstance(child.module, nn.RNNBase):
                 yield child
@@ -72,7 +72,9 @@ def recurrent_blocks(root: Node, stacks: Sequence[Stack]) -> list[Stack]:
     homes = [stack.home for stack in stacks]
     return [
         Stack(
-            one.parent, (Block((one,)),), joins=not all(are_apart(home, one) and are_apart(one, home) for home in homes)
+            one.parent,
+            (Block((one,)),),
+            joins=not all(are_unconnected(home, one) and are_unconnected(one, home) for home in homes),
         )
         for one in found
         if one.parent is not None
@@ -80,7 +82,7 @@ def recurrent_blocks(root: Node, stacks: Sequence[Stack]) -> list[Stack]:
 
 
 def _with_norms(members: Sequence[Node]) -> tuple[Block, ...]:
-    """Blocks of one module each; a normalisation joins the module before it, or behind it where one comes first."""
+    """Blocks of one module each; a normalisation joins the module before it, or the next one if it comes first."""
     if all(map(_is_norm, members)) or not any(map(_is_norm, members)):
         return tuple(Block((member,)) for member in members)
     ordered = list(members) if not _is_norm(members[0]) else list(members)[::-1]
@@ -96,5 +98,5 @@ def _with_norms(members: Sequence[Node]) -> tuple[Block, ...]:
 
 
 def _is_norm(node: Node) -> bool:
-    """Whether a module only normalises: no weight of two dimensions, and named so."""
+    """Whether a module only normalises: by its name, and without a weight of two dimensions."""
     return node.normalizes and not node.weights and not node.children

@@ -33,7 +33,7 @@ class LayerSpec:
 
 @dataclass
 class Structure:
-    """The layers of a module as its structure tells them.
+    """The layers of a module, as found from its structure.
 
     Attributes:
         layers: Layers in the order of the data flow.

@@ -1,4 +1,4 @@
-"""Reading code that branches: which way tells the order, and what two ways have in common."""
+"""Reads code that branches: which branch determines the order, and how two branches are merged."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 from copy import copy
 
 from lightning_freeze.layers.forward_source.calls import Numbers
-from lightning_freeze.layers.forward_source.syntax import assigned, leaves, merge_orders, running
-from lightning_freeze.layers.forward_source.use_order import Notes
+from lightning_freeze.layers.forward_source.syntax import assigned, ends_in_return, merge_orders, running
+from lightning_freeze.layers.forward_source.use_order import UseOrderBuilder
 
 
-class Branches(Numbers, Notes):
+class Branches(Numbers, UseOrderBuilder):
     """Goes through branches, and notes what they use."""
 
     def _visit_all(self, nodes: Iterable[ast.AST | None]) -> None:
@@ -19,26 +19,26 @@ class Branches(Numbers, Notes):
             if node is not None:
                 self.visit(node)
 
-    def _without_short_cut(self, body: list[ast.stmt]) -> list[ast.stmt]:
+    def _without_early_return(self, body: list[ast.stmt]) -> list[ast.stmt]:
         """The statements of a method without a first branch that returns early and skips steps.
 
         ``if plain: return self.model(x)``, and behind it ``x = self.prompt(x)`` before the same model: only the long
-        way tells where the prompt runs.
+        branch shows where the prompt runs.
         """
         for position, node in enumerate(body):
-            if not (isinstance(node, ast.If) and not node.orelse and leaves(node.body)):
+            if not (isinstance(node, ast.If) and not node.orelse and ends_in_return(node.body)):
                 continue
             chains = [chain for part in node.body for sub in ast.walk(part) if (chain := self._scope.chain(sub))]
             used = {chain[0] for chain in chains} & self._scope.names
             if used and not used & set(self.order) and self._scope.known(node.test) is None:
-                order = self._tried(body[position + 1 :]).order
+                order = self._trial_visit(body[position + 1 :]).order
                 if not used <= set(order) or used == set(order[: len(used)]):
                     return body
-                return self._without_short_cut([*body[:position], *body[position + 1 :]])
+                return self._without_early_return([*body[:position], *body[position + 1 :]])
         return body
 
-    def _tried(self, nodes: Sequence[ast.stmt]) -> Branches:
-        """What statements use, as if nothing had been used before, without taking note of it."""
+    def _trial_visit(self, nodes: Sequence[ast.stmt]) -> Branches:
+        """What statements use, as if nothing had been used before; the result is not recorded."""
         trial = copy(self)
         trial._is_trial = True
         trial.order, trial.steps, trial.reused, trial.bidirectional = [], {}, set(), set()
@@ -62,12 +62,14 @@ class Branches(Numbers, Notes):
         self._scope.forget(assigned(node.body))
         self._scope.bound.update(before)
         first = [step for step in self.steps if step not in known]
-        second = [s for s in self._tried(node.orelse).steps if s not in known] if first and not self._is_trial else []
-        self._in_other_branch = outer | {step.split(".")[0] for step in first}  # not used once more, but instead
+        second = (
+            [s for s in self._trial_visit(node.orelse).steps if s not in known] if first and not self._is_trial else []
+        )
+        self._in_other_branch = outer | {step.split(".")[0] for step in first}  # an alternative use, not another one
         self._begun_in_other_branch = elsewhere
         self._visit_all(node.orelse)
         self._in_other_branch = outer
-        self._begun_in_other_branch = elsewhere if leaves(node.body) else outside
+        self._begun_in_other_branch = elsewhere if ends_in_return(node.body) else outside
         self._scope.forget(assigned([*node.body, *node.orelse]))
         steps = merge_orders(first, second)
         if set(steps) == self.steps.keys() - known.keys():

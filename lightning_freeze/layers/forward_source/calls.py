@@ -30,13 +30,13 @@ def arguments_by_name(tree: Function, call: ast.Call | None, bound: bool) -> dic
 
 
 def integer_arguments(tree: Function, call: ast.Call | None, scope: Scope) -> dict[str, Any]:
-    """The numbers among the arguments of a call of a method of the same object."""
+    """The integer arguments of a call to a method of the same object."""
     values = {name: scope.evaluate(value) for name, value in arguments_by_name(tree, call, bound=True).items()}
     return {name: value for name, value in values.items() if type(value) is int}
 
 
 class Numbers(ast.NodeVisitor):
-    """Keeps track of the numbers that local names stand for, through what may change them."""
+    """Tracks the numbers that local names stand for, and forgets those that may have changed."""
 
     _scope: Scope
 
@@ -50,7 +50,7 @@ class Numbers(ast.NodeVisitor):
                 self._scope.bound[name] = value
 
     def visit_While(self, node: ast.AST) -> None:
-        """Know no number that statements change which may run any number of times."""
+        """Forget the numbers that these statements change, as they may run any number of times."""
         self._scope.forget(assigned([node]))
         self.generic_visit(node)
         self._scope.forget(assigned([node]))

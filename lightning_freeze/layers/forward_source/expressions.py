@@ -48,14 +48,14 @@ class Element:
 
 
 class Either(list[Any]):
-    """Child modules of which one runs; which one, only the inputs tell."""
+    """Child modules, one of which runs depending on the inputs."""
 
 
 class Evaluation:
     """Evaluates expressions of one method.
 
     Args:
-        chain: Tells ``["a", "b"]`` from the node of ``self.a.b``.
+        chain: Returns ``["a", "b"]`` for the node of ``self.a.b``.
         module: The module that ``self`` is.
         bound: Local names that are known: integers, elements, or tuples of them.
     """
@@ -63,7 +63,7 @@ class Evaluation:
     def __init__(
         self, chain: Callable[[ast.AST], list[str] | None], module: nn.Module, bound: Mapping[str, Any]
     ) -> None:
-        """Evaluate nothing yet."""
+        """Create an evaluation; expressions are evaluated by :meth:`value`."""
         self._chain = chain
         self._module = module
         self._bound = bound
@@ -72,7 +72,7 @@ class Evaluation:
         """The value of an expression: a number, text, list of them, an :class:`Element`, or ``UNKNOWN``.
 
         Raises:
-            Exception: Whatever the operation itself raises; the value is unknown then.
+            Exception: Any error of the operation; the value is then unknown.
         """
         method = getattr(self, f"_{type(node).__name__.lower()}", None)
         return UNKNOWN if method is None else method(node)
@@ -173,7 +173,7 @@ class Evaluation:
         if not found or (len(found) < len(lists) and name != "zip"):
             return UNKNOWN
         if name == "zip":
-            # What is not known beside the modules (the features that they work on) is taken to be as long as they are.
+            # An unknown iterable beside the modules (their inputs) is assumed to have the same length.
             unknown = [UNKNOWN] * min(map(len, found))
             return [list(row) for row in zip(*(unknown if i is None else i for i in lists), strict=False)]
         first = found[0]

@@ -23,7 +23,7 @@ def getter_path(module: nn.Module, name: str, called: bool, depth: int = 0) -> l
         module: The object.
         name: The property or the method.
         called: Whether it is called, as a method is.
-        depth: How many others led here.
+        depth: Number of nested calls that led here.
 
     Returns:
         Names from ``module`` down to the child; ``None`` if it is no such property or method.
@@ -35,8 +35,8 @@ def getter_path(module: nn.Module, name: str, called: bool, depth: int = 0) -> l
     if not inspect.isfunction(function) or called == isinstance(found, property):
         return None
     if function.__module__ == "transformers.modeling_utils":
-        # It looks for the table in many places, so it is asked: it runs no code of a layer.
-        return _asked(module, name) if name in _ACCESSORS else None
+        # It looks for the table in many places, so it is called: it runs no code of a layer.
+        return _call_accessor(module, name) if name in _ACCESSORS else None
     path: list[str] = []
     here = module
     for key, is_call in _returned(function) or ():
@@ -50,7 +50,7 @@ def getter_path(module: nn.Module, name: str, called: bool, depth: int = 0) -> l
     return path or None
 
 
-def _asked(module: nn.Module, name: str) -> list[str] | None:
+def _call_accessor(module: nn.Module, name: str) -> list[str] | None:
     try:
         wanted = getattr(module, name)()
     except Exception:

@@ -10,19 +10,19 @@ from typing import Any
 
 from lightning_freeze.layers.forward_source.expressions import Element, items_of
 from lightning_freeze.layers.forward_source.scope import Scope, elements_in
-from lightning_freeze.layers.forward_source.syntax import looks_inside, of_weight, only_looks
+from lightning_freeze.layers.forward_source.syntax import is_weight, only_reads_attributes, uses_parts_of_elements
 
 _LONGEST = 256
 
 
-def turns_of(node: ast.For, scope: Scope) -> list[Any] | None:
+def iterations_of(node: ast.For, scope: Scope) -> list[Any] | None:
     """The value of a loop's target in each iteration; ``None`` if it is unknown or not needed."""
     turns = items_of(scope.evaluate(node.iter))
     if turns is None or len(turns) > _LONGEST:
         return None
     lists = {e.path.rpartition(".")[0] for turn in turns for e in elements_in(turn)}
     chains = [chain for part in node.body for sub in ast.walk(part) if (chain := scope.chain(sub))]
-    more = len(lists) > 1 or any(chain[0] in scope.names for chain in chains) or looks_inside(node)
+    more = len(lists) > 1 or any(chain[0] in scope.names for chain in chains) or uses_parts_of_elements(node)
     more = more or passes_counter(node, scope) or _takes_from_outer(node, scope)
     nested = any(isinstance(sub, ast.For) for part in node.body for sub in ast.walk(part)) and scope.bound
     ordered = [e.path for turn in turns for e in elements_in(turn)]
@@ -40,7 +40,7 @@ def passes_counter(node: ast.For, scope: Scope) -> bool:
 
 
 def _takes_from_outer(node: ast.For, scope: Scope) -> bool:
-    """Whether a loop over numbers uses what an outer loop goes over: ``stage.blocks[number]``."""
+    """Whether a loop over numbers uses an element of an outer loop: ``stage.blocks[number]``."""
     names = {s.value.id for s in ast.walk(node) if isinstance(s, ast.Attribute) and isinstance(s.value, ast.Name)}
     return any(isinstance(scope.bound.get(name), Element) for name in names)
 
@@ -53,20 +53,20 @@ def changes_only(node: ast.For) -> bool:
     uses = [s for s in inside if isinstance(s, ast.Name) and s.id in names]
     held = {s.id for s in bases if isinstance(s, ast.Name)} & names
     changes = (s.func for s in inside if isinstance(s, ast.Call) and isinstance(s.func, ast.Attribute))
-    return any(f.attr.endswith("_") and of_weight(f.value) for f in changes) and all(
+    return any(f.attr.endswith("_") and is_weight(f.value) for f in changes) and all(
         use in bases for use in uses if use.id in held
     )
 
 
 def runs_nothing(loop: ast.For | ast.comprehension, body: Sequence[ast.AST], scope: Scope) -> bool:
-    """Whether a loop looks at modules and runs nothing, neither these nor others."""
+    """Whether a loop only inspects modules and runs none."""
     chains = [chain for part in body for sub in ast.walk(part) if (chain := scope.chain(sub)) is not None]
     others = (chain for chain in chains if chain and not chain[0].startswith(("log", "print")))
-    return only_looks(loop.target, loop.iter, body) and not any(others)
+    return only_reads_attributes(loop.target, loop.iter, body) and not any(others)
 
 
-def other_each_turn(trace: Sequence[str], starts: Sequence[int]) -> set[str]:
-    """The lists of which each iteration of a loop uses different elements, picked by inner loops.
+def different_each_iteration(trace: Sequence[str], starts: Sequence[int]) -> set[str]:
+    """Lists of which each iteration of a loop uses different elements, chosen by inner loops.
 
     Args:
         trace: All uses, in order.
@@ -86,7 +86,7 @@ def count_of(node: ast.expr, scope: Scope) -> int | None:
         return None
     value: Any = scope.module
     for name in scope.chain(node.args[0]) or [""]:
-        # A config may translate names (``num_hidden_layers``), so it is asked, unlike in `Scope.value`.
+        # A config may translate names (``num_hidden_layers``), so `getattr` is used, unlike in `Scope.value`.
         value = getattr(value, name, None)
     return value if isinstance(value, int) else None
 

@@ -1,4 +1,4 @@
-"""Which parameters a LightningModule hands to its optimizers, as its code tells."""
+"""Which parameters a LightningModule passes to its optimizers, according to its code."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def optimized_parameters(module: nn.Module) -> frozenset[int] | None:
 
     Returns:
         ``id`` of all parameters below the children that the code mentions by name (``self.student.parameters()``).
-        ``None`` where the code takes parameters in another way, so that it may be any.
+        ``None`` if the code takes parameters in another way, so that it may be any of them.
     """
     try:
         parts = list(_parts(module, "configure_optimizers", 0))
@@ -51,7 +51,7 @@ def _parts(module: nn.Module, name: str, depth: int) -> Iterator[nn.Module | nn.
             parameter = here._parameters.get(attribute.attr) if attribute is not None else None
             yield here if parameter is None else parameter
         elif attribute is None:
-            raise LookupError(this)  # the module itself is handed on
+            raise LookupError(this)  # the module itself is passed on
         elif module._parameters.get(attribute.attr) is not None:
             yield module._parameters[attribute.attr]  # type: ignore[misc]
         else:

@@ -1,8 +1,8 @@
 """The order in which a module's own code uses its children, read from the source and never run.
 
 Registration order is a convention that models break freely: a final norm registered before the blocks, a head before
-its encoder. The ``forward`` method says what really happens, so it is parsed. Children count in the order in which they
-are evaluated; methods of the same object are followed, and branches on the module's own settings are decided.
+its encoder. The ``forward`` method determines what runs, so it is parsed. Children count in the order in which they are
+evaluated; methods of the same object are followed, and branches on the module's own settings are decided.
 """
 
 from __future__ import annotations
@@ -19,18 +19,24 @@ from lightning_freeze.errors import debugging
 from lightning_freeze.layers.forward_source.branches import Branches
 from lightning_freeze.layers.forward_source.calls import arguments_by_name, integer_arguments
 from lightning_freeze.layers.forward_source.expressions import Either, Element
-from lightning_freeze.layers.forward_source.loops import changes_only, count_of, other_each_turn, runs_nothing, turns_of
+from lightning_freeze.layers.forward_source.loops import (
+    changes_only,
+    count_of,
+    different_each_iteration,
+    iterations_of,
+    runs_nothing,
+)
 from lightning_freeze.layers.forward_source.scope import Scope, elements_in
 from lightning_freeze.layers.forward_source.syntax import (
     FRAMEWORK,
     WEIGHTS,
     assigned,
-    entries,
-    from_second_turn,
-    is_fact,
+    branches_after_first_iteration,
+    entry_methods,
+    global_names_of,
     is_getattr,
+    is_metadata,
     is_super,
-    names_around,
     names_of,
     parse,
     running,
@@ -39,7 +45,7 @@ from lightning_freeze.layers.forward_source.use_order import UseOrder
 
 #: Prefix in the names of lists that a module's ``forward`` receives as arguments.
 PASSED = "@"
-_QUESTIONS = frozenset({"len", "isinstance", "hasattr", "id", "type"})
+_INSPECTION = frozenset({"len", "isinstance", "hasattr", "id", "type"})
 
 
 def use_order(module: nn.Module, passed_lists: Mapping[str, nn.Module] | None = None) -> UseOrder:
@@ -51,12 +57,12 @@ def use_order(module: nn.Module, passed_lists: Mapping[str, nn.Module] | None = 
             named with a leading ``PASSED``.
 
     Returns:
-        What the code says, starting with a LightningModule's ``training_step``, else with ``forward``. If reading it
-        fails, nothing but the problem; ``LIGHTNING_FREEZE_DEBUG=1`` raises the error instead.
+        The order in the code, starting with a LightningModule's ``training_step``, else with ``forward``. If reading it
+        fails, only the problem; ``LIGHTNING_FREEZE_DEBUG=1`` raises the error instead.
     """
     try:
         found = vars(_Reader(module, passed_lists=passed_lists))
-    except Exception as error:  # code may be written in any way; what cannot be read must not end the search for layers
+    except Exception as error:  # code may be written in any way; a failure here must not end the search for layers
         if debugging():
             raise
         return UseOrder(problem=f"{type(error).__name__}: {error}")
@@ -79,7 +85,7 @@ class _Reader(Branches):
         self._module = module
         self._scope = Scope(module)
         self._open: set[Any] = set() if opened is None else opened
-        for entry in methods or entries(type(module)):
+        for entry in methods or entry_methods(type(module)):
             self._follow(entry, type(module))
 
     def _follow(self, name: str, start: type, call: ast.Call | None = None, skip: bool = False) -> None:
@@ -95,7 +101,7 @@ class _Reader(Branches):
             return
         before = self._scope
         self._scope = Scope(
-            self._module, tree.args.args[0].arg if tree.args.args else "", owner, names_around(function)
+            self._module, tree.args.args[0].arg if tree.args.args else "", owner, global_names_of(function)
         )
         self._scope.bound = integer_arguments(tree, call, before)
         if self._held and name == "forward":
@@ -103,7 +109,7 @@ class _Reader(Branches):
             self._scope.names |= {element.path for element in self._held.values()}
         self._open.add(function)
         outside = self._begun_in_other_branch
-        self._visit_all(self._without_short_cut(tree.body))
+        self._visit_all(self._without_early_return(tree.body))
         self._begun_in_other_branch = outside
         self._open.discard(function)
         self._scope = before
@@ -122,16 +128,16 @@ class _Reader(Branches):
             element = self._scope.evaluate(node) if self._scope.bound or isinstance(inside, ast.Attribute) else None
             if isinstance(element, Element):
                 self._use(element.path.split(".")[0], element.path)
-            elif node.attr in WEIGHTS and self._use_given(node.value):
+            elif node.attr in WEIGHTS and self._use_returned_child(node.value):
                 return
-            # An in-place change of a weight (``block.out.weight.div_``) is no step of the data flow.
-            elif not node.attr.endswith("_") and not is_fact(node.attr):
+            # An in-place change of a weight (``block.out.weight.div_``) is not a step of the data flow.
+            elif not node.attr.endswith("_") and not is_metadata(node.attr):
                 self.visit(node.value)
-        elif chain and not any(is_fact(key) for key in chain[1:]) and not self._scope.reads_setting(chain):
+        elif chain and not any(is_metadata(key) for key in chain[1:]) and not self._scope.reads_setting(chain):
             self._use(chain[0], self._scope.deepest(chain))
 
     def visit_Call(self, node: ast.Call) -> None:
-        if isinstance(node.func, ast.Name) and node.func.id in _QUESTIONS:
+        if isinstance(node.func, ast.Name) and node.func.id in _INSPECTION:
             return
         if self._follow_function(node):
             return
@@ -139,7 +145,7 @@ class _Reader(Branches):
         noted = self._note_passed_lists(chain[0], node) if chain and len(chain) == 1 else []
         values = [*node.args, *(k.value for k in node.keywords)]
         if getattr(node.func, "attr", getattr(node.func, "id", "")) == "reduce":
-            values.reverse()  # what it starts from is there before any element runs
+            values.reverse()  # the initial value is computed before any element runs
         self._visit_all(value for value in values if value not in noted)
         if chain == []:
             self._follow("forward", type(self._module), node)
@@ -150,7 +156,7 @@ class _Reader(Branches):
             self._follow(node.func.attr, self._scope.owner, node, skip=True)
         elif is_getattr(node) and self._scope.chain(node.args[0]) == []:
             self._use(str(self._scope.evaluate(node.args[1])))
-        elif not self._use_given(node.func) and not self._enter(chain or []):
+        elif not self._use_returned_child(node.func) and not self._follow_child_method(chain or []):
             self.visit(node.func)
 
     def _follow_function(self, node: ast.Call) -> bool:
@@ -168,7 +174,7 @@ class _Reader(Branches):
         others = [value for name, value in arguments_by_name(tree, node, bound=False).items() if name not in modules]
         self._visit_all([*others, *(part for part in node.args if isinstance(part, ast.Starred))])
         before = self._scope
-        self._scope = Scope(self._module, "", type(self._module), names_around(function))
+        self._scope = Scope(self._module, "", type(self._module), global_names_of(function))
         self._scope.bound = dict(modules)
         self._open.add(function)
         self._visit_all(tree.body)
@@ -177,7 +183,7 @@ class _Reader(Branches):
         return True
 
     def _note_passed_lists(self, key: str, node: ast.Call) -> list[ast.expr]:
-        """Note the lists that a child receives as arguments: their elements run inside the child."""
+        """Record the lists that a child receives as arguments: their elements run inside the child."""
         child = self._module._modules.get(key)
         values = [*node.args, *(part.value for part in node.keywords)]
         if child is None or not any(self._scope.lists(value) for value in values):
@@ -192,13 +198,13 @@ class _Reader(Branches):
         )
         return [given[name] for name in passed_lists]
 
-    def _enter(self, chain: list[str]) -> bool:
+    def _follow_child_method(self, chain: list[str]) -> bool:
         """Read a method of a child (``self.child.embed(x)``): it may run a part of the child only.
 
-        Where another branch calls the child itself, that says it better.
+        If another branch calls the child itself, that call counts instead.
         """
         child = None if tuple(chain[:-1]) in self._called_in_other_branch else self._scope.child(chain[:-1])
-        if child is None or chain[-1] in child._modules or chain[-1] == "forward" or is_fact(chain[-1]):
+        if child is None or chain[-1] in child._modules or chain[-1] == "forward" or is_metadata(chain[-1]):
             return False
         steps = _Reader(child, chain[-1:], self._open).steps
         for step in steps:
@@ -222,7 +228,7 @@ class _Reader(Branches):
         value = self._scope.evaluate(node.value)
         names = [name for target in node.targets for name in names_of(target)]
         if names and elements_in(value):
-            # A name for an element, or for several: its use counts, not its naming.
+            # A name for one or several elements: the use of the name counts, not the assignment.
             for target in node.targets:
                 self._scope.bind(target, value)
             if self._looped:
@@ -251,12 +257,12 @@ class _Reader(Branches):
     def visit_For(self, node: ast.For) -> None:
         """Go through a loop.
 
-        A loop that uses more than the elements of one list is unrolled, so that everything stands where it is used
-        first. Where that is not possible, what it uses besides the blocks is taken to be needed from the first on.
+        A loop that uses more than the elements of one list is unrolled, so that everything is placed at its
+        first use. If that is not possible, everything besides the blocks counts as used from the first iteration on.
         """
         if changes_only(node) or runs_nothing(node, node.body, self._scope):
             return
-        turns = turns_of(node, self._scope)
+        turns = iterations_of(node, self._scope)
         if turns is not None:
             looped = {e.path.split(".")[0] for turn in turns for e in elements_in(turn)}
             plain = set(self.order) - looped
@@ -272,7 +278,7 @@ class _Reader(Branches):
                 self._scope.bind(node.target, turn)
                 marks.append(len(self._trace))
                 self._visit_all(node.body)
-            looped = self._looped.pop() | other_each_turn(self._trace, marks)
+            looped = self._looped.pop() | different_each_iteration(self._trace, marks)
             self._in_other_branch = outer
             self._scope.bound = kept
             self._scope.forget(assigned([node]))
@@ -281,8 +287,9 @@ class _Reader(Branches):
             self._note_passes(node, looped, inside)
             return
         start = len(self.order)
-        for later, at_first in [] if self._is_trial else from_second_turn(node):
-            self.carried_over |= set(self._tried(later).order) - set(self._tried(at_first).order) - set(self.order)
+        for later, at_first in [] if self._is_trial else branches_after_first_iteration(node):
+            used_later, used_first = (set(self._trial_visit(branch).order) for branch in (later, at_first))
+            self.carried_over |= used_later - used_first - set(self.order)
         looped = {
             chain[0]
             for part in ast.walk(node.iter)

@@ -19,28 +19,32 @@ class Scope:
 
     Args:
         module: The module that ``self`` is.
-        me: What the method calls ``self``.
+        self_name: The name that the method gives to ``self``.
         owner: The class that defines the method; that of the module if left out.
-        around: The global names that the method sees.
+        global_names: The global names that the method sees.
 
     Attributes:
         module: The module that ``self`` is.
         names: Names of its children and of its own parameters.
-        me: What the method calls ``self``.
+        self_name: The name that the method gives to ``self``.
         owner: The class that defines the method.
         bound: Local names that are known: numbers, texts, elements of lists, or lists of them.
     """
 
     def __init__(
-        self, module: nn.Module, me: str = "self", owner: type | None = None, around: Mapping[str, Any] | None = None
+        self,
+        module: nn.Module,
+        self_name: str = "self",
+        owner: type | None = None,
+        global_names: Mapping[str, Any] | None = None,
     ) -> None:
-        """Know the module, and no local name yet."""
+        """Start without local names."""
         self.module = module
         self.names = set(module._modules) | set(module._parameters)
-        self.me = me
+        self.self_name = self_name
         self.owner = owner or type(module)
         self.bound: dict[str, Any] = {}
-        self._around = around or {}
+        self._global_names = global_names or {}
 
     def chain(self, node: ast.AST) -> list[str] | None:
         """``["a", "b"]`` for ``self.a.b``, ``[]`` for ``self``, else ``None``."""
@@ -48,14 +52,14 @@ class Scope:
         while isinstance(node, ast.Attribute):
             names.append(node.attr)
             node = node.value
-        if not (isinstance(node, ast.Name) and node.id == self.me):
+        if not (isinstance(node, ast.Name) and node.id == self.self_name):
             return None
         first = names[-1] if names else ""
         given = None if not first or first in self.names else getter_path(self.module, first, called=False)
         return [*(given or names[-1:]), *names[-2::-1]]
 
     def deepest(self, chain: list[str]) -> str:
-        """The part of a child that ``self.child.part`` uses: code may embed its tokens before all else runs."""
+        """The part of a child that ``self.child.part`` uses, such as an embedding that runs before everything else."""
         path, module = [chain[0]], self.module._modules.get(chain[0])
         for key in chain[1:]:
             below = module._modules.get(key) if module is not None else None
@@ -103,7 +107,7 @@ class Scope:
         return value if isinstance(value, bool) else None
 
     def bind(self, target: ast.expr, value: Any) -> None:
-        """Let the names of a target stand for a value, taken apart where the target is a tuple."""
+        """Bind the names of a target to a value, which is unpacked if the target is a tuple."""
         if isinstance(target, ast.Name):
             self.bound[target.id] = value
         elif isinstance(target, ast.Tuple | ast.List):
@@ -126,21 +130,21 @@ class Scope:
 
     def function(self, node: ast.expr) -> Callable[..., Any] | None:
         """The function of a model's own code that a name stands for."""
-        found = self._around.get(node.id) if isinstance(node, ast.Name) and node.id not in self.bound else None
+        found = self._global_names.get(node.id) if isinstance(node, ast.Name) and node.id not in self.bound else None
         outside = ("torch.", "lightning", "pytorch_lightning")
         return found if inspect.isfunction(found) and not (found.__module__ or "").startswith(outside) else None
 
     def numbers(self, names: Iterable[str]) -> dict[str, int]:
-        """Those of the names that stand for a number."""
+        """The names that stand for a number, with the number."""
         return {name: self.bound[name] for name in names if type(self.bound.get(name)) is int}
 
     def forget(self, names: Iterable[str]) -> None:
-        """Take the numbers that names stand for as unknown: a branch or a loop may have changed them."""
+        """Forget the numbers that names stand for: a branch or a loop may have changed them."""
         for name in self.numbers(names):
             del self.bound[name]
 
     def evaluate(self, node: ast.AST) -> Any:
-        """The value of an expression in a loop, as far as it follows from settings, indices and module lists."""
+        """The value of an expression, if it follows from settings, indices and module lists; else ``UNKNOWN``."""
         try:
             return Evaluation(self.chain, self.module, self.bound).value(node)
         except Exception:

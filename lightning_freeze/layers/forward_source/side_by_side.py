@@ -1,7 +1,7 @@
-"""Lists whose elements run side by side: each on the same input, none on what another one returned.
+"""Lists whose elements run side by side: each on the same input, none on the output of another.
 
-``[head(h) for head in self.heads]`` makes several outputs of one; such elements are no depth. A loop that passes what
-one element returned to the next one is a chain.
+``[head(h) for head in self.heads]`` makes several outputs from one input; such elements have no order in depth. A
+loop that passes the output of one element to the next is a chain.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from functools import lru_cache
 
 from torch import nn
 
-from lightning_freeze.layers.forward_source.syntax import Function, entries, parse
+from lightning_freeze.layers.forward_source.syntax import Function, entry_methods, parse
 
 _FRAMEWORK = ("torch.", "lightning.", "pytorch_lightning.", "transformers.modeling_utils", "transformers.generation")
 #: Stands for what an element returns.
@@ -40,16 +40,16 @@ def _in_class(cls: Hashable) -> frozenset[str]:
     assert isinstance(cls, type)
     beside: set[str] = set()
     chained: set[str] = set()
-    for tree in _run_in_forward(cls):
+    for tree in _forward_methods(cls):
         for path, is_chain in _loops(tree, tree.args.args[0].arg):
             (chained if is_chain else beside).add(path)
     return frozenset(beside - chained)
 
 
-def _run_in_forward(cls: type) -> list[Function]:
-    """The methods that a forward pass runs; others only prepare, as those that shard or compile each element."""
+def _forward_methods(cls: type) -> list[Function]:
+    """The methods that a forward pass runs. Other methods only prepare, for example shard or compile each element."""
     found: dict[str, Function] = {}
-    names = list(entries(cls))
+    names = list(entry_methods(cls))
     while names:
         name = names.pop()
         owner = next((base for base in cls.__mro__ if name in vars(base)), None)
@@ -93,7 +93,7 @@ def _element_calls(
 
 
 def _lists_in(iterated: ast.expr, this: str) -> list[str]:
-    """The lists that are gone through one element after the other."""
+    """The lists that a loop iterates over."""
     if isinstance(iterated, ast.Call):
         if isinstance(iterated.func, ast.Attribute) and iterated.func.attr in _VIEWS:
             return _lists_in(iterated.func.value, this)
@@ -108,7 +108,7 @@ def _lists_in(iterated: ast.expr, this: str) -> list[str]:
 
 def _runs(call: ast.Call, names: set[str], path: str, this: str) -> bool:
     """Whether a call runs an element: itself, a method of it, or a function that receives it."""
-    # ``layer.output.parameters()`` and the like only look at an element.
+    # ``layer.output.parameters()`` and the like only inspect an element.
     base = call.func.value if isinstance(call.func, ast.Attribute) else call.func
     if not (call.args or call.keywords):
         return False
@@ -120,7 +120,7 @@ def _runs(call: ast.Call, names: set[str], path: str, this: str) -> bool:
 
 
 def _indexed(function: ast.expr, this: str, names: set[str]) -> str | None:
-    """The list of which a call runs the element with the loop's number or key: ``self.heads[i](h)``."""
+    """The list whose element a call runs by the number or key of the loop: ``self.heads[i](h)``."""
     if isinstance(function, ast.Subscript):
         uses = {sub.id for sub in ast.walk(function.slice) if isinstance(sub, ast.Name)}
         return (_path(function.value, this) or None) if uses & names else None
@@ -142,7 +142,7 @@ def _is_chain(body: Iterable[ast.AST], calls: list[ast.Call]) -> bool:
 
 
 def _dependencies(body: Iterable[ast.AST], calls: list[ast.Call]) -> Mapping[str, set[str]]:
-    """What each name is made of within a loop."""
+    """The names that each name depends on within a loop."""
     found: dict[str, set[str]] = {}
     for node in (sub for part in body for sub in ast.walk(part)):
         targets: list[ast.expr] = []

@@ -11,8 +11,10 @@ from typing import Any
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
-# Reading these off a child says nothing about when it runs.
-_FACTS = frozenset({"dtype", "device", "shape", "config", "is_sparse", "requires_grad", "training", "in_features"}) | {
+# Reading these from a child does not run it.
+_METADATA = frozenset(
+    {"dtype", "device", "shape", "config", "is_sparse", "requires_grad", "training", "in_features"}
+) | {
     *("get_submodule", "get_input_embeddings", "get_output_embeddings", "keys", "parameters", "named_parameters"),
     *("buffers", "state_dict", "train", "eval", "requires_grad_"),
 }
@@ -45,8 +47,8 @@ def _assigned_in(node: ast.AST) -> frozenset[str]:
     return frozenset(part.id for part in inside if isinstance(part.ctx, ast.Store))
 
 
-def from_second_turn(loop: ast.For) -> list[tuple[list[ast.stmt], list[ast.stmt]]]:
-    """The branches that a loop takes from its second iteration on, each with the one of the first iteration."""
+def branches_after_first_iteration(loop: ast.For) -> list[tuple[list[ast.stmt], list[ast.stmt]]]:
+    """For each branch on the first iteration of a loop: the later branch, and that of the first iteration."""
     found = []
     for place, node in enumerate(loop.body):
         test = node.test if isinstance(node, ast.If) else None
@@ -61,7 +63,7 @@ def from_second_turn(loop: ast.For) -> list[tuple[list[ast.stmt], list[ast.stmt]
 
 
 def merge_orders(first: Sequence[str], second: Sequence[str]) -> list[str]:
-    """Two orders as one: that of the first, with what only the second has before what follows it there."""
+    """Merge two orders: steps that only the second has are inserted before the step that follows them there."""
     merged = list(first)
     last: list[str] = []
     following = ""
@@ -76,34 +78,34 @@ def merge_orders(first: Sequence[str], second: Sequence[str]) -> list[str]:
     return merged + last
 
 
-def names_around(function: Callable[..., Any]) -> Mapping[str, Any]:
-    """The global names that a function sees, those of what it decorates if that is all that it does."""
+def global_names_of(function: Callable[..., Any]) -> Mapping[str, Any]:
+    """The global names that a function sees; for a decorated function those of the original one."""
     return getattr(inspect.unwrap(function), "__globals__", {})
 
 
-def entries(cls: type) -> list[str]:
+def entry_methods(cls: type) -> list[str]:
     """Methods where a run begins: a LightningModule's training step, else ``forward``."""
     steps = [name for name in ("training_step", "validation_step", "predict_step") if hasattr(cls, name)]
     return [*steps[:1], "forward", *steps[1:]]
 
 
 def running(test: ast.expr) -> list[ast.expr]:
-    """A test, if evaluating it runs something."""
+    """The test in a list, if evaluating it calls something."""
     return [test] if any(isinstance(part, ast.Call) for part in ast.walk(test)) else []
 
 
-def leaves(body: Sequence[ast.stmt]) -> bool:
+def ends_in_return(body: Sequence[ast.stmt]) -> bool:
     """Whether statements end in a ``return``."""
     last = body[-1] if body else None
-    return leaves(last.body) if isinstance(last, ast.With) else isinstance(last, ast.Return)
+    return ends_in_return(last.body) if isinstance(last, ast.With) else isinstance(last, ast.Return)
 
 
-def is_fact(key: str) -> bool:
-    """Whether an attribute says or sets something about a child, rather than running it."""
-    return key in _FACTS or key.startswith(("set_", "reset_", "enable_", "disable_"))
+def is_metadata(key: str) -> bool:
+    """Whether an attribute reads or sets a property of a child, rather than running it."""
+    return key in _METADATA or key.startswith(("set_", "reset_", "enable_", "disable_"))
 
 
-def of_weight(node: ast.expr) -> bool:
+def is_weight(node: ast.expr) -> bool:
     """Whether an expression is the weight of something."""
     return isinstance(node, ast.Attribute) and node.attr in WEIGHTS
 
@@ -123,8 +125,8 @@ def is_getattr(node: ast.Call) -> bool:
     return isinstance(node.func, ast.Name) and node.func.id == "getattr" and len(node.args) >= 2
 
 
-def looks_inside(node: ast.For) -> bool:
-    """Whether a loop goes by names (``getattr``) or uses parts of the elements on their own."""
+def uses_parts_of_elements(node: ast.For) -> bool:
+    """Whether a loop uses names (``getattr``) or single parts of its elements."""
     targets = {s.id for s in ast.walk(node.target) if isinstance(s, ast.Name)}
     inside = [s for part in node.body for s in ast.walk(part)]
     parts = (s for s in inside if isinstance(s, ast.Attribute) and isinstance(s.value, ast.Name))
@@ -133,11 +135,11 @@ def looks_inside(node: ast.For) -> bool:
     )
 
 
-def only_looks(target: ast.expr, over: ast.expr, body: Sequence[ast.AST]) -> bool:
-    """Whether a loop only reads or sets attributes of what it goes over (``[b.training for b in blocks]``)."""
+def only_reads_attributes(target: ast.expr, over: ast.expr, body: Sequence[ast.AST]) -> bool:
+    """Whether a loop only reads or sets attributes of its elements (``[b.training for b in blocks]``)."""
     if isinstance(target, ast.Tuple) and isinstance(over, ast.Call):
         called = over.func.attr if isinstance(over.func, ast.Attribute) else getattr(over.func, "id", "")
-        if called.startswith(("enumerate", "items", "named_")):  # the first one is a number or a name
+        if called.startswith(("enumerate", "items", "named_")):  # the first target is a number or a name
             target = ast.Tuple(target.elts[1:])
     names = {s.id for s in ast.walk(target) if isinstance(s, ast.Name)}
     inside = [s for part in body for s in ast.walk(part)]
@@ -151,7 +153,7 @@ def _runs(use: ast.AST, above: Mapping[int, ast.AST]) -> bool:
     while isinstance(outer := above.get(id(use)), ast.Attribute):
         use, last = outer, outer.attr
     is_passed_on = isinstance(outer, ast.Call | ast.keyword | ast.Subscript | ast.Starred | ast.BinOp)
-    return not last or (is_passed_on and not is_fact(last) and not _is_report(outer))
+    return not last or (is_passed_on and not is_metadata(last) and not _is_report(outer))
 
 
 def _is_report(call: ast.AST | None) -> bool:

@@ -24,8 +24,8 @@ class UseOrder:
         used_between: Step to the names that are used for the first time between its first use and its last.
         reused_in_one_run: Steps in ``used_between`` whose uses all happen in one run, not in alternative branches.
         bidirectional: Lists that one loop runs forwards and another one backwards.
-        alternatives: Groups of children of which the inputs choose one.
-        unresolved: Groups of lists that one loop runs in an order that the code does not tell.
+        alternatives: Groups of children, one of which runs depending on the inputs.
+        unresolved: Groups of lists that one loop runs in an order that the code does not determine.
         carried_over: Names that a loop uses from its second iteration on, on values of the iteration before.
         passed_lists: Child to the lists that it receives as arguments: parameter name to the name of the list.
         problem: Why the code could not be read, ``""`` if it could.
@@ -46,8 +46,8 @@ class UseOrder:
     problem: str = ""
 
 
-class Notes:
-    """What has been noted of the order so far, while code is being read; the attributes are those of ``UseOrder``."""
+class UseOrderBuilder:
+    """The order found so far, while code is being read; the attributes are those of ``UseOrder``."""
 
     _scope: Scope
 
@@ -76,7 +76,7 @@ class Notes:
         self._is_trial = False
 
     def _use(self, name: str, path: str = "") -> None:
-        """Note the use of an attribute, or of one element (``path``) of the list that it is."""
+        """Record the use of an attribute, or of one element (``path``) of the list that it is."""
         if name not in self._scope.names:
             return
         self.steps.setdefault(path or name)
@@ -91,8 +91,8 @@ class Notes:
         self._trace.append(path or name)
         self._latest = name
 
-    def _use_given(self, node: ast.expr) -> bool:
-        """Note the use of a child that a method hands out: ``self.get_input_embeddings()(tokens)``."""
+    def _use_returned_child(self, node: ast.expr) -> bool:
+        """Record the use of a child that a method returns: ``self.get_input_embeddings()(tokens)``."""
         given = self._scope.evaluate(node) if isinstance(node, ast.Call) else None
         if isinstance(given, Element):
             self._tables.add(given.path)  # what a getter returns works on the tokens; no step feeds it

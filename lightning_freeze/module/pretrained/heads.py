@@ -21,12 +21,12 @@ _GENERIC = re.compile(r"label_\d+")
 _NAMED_HEADS = ("ForSequenceClassification", "ForTokenClassification", "ForImageClassification")
 
 Rows = list[int | None]
-"""For each label the output of the stored head that means it; None where none does."""
+"""For each label the output of the stored head with this meaning; None if there is none."""
 
 
 @dataclass(frozen=True)
 class Head:
-    """What is known of a model's head.
+    """The head of a model.
 
     Args:
         trained: Whether all of its outputs come from the stored weights.
@@ -81,7 +81,7 @@ def match_labels(names: Sequence[str], labels: Sequence[str]) -> Rows | None:
 
 
 def describe(source: str, names: Sequence[str], labels: Sequence[str], rows: Rows | None) -> str | None:
-    """Say what becomes of a stored head, where it is not used as it is.
+    """Describe what happens to a stored head, if it is changed or replaced.
 
     Args:
         source: What the head belongs to, for the message.
@@ -132,7 +132,7 @@ def select_outputs(model: Any, rows: Rows, labels: Sequence[str]) -> None:
 
     Args:
         model: A transformers model with a head.
-        rows: The present output of each label; the weights of the others are drawn anew.
+        rows: The present output of each label; the weights of the others are initialised again.
         labels: The labels in the order that the outputs are to have.
 
     Raises:

@@ -121,4 +121,4 @@ def _offset(table: nn.Module) -> int:
     if isinstance(offset, int):
         return offset
     padding = getattr(table, "padding_idx", None)
-    return padding + 1 if isinstance(padding, int) else 0  # RoBERTa and its kin
+    return padding + 1 if isinstance(padding, int) else 0  # RoBERTa and related models

@@ -105,7 +105,7 @@ def load(name: str, task: Task | None, pretrained: bool, **config: Any) -> Loade
 def _load_weights(
     name: str, source: str, auto: Any, task: Task | None, stored: Any, options: dict[str, Any]
 ) -> tuple[Any, Head]:
-    """Load the weights; a stored head keeps the meaning of its outputs, or is made anew."""
+    """Load the weights; a stored head keeps the meaning of its outputs, or is initialised again."""
     labels = list(options["id2label"].values()) if "id2label" in options else None
     names = stored_names(stored) if labels is not None else []
     rows = None if labels is None or not names else match_labels(names, labels)
@@ -116,7 +116,7 @@ def _load_weights(
         if not new_head:
             select_outputs(model, rows, labels)
             return model, Head(None not in rows, describe(repr(name), names, labels, rows))
-    # A stored head for other classes does not fit, and is made anew like one that is not stored.
+    # A stored head for other classes does not fit, so it is initialised again, as if it were not stored.
     model, new_head = _from_pretrained(name, source, auto, options)
     if task is None or new_head:
         note = describe(repr(name), names, labels, None) if has_head and labels and len(names) != len(labels) else None
@@ -169,7 +169,7 @@ def _own_tokenizer(source: str, on_hub: dict[str, Any]) -> Any:
     """Return the tokenizer that a model comes with; None if it has none, or none that can be loaded."""
     try:
         return transformers.AutoTokenizer.from_pretrained(source, **on_hub)
-    except Exception:  # whatever a tokenizer's files hold, the model can be loaded without it
+    except Exception:  # the model can be loaded without its tokenizer, so any error is ignored
         return None
 
 

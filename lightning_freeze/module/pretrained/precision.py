@@ -1,4 +1,4 @@
-"""The precision in which a model is loaded, and a warning where weights would be trained in 16 bits unasked."""
+"""The precision in which a model is loaded, and a warning if weights would be trained in 16 bits unintentionally."""
 
 from __future__ import annotations
 

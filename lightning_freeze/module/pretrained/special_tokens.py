@@ -187,7 +187,7 @@ def check_end_tokens(model: nn.Module, examples: Sequence[Mapping[str, Any]], na
 
 
 def _keep_padding_apart(model: nn.Module, config: Any) -> None:
-    """Pad with another token than the end token where the head would take padding for ends."""
+    """Pad with a token other than the end token, if the head would mistake padding for the end of a text."""
     if reads_end_token(model) and config.pad_token_id in (None, config.eos_token_id):
         config.pad_token_id = 1 if config.eos_token_id == 0 else 0  # any other token: padding is masked
 

@@ -1,7 +1,7 @@
-"""The pictures of a plan: when which layer trains at which rate, and what a step of each phase keeps and takes.
+"""The pictures of a plan: when each layer trains at which rate, and the memory and time of a step in each phase.
 
-Needs the extra ``report`` (matplotlib). Colours are from palettes that colour-blind people can read (cividis, and that
-of Okabe and Ito, 2008).
+Needs the extra ``report`` (matplotlib). The palettes are safe for colour-blind readers (cividis, and that of Okabe
+and Ito, 2008).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _FROZEN = "#b8b8b8"
 _PARTS = {"weights": "#999999", "gradients": "#E69F00", "optimizer": "#56B4E9", "activations": "#009E73"}
 _FREEZING, _CACHED, _LIMIT = "#0072B2", "#E69F00", "#D55E00"
 _WIDTH = 9.0
-#: Stands for the colour of the text around a picture, which a page with a dark variant decides.
+#: Placeholder for the text colour, which a page sets for its light and dark variants.
 _TEXT = "#010203"
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",

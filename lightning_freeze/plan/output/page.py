@@ -1,4 +1,4 @@
-"""A plan as one HTML page that needs nothing else: no network, no script, light and dark."""
+"""A plan as one self-contained HTML page: no network, no script, light and dark."""
 
 from __future__ import annotations
 

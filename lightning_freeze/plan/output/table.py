@@ -13,7 +13,7 @@ _UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 
 
 def plan_text(plan: PlanRecord) -> str:
-    """The phases of a plan as a table, with the totals and what is not known below it.
+    """The phases of a plan as a table, followed by the totals and the notes.
 
     Args:
         plan: The plan.
@@ -49,7 +49,7 @@ def _cells(plan: PlanRecord, phase: PlannedPhase) -> list[str]:
 
 
 def batches_text(phase: PlannedPhase) -> str:
-    """The batches of a phase, ``>=`` before those that are only the earliest."""
+    """The batches of a phase; ``>=`` marks the earliest possible ones."""
     begin = f"{'>= ' if phase.begins_open else ''}{phase.first_batch}"
     if phase.last_batch is None:
         return f"{begin} ..."
@@ -65,7 +65,7 @@ def rates_text(phase: PlannedPhase) -> str:
 
 
 def summary_lines(plan: PlanRecord) -> list[str]:
-    """What a plan says of the run as a whole, in sentences."""
+    """Sentences about the run as a whole."""
     shapes = ", ".join(f"{name} {' x '.join(map(str, shape)) or 'scalar'}" for name, shape in plan.batch.items())
     lines = [
         "The learning rate is the highest in the phase. Memory is what a training step keeps, time how long it takes "

@@ -1,4 +1,4 @@
-"""What one training step computes and keeps, found out on fake tensors.
+"""The operations and the memory of one training step, measured on fake tensors.
 
 May import nothing else of the package. Begin reading with ``fake_step.py``.
 """

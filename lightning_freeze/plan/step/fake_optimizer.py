@@ -1,4 +1,4 @@
-"""A copy of an optimizer over fake parameters, whose step shows what it keeps and moves without computing anything."""
+"""A copy of an optimizer over fake parameters: its step shows memory and operations without computing anything."""
 
 from __future__ import annotations
 

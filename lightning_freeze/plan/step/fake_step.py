@@ -1,4 +1,4 @@
-"""One training step on fake tensors: what it computes and keeps, without computing or keeping it.
+"""One training step on fake tensors: measures its operations and its memory without computing anything.
 
 Fake tensors (``torch._subclasses.fake_tensor``) have shapes, dtypes and devices, and no elements. So a step of a model
 that is larger than the memory of the machine can be run, also of one that is on the meta device.
@@ -53,7 +53,7 @@ class _SavedTensors:
 
     def __init__(self, parameters: Iterable[Tensor]) -> None:
         self._seen = {p.untyped_storage()._cdata for p in parameters}
-        self._held: list[Tensor] = []  # so that no other storage is given the same address
+        self._held: list[Tensor] = []  # so that no other storage gets the same address
         self.bytes = 0
 
     def pack(self, tensor: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ class _SavedTensors:
 
 
 class _PrefixWatch:
-    """Adds up what runs within some modules, of which none contains another."""
+    """Adds up the operations within some modules, none of which contains another."""
 
     def __init__(self, prefixes: Sequence[Sequence[nn.Module]], counter: OperationCounter) -> None:
         self.work, self.hidden = Work(), 0
@@ -123,7 +123,7 @@ def measure_step(
         context: Makes the context of the forward pass, such as that of mixed precision.
 
     Raises:
-        Exception: Whatever the module raises if it reads the values of a tensor, or fails otherwise.
+        Exception: Any error of the module, for example because it reads the values of a tensor.
     """
     step = _Step(module)
     with FakeTensorMode(allow_non_fake_inputs=True):

@@ -1,4 +1,4 @@
-"""Counts what operations cost: floating point operations where they decide, bytes moved where memory does."""
+"""Counts the cost of operations: floating point operations if they dominate, bytes moved if memory does."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ def test_what_is_stored_differs() -> None:
     warm(Plain(bert()), frozen(), change=spoil, reason="what was stored differs from what its frozen layers compute")
 
 
-def test_stored_in_another_shape_is_computed_anew() -> None:
+def test_entries_of_another_shape_are_computed_again() -> None:
     def cut(store: MemoryStore) -> None:
         for key, entry in list(store.entries.items())[::5]:
             store.entries[key] = entry[:3].clone()
@@ -393,7 +393,7 @@ class Manual(Plain):
         optimizer.step()
 
 
-def test_gradients_of_the_check_are_nobodys() -> None:
+def test_the_check_leaves_no_gradients() -> None:
     warm(Manual(Classifier(Local())), frozen(), BatchSizes(layers_of))
     assert BatchSizes.seen[1] == [2]
 

@@ -52,7 +52,7 @@ def test_it_is_computed_once_for_each_length() -> None:
     assert block.calls == 1 + 5 + 2
 
 
-def test_it_is_computed_anew_where_something_else_than_the_samples_differs() -> None:
+def test_it_is_computed_again_if_anything_besides_the_samples_differs() -> None:
     block, earlier, hidden = Biased(), {}, torch.randn(3, 5, 4)
     signature = learned(block)
     build = lambda **kwargs: signature.build(hidden, (hidden,), kwargs, block, earlier)[1][0, 0, 0].item()  # noqa: E731

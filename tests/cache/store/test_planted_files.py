@@ -1,4 +1,4 @@
-"""A cache folder that others can write to: what they plant there is neither followed nor believed."""
+"""A cache folder that other users can write to: links are not followed, and contents are not trusted."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ def test_info_writes_nothing(cache: Path) -> None:
 
 
 @needs_fork
-def test_fifo_holds_up_nobody(cache: Path) -> None:
+def test_a_fifo_blocks_no_reader(cache: Path) -> None:
     namespace = cache / SPACE.hex()
     for name in (folder.INFO, "independent.json"):
         (namespace / name).unlink(missing_ok=True)
@@ -258,7 +258,7 @@ def test_crafted_marker_is_another_version(cache: Path, content: str) -> None:
 
 
 @pytest.mark.parametrize("content", ['{"elements": Infinity}', '{"elements": -1}', "[" * 50_000, "{}"])
-def test_crafted_note_counts_for_nothing(cache: Path, content: str) -> None:
+def test_a_crafted_note_is_ignored(cache: Path, content: str) -> None:
     (cache / SPACE.hex() / "independent.json").write_text(content)
     with open_store(cache, 0) as store:
         assert store.noted(SPACE) <= 0
@@ -373,7 +373,7 @@ def test_name_that_is_no_path_is_refused() -> None:
         open_store("a\0b")
 
 
-def test_home_of_nobody_known_is_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_home_is_a_plain_folder_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with open_store("~no-such-user/cache", "1MB") as store:
         store.put(SPACE, [key(0)], [torch.ones(3)])

@@ -1,4 +1,4 @@
-"""What the RAM tier takes from the machine, and what of it the entries need."""
+"""The memory that the RAM tier allocates, and how much of it the entries need."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What goes wrong on disks and in processes: it costs a miss and one warning, never a wrong entry, never a run."""
+"""Failures of disks and processes cause a miss and one warning, but no wrong entry, and never end a run."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_kill_9_at_any_moment_loses_only_what_was_not_flushed(tmp_path: Path) ->
         with open_store(tmp_path, 0) as store:
             there = found(store, flushed + 100)
             assert there[:flushed] == list(range(flushed)) and store.stats.recovered == 0
-            # A writer that died with the lock in its hands holds up nobody.
+            # A writer that died while holding the lock blocks no other process.
             store.put(SPACE, [os.urandom(16)], [tensor(0)])
             store.flush()
     assert kills == 20 and flushed > 0
@@ -283,7 +283,7 @@ def test_what_lmdb_reports_is_not_raised(filled: Path, monkeypatch: pytest.Monke
 
 
 def within(seconds: float, work: Callable[[], object]) -> None:
-    """Fail, rather than wait for ever, if something never returns."""
+    """Fail instead of waiting indefinitely if something never returns."""
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     thread.join(seconds)
@@ -377,7 +377,7 @@ def test_a_disk_that_does_not_answer_is_a_miss(filled: Path, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("error", [KeyError("odd"), MemoryError(), SystemExit(3), PermissionError("no")])
-def test_whatever_hits_the_writer_the_run_goes_on(tmp_path: Path, error: BaseException) -> None:
+def test_the_run_continues_after_any_error_in_the_writer(tmp_path: Path, error: BaseException) -> None:
     def fails(_: object) -> None:
         raise error
 
@@ -400,7 +400,7 @@ def test_whatever_hits_the_writer_the_run_goes_on(tmp_path: Path, error: BaseExc
         assert found(store, 40) == [0, 1, 2, 3]
 
 
-def test_a_writer_that_is_dead_holds_up_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dead_writer_blocks_no_caller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(WriteBehind, "_run", lambda _: None)
     with open_store(tmp_path, 0) as store:
         store.put(SPACE, [key(0)], [tensor(0)])

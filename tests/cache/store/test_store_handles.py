@@ -1,4 +1,4 @@
-"""A frozen prefix that changes with each step makes a namespace a step: what stays open must not grow with them."""
+"""A frozen prefix that changes in each step creates a namespace in each step: the number of open files stays small."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_what_is_in_use_is_closed_only_afterwards(tmp_path: Path, monkeypatch: p
         reader = threading.Thread(target=lambda: tier.read(SPACES[0], [key(0)], slow))
         reader.start()
         assert inside.wait(20)
-        for space in range(1, 6):  # the writer opens five others meanwhile
+        for space in range(1, 6):  # the writer opens five others at the same time
             put(store, space)
             store.flush()
         assert SPACES[0] not in tier._environments and len(lmdb_environment._living) == 2

@@ -82,7 +82,7 @@ def test_gradual_unfreezing_over_integer_weights(make_optimizers: Any) -> None:
     assert [int(module.encoder.layers[i].linear.used) for i in range(4)] == [8, 12, 16, 20]
 
 
-def test_a_block_of_integer_weights_alone_can_be_frozen_and_says_so_when_it_shall_train() -> None:
+def test_a_block_of_integer_weights_alone_can_be_frozen_and_says_so_when_it_should_train() -> None:
     module = over_int8()
     before = weights(module)
     fit(module, LayerFreezing("embeddings,:2", verbose=False), max_epochs=2)

@@ -1,4 +1,4 @@
-"""What moves in frozen layers without being a parameter: found, quieted by a fit, and told where it is not."""
+"""Changes in frozen layers apart from parameters: found, stopped by a fit, and reported if they are not stopped."""
 
 from __future__ import annotations
 

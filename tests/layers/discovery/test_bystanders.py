@@ -1,4 +1,4 @@
-"""Networks that take no part in training count for nothing."""
+"""Networks that take no part in training do not count."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Layers from an explicit map, and from a module that brings its own."""
+"""Layers from an explicit map, and from a module that defines its own."""
 
 from __future__ import annotations
 

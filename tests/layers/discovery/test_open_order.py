@@ -1,4 +1,4 @@
-"""Branches inside one stage, and code that leaves the order open: right, or said."""
+"""Branches inside one stage, and code that leaves the order open: the order is right, or described as a guess."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ class Ends(ShortCut):
         return self.prompt(x)
 
 
-def test_the_long_way_tells_the_order() -> None:
+def test_the_branch_without_an_early_return_determines_the_order() -> None:
     assert use_order(ShortCut()).order == ["prompt", "model"]
     assert use_order(Ends()).order == ["model", "prompt"]
 

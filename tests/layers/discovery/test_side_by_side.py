@@ -1,4 +1,4 @@
-"""What runs side by side is no depth: it shares a layer or a height. What belongs together is one block."""
+"""Modules that run side by side share a layer or a height; modules that belong together are one block."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What repeats is a block: named children of a stage in a chain, and short lists behind the main one."""
+"""Repeated modules are blocks: named children of a stage in a chain, and short lists after the main one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parts that a module hands out by a method or a property, and units that several towers share."""
+"""Parts that a module returns from a method or a property, and units that several towers share."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class Looks(Reads):
         return self.text_model(vectors=torch.cat([table(tokens), seen], 1))
 
 
-def test_a_table_that_is_handed_out_runs_where_it_is_used() -> None:
+def test_a_table_that_a_getter_returns_runs_where_it_is_used() -> None:
     stack = LayerStack(Reads())
     assert prefixes(stack)["embeddings"] == ["text_model.embeddings.tokens"]
     assert prefixes(stack)["text.embeddings"] == ["text_model.embeddings.norm"]
@@ -96,13 +96,13 @@ def test_a_table_that_is_handed_out_runs_where_it_is_used() -> None:
     assert leak_errors(stack, (TOKENS, torch.rand(1, 4, 8))) == []
 
 
-def test_a_table_that_is_handed_out_late_stands_with_its_tower() -> None:
+def test_a_table_that_a_getter_returns_late_belongs_to_its_tower() -> None:
     stack = LayerStack(Looks())
     assert "embeddings" not in stack.names
     assert holds(stack, TOKENS, torch.rand(1, 4, 8))
 
 
-def test_what_is_handed_out() -> None:
+def test_what_getters_return() -> None:
     model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=8))
     assert getter_path(model, "get_input_embeddings", called=True) == ["transformer", "wte"]
     assert getter_path(model, "get_input_embeddings", called=False) is None
@@ -133,7 +133,7 @@ class Mergers(nn.Module):
         return found
 
 
-def test_a_list_that_a_property_hands_out() -> None:
+def test_a_list_that_a_property_returns() -> None:
     stack = LayerStack(Mergers())
     assert prefixes(stack)["embeddings"] == ["patch_embed"]
     assert prefixes(stack)["0"] == ["blocks.0", "merger_list.0"]
@@ -172,7 +172,7 @@ class Compares(Clips):
         return self.projector(self.image_tower(image)) @ self.projector(self.video_tower(video)).mT
 
 
-def test_a_projector_between_the_towers_and_what_takes_them_up() -> None:
+def test_a_projector_between_the_towers_and_what_consumes_them() -> None:
     inputs = (torch.rand(1, 4, 8), torch.rand(1, 4, 8))
     for model, shared in ((Clips(), True), (Frames(), False)):
         stack = LayerStack(model)

@@ -1,4 +1,4 @@
-"""Code that is written in any way: reading it never ends the search for layers."""
+"""Unusual code: reading it never ends the search for layers."""
 
 from __future__ import annotations
 

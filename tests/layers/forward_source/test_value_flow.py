@@ -1,4 +1,4 @@
-"""Which child of a module feeds which, as its code tells."""
+"""Which children of a module feed which, according to its code."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Networks within a module that take no part in its training: teachers, averages of weights, reference models.
 
-Such a network does not count: not in percentages and slices of blocks, not in heights, and no schedule unfreezes it. It
-cannot train (its parameters require no gradient, no optimizer holds them, or the code runs it under ``no_grad``), and
-nothing that trains works on what it computes: a frozen backbone below a head that trains is no bystander.
+Such a network does not count in percentages, slices of blocks and heights, and no schedule unfreezes it. It cannot
+train (its parameters require no gradient, no optimizer holds them, or the code runs it under ``no_grad``), and nothing
+that trains uses its output: a frozen backbone below a head that trains is not a bystander.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from lightning_freeze.layers.discovery.module_tree import WRAPPERS, Node, words_
 from lightning_freeze.layers.discovery.networks.connections import holder_of
 from lightning_freeze.layers.forward_source.value_flow.flow import ValueFlow, is_within
 
-#: Attribute names of networks that exist to be compared with, not to be trained.
+#: Words in the names of networks that others are compared with, and that are not trained.
 _COMPARED = frozenset({"teacher", "ema", "ref", "reference", "momentum", "averaged", "average", "swa", "shadow"}) | {
     "target"
 }
 #: Words in the names of networks that are part of a loss.
 _LOSSES = frozenset({"loss", "criterion", "perceptual", "lpips", "metric"})
 
-#: How many named containers deep a network is looked for; deeper ones are parts of a model.
+#: Depth of the search for networks, in named containers; deeper modules are parts of a model.
 _DEEPEST = 3
 
 Trains = Callable[[nn.Parameter], bool]
@@ -37,7 +37,7 @@ def find_bystanders(root: Node, optimized: Set[int] | None = None) -> list[Node]
         optimized: ``id`` of all parameters that an optimizer holds, where that is known.
 
     Returns:
-        Networks of which none stands in another; empty if nothing that trains would remain.
+        Networks, none of them inside another; empty if nothing that trains would remain.
     """
 
     def trains(parameter: nn.Parameter) -> bool:
@@ -51,9 +51,11 @@ def find_bystanders(root: Node, optimized: Set[int] | None = None) -> list[Node]
     if not any(map(trains, rest)):
         return averages if rest else []
     candidates = [node for node in _candidates(root, trains, 0) if id(node) not in inside]
-    networks = [node for node in candidates if node.weights > 1 and _is_apart(node, trains)]
+    networks = [node for node in candidates if node.weights > 1 and _is_separate_network(node, trains)]
     smaller = [
-        node for node in candidates if node.weights <= 1 and _is_behind(node, networks) and _is_apart(node, trains)
+        node
+        for node in candidates
+        if node.weights <= 1 and _is_behind(node, networks) and _is_separate_network(node, trains)
     ]
     return [*averages, *networks, *smaller]
 
@@ -76,7 +78,7 @@ def _any_trains(node: Node, trains: Trains) -> bool:
 
 
 def _is_run_without_gradient(node: Node) -> bool:
-    """Whether the code of the whole module runs a child under ``no_grad`` only, and others not."""
+    """Whether the code of the whole module runs this child under ``no_grad`` only, and others with gradients."""
     if node.weights < 2 or node.parent is None or node.parent.is_list or not _is_whole(node.parent):
         return False
     flow = node.parent.flow
@@ -90,14 +92,14 @@ def _is_whole(node: Node) -> bool:
 
 
 def _is_behind(node: Node, networks: list[Node]) -> bool:
-    """Whether a single layer works on what one of the networks computes."""
+    """Whether a single layer uses the output of one of the networks."""
     place = holder_of(node)
     return place is not None and any(
         other.parent is node.parent and place[0].flow.feeds(other.key, node.key) for other in networks
     )
 
 
-def _is_apart(node: Node, trains: Trains) -> bool:
+def _is_separate_network(node: Node, trains: Trains) -> bool:
     """Whether a part that cannot train is a network of its own, rather than a part of what trains."""
     place = holder_of(node)
     if place is None:
@@ -105,14 +107,14 @@ def _is_apart(node: Node, trains: Trains) -> bool:
     holder, path = place
     flow = holder.flow
     is_compared = bool(words_of(node.key) & _COMPARED)
-    if not flow.calls or any(is_within(path, other) for other in flow.handed_on):
+    if not flow.calls or any(is_within(path, other) for other in flow.passed_on):
         return is_compared
     if not flow.runs(path):
         return (holder.parent is None and not _is_registered_twice(node)) or is_compared
     if _reaches_training(holder, path, trains) or _returns_to_training(holder, path, trains):
         return False
     if flow.returned and not is_compared and not _is_returned(flow, path):
-        return False  # its output is used in a way that the code does not tell, such as by a hook
+        return False  # its output is used outside of the code that is read, for example by a hook
     recorded = {source for call in flow.calls for source in call.sources if not is_within(source, path)}
     fed = any(
         flow.feeds(source, path, skip=lambda call: not call.has_gradient)
@@ -120,11 +122,11 @@ def _is_apart(node: Node, trains: Trains) -> bool:
         if _trains(holder, source, trains)
     )
     words = words_of(node.key) | words_of(node.class_name)
-    return not fed or flow.judges(path) or flow.is_run_again(path) or bool(words & _LOSSES)
+    return not fed or flow.is_discriminator(path) or flow.is_run_again(path) or bool(words & _LOSSES)
 
 
 def _is_registered_twice(node: Node) -> bool:
-    """Whether a module or a part of it stands elsewhere as well, where other code may run it."""
+    """Whether a module or a part of it is also registered elsewhere, where other code may run it."""
     root = node
     while root.parent is not None:
         root = root.parent
@@ -137,7 +139,7 @@ def _reaches_training(holder: Node, path: str, trains: Trains) -> bool:
 
 
 def _returns_to_training(holder: Node, path: str, trains: Trains) -> bool:
-    """Whether the module that holds a part returns what it computes, to code that has something train on it."""
+    """Whether the module that holds a part returns its output to code that feeds it to something that trains."""
     returned = _is_returned(holder.flow, path)
     place = holder_of(holder) if returned else None
     if place is None:
@@ -146,7 +148,7 @@ def _returns_to_training(holder: Node, path: str, trains: Trains) -> bool:
 
 
 def _is_returned(flow: ValueFlow, path: str) -> bool:
-    """Whether what a part computes is part of what the module returns."""
+    """Whether the output of a part reaches what the module returns."""
     if any(is_within(other, path) or is_within(path, other) for other in flow.returned):
         return True
     return bool(flow.reached_from(path) & flow.returned)

@@ -13,7 +13,7 @@ from lightning_freeze.layers.discovery.networks.towers import Tower
 from lightning_freeze.layers.discovery.structure import FedBy
 from lightning_freeze.layers.forward_source.side_by_side import side_by_side
 
-#: From this share of a stage's weights on, its named children are its blocks.
+#: The named children of a stage are its blocks if they hold at least this share of its weights.
 _NEARLY_ALL = 0.9
 
 
@@ -34,7 +34,7 @@ def find_sources(towers: Sequence[Tower], reads_code: bool = True) -> dict[str, 
     for number, tower in enumerate(towers):
         before = [] if tower.has_own_inputs else towers[:number]
         found[tower.label] = frozenset(
-            other.label for other in before if not (reads_code and are_apart(other.root, tower.root))
+            other.label for other in before if not (reads_code and are_unconnected(other.root, tower.root))
         )
     return found
 
@@ -67,8 +67,8 @@ def holder_of(node: Node) -> tuple[Node, str] | None:
         node: Any node.
 
     Returns:
-        The nearest module above that is no mere list; ``None`` for the root, and below an ``nn.Sequential``, which runs
-        its parts one after the other.
+        The nearest module above that is not just a list; ``None`` for the root, and below an ``nn.Sequential``, which
+        runs its parts one after the other.
     """
     keys = [node.key]
     above = node.parent
@@ -86,7 +86,7 @@ def has_own_forward(module: nn.Module) -> bool:
 
 
 def runs_behind(stack: Stack, stacks: Sequence[Stack]) -> bool:
-    """Whether a list is a chain that goes on from what the largest list under the same parent computed."""
+    """Whether a list is a chain that continues from the output of the largest list under the same parent."""
     parent = stack.home.parent
     main = max((s for s in stacks if s.home.parent is parent), key=lambda s: s.weights)
     if parent is None or main is stack or main.home is stack.home or len(stack.blocks) < 2:
@@ -99,7 +99,7 @@ def runs_behind(stack: Stack, stacks: Sequence[Stack]) -> bool:
 
 
 def runs_in_turn(node: Node) -> bool:
-    """Whether the elements of a list are known to run one after the other, each on what the one before computed."""
+    """Whether the elements of a list are known to run one after the other, each on the output of the one before."""
     if isinstance(node.module, nn.Sequential):
         return True
     flow = node.parent.flow if node.parent is not None else None
@@ -109,7 +109,7 @@ def runs_in_turn(node: Node) -> bool:
 def named_chain(node: Node, children: Sequence[Node]) -> list[Node]:
     """The children in the order in which they run, if they are a chain of one class that is nearly all of a module.
 
-    A way around them, as the residual connection of a block, makes them parts of one block.
+    If a connection bypasses them, such as the residual connection of a block, they are parts of one block.
     """
     if len(children) < 2 or len({child.class_name for child in children}) > 1:
         return []
@@ -128,7 +128,7 @@ def is_in_branch(node: Node, element: Node) -> bool:
     """Whether a module stands in one of several branches of ``element`` that run side by side."""
     above: Node | None = node
     while above is not None and above is not element:
-        if is_beside(above):
+        if runs_side_by_side(above):
             return True
         above = above.parent
     return False
@@ -151,14 +151,14 @@ def is_chain_of_children(element: Node, stack: Stack) -> bool:
 
 def gives_outputs(node: Node) -> bool:
     """Whether a list makes several outputs of one input: its elements run side by side and feed nothing else."""
-    around = node.parent
-    if around is None or not is_beside(node):
+    container = node.parent
+    if container is None or not runs_side_by_side(node):
         return False
-    others = [other.key for other in around.children if other is not node]
-    return around.flow.runs(node.key) and not any(around.flow.feeds(node.key, other) for other in others)
+    others = [other.key for other in container.children if other is not node]
+    return container.flow.runs(node.key) and not any(container.flow.feeds(node.key, other) for other in others)
 
 
-def is_beside(node: Node) -> bool:
+def runs_side_by_side(node: Node) -> bool:
     """Whether the code of a module above runs the elements of a list side by side."""
     if not isinstance(node.module, nn.ModuleList | nn.ModuleDict):
         return False
@@ -170,20 +170,22 @@ def is_beside(node: Node) -> bool:
     return False
 
 
-def are_apart(first: Node, second: Node) -> bool:
-    """Whether the code that runs two modules certainly hands nothing of the first one to the second one.
+def are_unconnected(first: Node, second: Node) -> bool:
+    """Whether the code that runs two modules certainly passes nothing from the first to the second.
 
-    What is handed to a discriminator, which sees other inputs as well, is judged: it is no later step.
+    A discriminator, which sees other inputs as well, is not a later step of what it is called on.
     """
-    around = first.parent
-    while around is not None:
-        if second.below(around) and not around.is_list:
-            branches = [_path(first, around), _path(second, around)]
-            if all(branches) and all(map(around.flow.runs, branches)):
-                return not around.flow.feeds(branches[0], branches[1]) or around.flow.judges(branches[1])
-        around = around.parent
+    container = first.parent
+    while container is not None:
+        if second.below(container) and not container.is_list:
+            branches = [_path(first, container), _path(second, container)]
+            if all(branches) and all(map(container.flow.runs, branches)):
+                return not container.flow.feeds(branches[0], branches[1]) or container.flow.is_discriminator(
+                    branches[1]
+                )
+        container = container.parent
     return False
 
 
-def _path(node: Node, around: Node) -> str:
-    return node.name.removeprefix(around.name).removeprefix(".") if node is not around else ""
+def _path(node: Node, container: Node) -> str:
+    return node.name.removeprefix(container.name).removeprefix(".") if node is not container else ""

@@ -1,4 +1,4 @@
-"""Naming the towers of a model with several stacks of blocks, and telling how they are connected."""
+"""Names the towers of a model with several stacks of blocks, and finds out how they are connected."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Tower:
     Attributes:
         label: Short unique name used in layer names, ``""`` if the model has one stack only.
         alias: The attribute that the label was made from; selectors accept it too.
-        root: The module that is this tower's alone.
+        root: The highest module that belongs to this tower only.
         has_own_inputs: Whether it starts from inputs of its own, not from what an earlier tower computed.
         language: Whether it is the language model behind another tower; its token embeddings run before that tower.
     """

@@ -1,8 +1,8 @@
 """Which parts of a module feed which, read from the source of its code and never run.
 
 The order in which code uses its parts (:mod:`~lightning_freeze.layers.forward_source.reader`) does not tell whether
-one of them works on what another has computed. Here the values are followed: each value is known by the parts that
-computed it, and a part that is called with a value is fed by them.
+one of them uses the output of another. This module follows the values: each value records the parts that computed it,
+and these parts feed every part that is called with the value.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ INPUT = "<input>"
 """Stands among the sources of a value for the arguments of the method that is read."""
 
 Branch = tuple[tuple[int, int], ...]
-"""The arms of ``if`` statements that a call stands in: the statement and the number of the arm."""
+"""The branches of ``if`` statements around a call: the statement and the number of the branch."""
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,10 @@ class PartCall:
 
     Attributes:
         path: The part, as a name relative to the module whose code is read. An element of a list that the code does
-            not name by a number or key is known by the name of the list.
+            not select by a number or key has the name of the list.
         sources: The parts that computed the arguments.
         has_gradient: Whether autograd records the call (it is outside of ``no_grad`` and ``inference_mode``).
-        branch: The arms of ``if`` statements around it.
+        branch: The branches of ``if`` statements around it.
         method: The method that is called, ``""`` for the part itself.
     """
 
@@ -46,20 +46,20 @@ class ValueFlow:
         calls: All calls of parts, in order.
         returned: The parts that computed what the module returns.
         returns_input: Whether the inputs themselves are part of what the module returns, as in a residual block.
-        handed_on: Parts that are handed to other code without being called; what that code does with them is unknown.
+        passed_on: Parts that are passed to other code without being called; what that code does with them is unknown.
     """
 
     calls: list[PartCall] = field(default_factory=list)
     returned: frozenset[str] = frozenset()
     returns_input: bool = False
-    handed_on: set[str] = field(default_factory=set)
+    passed_on: set[str] = field(default_factory=set)
 
     def calls_of(self, part: str) -> list[PartCall]:
         """The calls of a part, of something in it, or of an unnamed element of the list that it stands in."""
         return [call for call in self.calls if is_within(call.path, part) or is_within(part, call.path)]
 
     def runs(self, part: str) -> bool:
-        """Whether the code is seen to call a part or something in it."""
+        """Whether the code visibly calls a part or something in it."""
         return bool(self.calls_of(part))
 
     def sources_of(self, part: str) -> frozenset[str]:
@@ -71,8 +71,8 @@ class ValueFlow:
         return any(_same(source, part) for call in self.calls_of(other) for source in call.sources)
 
     def is_known(self, part: str) -> bool:
-        """Whether the code calls a part where it can be seen, and hands it to no other code."""
-        return bool(self.calls_of(part)) and not any(is_within(part, other) for other in self.handed_on)
+        """Whether the code visibly calls a part, and does not pass it to other code."""
+        return bool(self.calls_of(part)) and not any(is_within(part, other) for other in self.passed_on)
 
     @cached_property
     def _fed_by(self) -> dict[str, set[str]]:
@@ -83,7 +83,7 @@ class ValueFlow:
         return found
 
     def reached_from(self, part: str, skip: Callable[[PartCall], bool] | None = None) -> set[str]:
-        """Everything that works on what a part computes, directly or through other parts.
+        """Everything that uses the output of a part, directly or through other parts.
 
         Args:
             part: Where to begin; parts within it count as it.
@@ -100,14 +100,14 @@ class ValueFlow:
         return found
 
     def feeds(self, part: str, other: str, skip: Callable[[PartCall], bool] | None = None) -> bool:
-        """Whether one part works on what another computes, directly or through other parts."""
+        """Whether the output of one part reaches another, directly or through other parts."""
         return any(is_within(p, other) or is_within(other, p) for p in self.reached_from(part, skip))
 
-    def judges(self, part: str) -> bool:
-        """Whether a part is called both on what others compute and on inputs alone: a discriminator, a loss network.
+    def is_discriminator(self, part: str) -> bool:
+        """Whether a part is called both on outputs of others and on inputs alone: a discriminator, a loss network.
 
-        Such a part compares; it is no later step of what it judges. Calls in different arms of one ``if`` are one
-        call.
+        Such a part compares; it is not a later step of what it is called on. Calls in different branches of one ``if``
+        are one call.
         """
         calls = self.calls_of(part)
         fed = [call for call in calls if any(not _same(source, part) for source in call.sources)]
@@ -116,19 +116,20 @@ class ValueFlow:
         return any(not _exclusive(a.branch, b.branch) for a, b in same)
 
     def is_run_again(self, part: str) -> bool:
-        """Whether one and the same run calls a part on several values of which none is made of the others."""
+        """Whether a single run calls a part on several values that do not depend on each other."""
         calls = [call for call in self.calls if call.path == part and part not in call.sources]
         pairs = ((a, b) for i, a in enumerate(calls) for b in calls[i + 1 :] if a.method == b.method)
         return any(a.sources != b.sources and not _exclusive(a.branch, b.branch) for a, b in pairs)
 
     def depths(self, parts: Collection[str]) -> dict[str, int] | None:
-        """Longest way from the inputs to each of some parts, counted in these parts.
+        """Longest path from the inputs to each of some parts, counted in these parts.
 
         Args:
-            parts: Parts of which none stands in another.
+            parts: Parts, none of them inside another.
 
         Returns:
-            Part to depth; ``None`` if any of them is not seen to be called, or if they feed one another in a circle.
+            Part to depth; ``None`` if the code does not visibly call one of them, or if they feed one another in
+            a cycle.
         """
         if not all(self.is_known(part) for part in parts):
             return None

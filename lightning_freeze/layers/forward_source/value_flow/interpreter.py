@@ -9,7 +9,7 @@ from torch import nn
 
 from lightning_freeze.errors import debugging
 from lightning_freeze.layers.forward_source.scope import Scope
-from lightning_freeze.layers.forward_source.syntax import FRAMEWORK, names_around, parse
+from lightning_freeze.layers.forward_source.syntax import FRAMEWORK, global_names_of, parse
 from lightning_freeze.layers.forward_source.value_flow.flow import INPUT, ValueFlow, union
 from lightning_freeze.layers.forward_source.value_flow.part_calls import FlowCalls, find_method, tree_of
 from lightning_freeze.layers.forward_source.value_flow.state import name_of
@@ -26,12 +26,12 @@ def value_flow(module: nn.Module) -> ValueFlow:
         module: The module; its code is parsed, not run.
 
     Returns:
-        What the code says: that of a LightningModule's ``training_step`` where there is one, else of ``forward``. It is
+        The flow in the code of a LightningModule's ``training_step`` if there is one, else of ``forward``. It is
         empty where the code cannot be followed; ``LIGHTNING_FREEZE_DEBUG=1`` raises the error instead.
     """
     try:
         return _flow_of(module)
-    except Exception:  # code may be written in any way; without an answer the order of the layers decides
+    except Exception:  # code may be written in any way; without a result, the order of the layers is used
         if debugging():
             raise
         return ValueFlow()
@@ -67,9 +67,9 @@ class _Interpreter(FlowCalls):
         tree = parse(function)
         if tree is None or function in self._open or len(self._open) > _DEEPEST:
             return None
-        me = tree.args.args[0].arg if tree.args.args else ""
+        self_name = tree.args.args[0].arg if tree.args.args else ""
         before = self._scope, self._names, self._functions
-        self._scope = Scope(self._module, me, owner, names_around(function))
+        self._scope = Scope(self._module, self_name, owner, global_names_of(function))
         self._names, self._functions = dict(given), {}
         self._open.append(function)
         quiet = any(map(_stops_gradient, tree.decorator_list))
@@ -137,7 +137,7 @@ class _Interpreter(FlowCalls):
 
     def _do_for(self, node: ast.For) -> None:
         over = self._value(node.iter)
-        # Where the elements are not known one by one, two turns show what one of them feeds in the next one.
+        # If the single elements are not known, two iterations show what one of them feeds in the next.
         turns = over.items if over.items is not None else (over.iterate(),) * 2
         for value in turns:
             before = dict(self._names)

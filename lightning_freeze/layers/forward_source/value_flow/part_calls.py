@@ -1,4 +1,4 @@
-"""Calls in a module's code: of its parts, of its own methods, and of other functions."""
+"""Calls in a module's code: to its parts, to its own methods, and to other functions."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Any
 from torch import nn
 
 from lightning_freeze.layers.forward_source.calls import arguments_by_name
-from lightning_freeze.layers.forward_source.syntax import Function, is_fact, parse
+from lightning_freeze.layers.forward_source.syntax import Function, is_metadata, parse
 from lightning_freeze.layers.forward_source.value_flow.expressions import FlowExpressions
 from lightning_freeze.layers.forward_source.value_flow.flow import union
 from lightning_freeze.layers.forward_source.value_flow.state import flat, is_list, name_of
 from lightning_freeze.layers.forward_source.value_flow.values import NOTHING, Value
 
-_QUESTIONS = frozenset({"len", "isinstance", "hasattr", "id", "type", "print", "issubclass", "callable"})
+_INSPECTION = frozenset({"len", "isinstance", "hasattr", "id", "type", "print", "issubclass", "callable"})
 _LONGEST = 16
 _SAME = frozenset({"reversed", "list", "tuple", "iter", "sorted", "set"})
 _CHANGES = frozenset({"append", "extend", "insert", "add", "update", "setdefault", "appendleft", "copy_", "add_"})
 
 
 class FlowCalls(FlowExpressions):
-    """Notes the calls of parts, and finds what calls return."""
+    """Records the calls of parts, and finds what calls return."""
 
     def _of_call(self, node: ast.Call) -> Value:
         function = node.func
@@ -42,11 +42,11 @@ class FlowCalls(FlowExpressions):
         target = self._value(function)
         if target.modules:
             return self._call_parts(target.modules, node)
-        return self._of_other(node, base.all_sources | target.all_sources)
+        return self._of_unread_code(node, base.all_sources | target.all_sources)
 
     def _of_function(self, name: str, node: ast.Call) -> Value | None:
         """A call by a name that the language or the method itself defines."""
-        if name in _QUESTIONS:
+        if name in _INSPECTION:
             return NOTHING
         if name in self._functions:
             self._arguments(node)
@@ -59,7 +59,7 @@ class FlowCalls(FlowExpressions):
             is_own = self._scope.chain(node.args[0]) == []
             base = Value(modules=frozenset({""})) if is_own else self._value(node.args[0])
             if is_own and not isinstance(key, str):
-                self.flow.handed_on |= set(self._module._modules)  # it may be any of them
+                self.flow.passed_on |= set(self._module._modules)  # it may be any of them
                 return NOTHING
             return self._part(base, [key]) if isinstance(key, str) and base.modules else base
         if name == "range":
@@ -67,7 +67,7 @@ class FlowCalls(FlowExpressions):
         return self._iterator(name, node)
 
     def _range(self, node: ast.Call) -> Value:
-        """The numbers that a loop counts, where these are few and known."""
+        """The numbers of a ``range``, if these are few and known."""
         values = [self._value(part).constant for part in node.args]
         found = [self._scope.evaluate(a) if v is None else v for a, v in zip(node.args, values, strict=True)]
         numbers = [value for value in found if type(value) is int]
@@ -98,21 +98,21 @@ class FlowCalls(FlowExpressions):
             return self._own(chain[0], node, type(self._module))
         return None
 
-    def _of_other(self, node: ast.Call, sources: frozenset[str]) -> Value:
-        """A call of code that is not read: what it returns comes from everything that it is passed."""
+    def _of_unread_code(self, node: ast.Call, sources: frozenset[str]) -> Value:
+        """A call of code that is not read: its result depends on all of its arguments."""
         arguments = self._arguments(node)
         if name_of(node.func).endswith("_like"):
-            return NOTHING  # it takes over the shape of a tensor, not its values
+            return NOTHING  # it uses the shape of a tensor, not its values
         if isinstance(node.func, ast.Attribute) and node.func.attr in _CHANGES:
             for value in arguments:
                 self._add(node.func.value, value)
-        # Code that is passed a module calls it with the rest of what it is passed (gradient checkpointing).
+        # Code that receives a module calls it with its other arguments (gradient checkpointing).
         sources = union([sources, *(value.all_sources for value in arguments)])
         modules = union(value.all_modules for value in arguments)
         for path in modules:
             module = self._at(path)
             if module is not None and (is_list(module) or path == ""):
-                self.flow.handed_on.add(path)
+                self.flow.passed_on.add(path)
             elif path:
                 self._note(path, sources)
         return Value(sources | frozenset(path for path in modules if path))
@@ -164,7 +164,7 @@ class FlowCalls(FlowExpressions):
             return Value(element=Value(items=(NOTHING, base)))
         if name in {"forward", "__call__"}:
             return self._call_parts(base.modules, node)
-        if is_fact(name):
+        if is_metadata(name):
             self._arguments(node)
             return NOTHING
         if name in {"get_input_embeddings", "get_output_embeddings"}:
@@ -176,12 +176,12 @@ class FlowCalls(FlowExpressions):
         arguments = self._arguments(node)
         sources = union(value.all_sources for value in arguments)
         for path in union(value.all_modules for value in arguments):
-            self.flow.handed_on.add(path)
+            self.flow.passed_on.add(path)
         found: frozenset[str] = frozenset()
         for path in paths:
             module = self._at(path)
             if module is not None and next(module.parameters(), None) is None:
-                found |= sources  # an activation or a dropout is no step in between
+                found |= sources  # an activation or a dropout is not a step in between
             else:
                 self._note(path, sources, method)
                 found |= {path}

@@ -1,4 +1,4 @@
-"""What is known at one place in a module's code, while its values are followed from call to call."""
+"""The state at one place in a module's code, while its values are followed from call to call."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lightning_freeze.layers.forward_source.value_flow.values import NOTHING, Va
 
 
 class FlowState:
-    """The names, the arms of ``if`` statements and the calls so far; and which parts of the module a name reaches.
+    """The names, the branches of ``if`` statements and the calls so far, and the parts that each name refers to.
 
     Args:
         module: The module whose code is read.
@@ -57,7 +57,7 @@ class FlowState:
         return self._scope.known(test)
 
     def _join(self, other: Mapping[str, Value]) -> None:
-        """Let names stand for what they stand for after either of two ways."""
+        """Merge the names of two branches: a name may have the value of either."""
         keys = dict.fromkeys([*self._names, *other])
         known = {key: [names[key] for names in (other, self._names) if key in names] for key in keys}
         self._names = {key: merged(dict.fromkeys(values)) for key, values in known.items()}
@@ -82,7 +82,7 @@ class FlowState:
                 self._add(target.value, value)
 
     def _add(self, holder: ast.expr, value: Value) -> None:
-        """Note that a value is put into another one."""
+        """Record that a value is stored in another one."""
         while isinstance(holder, ast.Subscript | ast.Attribute) and self._scope.chain(holder) is None:
             holder = holder.value
         chain = self._scope.chain(holder)
@@ -94,7 +94,7 @@ class FlowState:
             self._attributes[key] = flat([self._attributes.get(key, NOTHING), value])
 
     def _part(self, base: Value, keys: Sequence[str]) -> Value:
-        """What stands in a module under some names."""
+        """The part of a module with some names."""
         found = []
         for path in base.modules:
             value = Value(modules=frozenset({path}))
@@ -108,7 +108,7 @@ class FlowState:
             return Value(value.sources)
         (path,) = value.modules
         module = self._at(path)
-        if module is None:  # something in an element of a list that is not known
+        if module is None:  # something in an unknown element of a list
             return value
         if key in module._modules:
             return Value(modules=frozenset({join(path, key)})) if module._modules[key] is not None else NOTHING
@@ -139,7 +139,7 @@ def is_list(module: nn.Module) -> bool:
 
 
 def flat(values: Sequence[Value]) -> Value:
-    """Values of which only the parts behind all of them together are known."""
+    """One value for several, with the parts of all of them."""
     modules = union(value.all_modules for value in values)
     return Value(union(value.all_sources for value in values), modules)
 

@@ -1,4 +1,4 @@
-"""What a value in a module's code is known by: the parts that computed it, and the parts that it stands for."""
+"""A value in a module's code: the parts that computed it, and the parts that it stands for."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Value:
     Attributes:
         sources: The parts whose outputs it was computed from.
         modules: Paths of the modules or lists of modules that it stands for.
-        items: The values that it is a tuple of, where these are known one by one.
+        items: The values in it if it is a tuple, where these are known one by one.
         element: What an iteration over it yields, where that is known.
         constant: The number or text that it is, else ``None``.
     """
@@ -39,7 +39,7 @@ class Value:
         return union([self.modules, *(value.all_modules for value in inner)])
 
     def iterate(self) -> Value:
-        """What each turn of a loop over the value works with."""
+        """The value of the loop target in each iteration over the value."""
         if self.element is not None:
             return self.element
         if self.items is not None:

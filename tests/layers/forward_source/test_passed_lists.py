@@ -1,4 +1,4 @@
-"""Layers picked by numbers that calls hand on, modules handed to other code, and branches: where these run."""
+"""The order of layers that are selected by arguments of calls, passed to other code, or run in branches."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ class ByMethod(Parts):
         (ByMethod, ["inner.b", "a", "inner"]),
     ],
 )
-def test_what_calls_hand_on_is_followed(module: type[nn.Module], steps: list[str]) -> None:
+def test_arguments_of_calls_are_followed(module: type[nn.Module], steps: list[str]) -> None:
     assert use_order(module()).steps == steps
 
 
@@ -240,7 +240,7 @@ class Frames(nn.Module):
         return frame
 
 
-def test_what_the_turn_before_feeds_stands_before_the_blocks_of_a_turn_and_is_said() -> None:
+def test_what_uses_the_previous_iteration_comes_before_the_blocks_with_a_note() -> None:
     stack = LayerStack(Frames())
     assert [layer.prefixes for layer in stack.blocks] == [
         ("layers.0",),

@@ -110,6 +110,9 @@ class TransformerModule(LightningModule):
         check_at_least("hidden_size", hidden_size, 1)
         check_share("dropout", dropout)
         check_share("warmup_ratio", warmup_ratio)
+        if not self.task.is_language_model:
+            reason = f"the task {self.task.name!r} generates no text"
+            check_unused(reason, [("generate_kwargs", generate_kwargs or None, None)])
         self.labels = list(labels) if labels else None
         self.num_classes = count_classes(self.task, num_classes, self.labels)
         self.optimizer_factory = optimizer

@@ -50,6 +50,7 @@ def scheduler(optimizer: Any) -> StepLR:
         ({"model_kwargs": "eager"}, r"model_kwargs is 'eager': expected a dict"),
         ({"model_kwargs": {1: 2}}, r"model_kwargs is \{1: 2\}"),
         ({"generate_kwargs": ["x"]}, r"generate_kwargs is \['x'\]"),
+        ({"generate_kwargs": {"top_k": 5}}, r"generate_kwargs=\{'top_k': 5\} has no effect: the task 'classification'"),
         ({"encoder": 3}, r"encoder is 3: expected a local folder"),
         ({"encoder": None}, r"encoder is None"),
         ({"task": ["classification"]}, r"Unknown task \['classification'\]"),

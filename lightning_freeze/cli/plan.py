@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,13 @@ class PlanCLI(FreezeCLI):
         settings = self.config_init["fit"]["trainer"]
         options = {name: settings[name] for name in _COURSE if settings.get(name) is not None}
         options["max_epochs"] = self.trainer.max_epochs
-        self.plan = plan_training(model, self.trainer.callbacks, datamodule=datamodule, memory=self._memory, **options)  # type: ignore[attr-defined]
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        plan = plan_training(model, callbacks, datamodule=datamodule, memory=self._memory, **options)
+        devices = self.trainer.world_size
+        if devices > 1:
+            note = f"One device is planned; on {devices} an epoch has about {devices} times fewer batches."
+            plan = replace(plan, notes=(*plan.notes, note))
+        self.plan = plan
 
     def write_phases(self, path: Path, config: str) -> Path:
         """Write the callbacks with all phases to a file, to be used after the config.
@@ -102,7 +109,6 @@ def main(args: Sequence[str]) -> None:
         ConfigurationError: If the set-up is wrong, as in ``fit``, or a file cannot be of the kind that is asked for.
     """
     options, rest = _parser().parse_known_args(args)
-    options.config = next((b for a, b in pairwise(rest) if a == "--config"), None)
     memory = None if options.memory is None else parse_size(options.memory)
     output = None if options.output is None else Path(options.output)
     if output is not None:
@@ -111,9 +117,15 @@ def main(args: Sequence[str]) -> None:
     assert cli.plan is not None
     print(cli.plan)
     if options.write is not None:
-        print(f"phases: {cli.write_phases(Path(options.write), options.config or 'config.yaml')}")
+        print(f"phases: {cli.write_phases(Path(options.write), _config_of(rest))}")
     if output is not None:
         print(f"plan: {cli.plan.save(output)}")
+
+
+def _config_of(args: Sequence[str]) -> str:
+    given = [b for a, b in pairwise(args) if a == "--config"]
+    joined = [arg.removeprefix("--config=") for arg in args if arg.startswith("--config=")]
+    return next(iter([*given, *joined]), "config.yaml")
 
 
 def _parser() -> argparse.ArgumentParser:

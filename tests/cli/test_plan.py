@@ -95,6 +95,11 @@ def test_wrong_options(project: Path, capsys: pytest.CaptureFixture[str], option
     assert "Traceback" not in printed.err
 
 
+def test_several_devices_are_a_note(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["plan", *FIT, "--trainer.strategy=ddp", "--trainer.devices=2", "--trainer.accelerator=cpu"])
+    assert "Note: One device is planned; on 2 an epoch has about 2 times fewer batches." in capsys.readouterr().out
+
+
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["plan", "--help"])

@@ -210,7 +210,7 @@ class TextDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """Return batches of similar length in an order that changes each epoch."""
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
-        return self._loaders().train(self.encoded["train"], self._collator(), seed, self.bucket_batches)
+        return self._loaders().train(self.encoded["train"], self._collator(training=True), seed, self.bucket_batches)
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """Return the validation batches, the longest first; nothing where there is no validation data."""
@@ -238,10 +238,12 @@ class TextDataModule(LightningDataModule):
         return Columns(default_text if text is None else text, text_pair, tuple(names))
 
     def _check_arguments(self) -> None:
-        for name, least in (("batch_size", 1), ("num_workers", 0), ("bucket_batches", 0)):
+        most_workers = max(_FEW_WORKERS, 4 * (os.cpu_count() or 1))
+        ranges = {"batch_size": (1, _MOST), "num_workers": (0, most_workers), "bucket_batches": (0, _MOST)}
+        for name, (least, most) in ranges.items():
             check_at_least(f"data.{name}", getattr(self, name), least)
-            if getattr(self, name) > _MOST:
-                raise ConfigurationError(f"data.{name} is {getattr(self, name)}: expected at most {_MOST:,}.")
+            if getattr(self, name) > most:
+                raise ConfigurationError(f"data.{name} is {getattr(self, name)}: expected at most {most:,}.")
         if self.max_length is not None and self.max_length < 3:
             raise ConfigurationError(f"data.max_length is {self.max_length}: expected at least 3 tokens.")
         doubled = [name for name in ("train", "val", "test") if name in self.files]
@@ -345,6 +347,11 @@ class TextDataModule(LightningDataModule):
         processes = self.trainer.distributed_sampler_kwargs if self.trainer is not None else None
         return LoaderFactory(self.batch_size, self.num_workers, **(processes or {}))
 
-    def _collator(self, side: str = "right") -> Collator:
+    def _collator(self, side: str = "right", training: bool = False) -> Collator:
         pad, pad_type = self.tokenizer.pad_token_id, self.tokenizer.pad_token_type_id
-        return Collator(pad, token_labels=not self.task.pooled, side=side, pad_token_type_id=pad_type)
+        limits = self._limits()
+        shortest = limits.shortest_training if training else limits.shortest
+        return Collator(pad, not self.task.pooled, side, pad_type, shortest)
+
+    def _limits(self) -> ModelLimits:
+        return model_limits(self.trainer.lightning_module if self.trainer is not None else None)

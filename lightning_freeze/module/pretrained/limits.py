@@ -17,6 +17,10 @@ _POSITION_TABLE = re.compile(r"(^|[._])(wpe|pos(ition)?s?_emb\w*|embed_pos\w*)$"
 # Tables of sinusoids that are tensors: GPT-J and CodeGen, CTRL.
 _FIXED_TABLES = ("embed_positions", "pos_encoding")
 
+# Models that have no table and still take no more positions than their config says: the ALiBi of MPT is built for so
+# many, and Reformer compares.
+_LIMITS_BY_CONFIG = {"mpt": "max_seq_len", "reformer": "max_position_embeddings"}
+
 
 @dataclass(frozen=True)
 class InputLimits:
@@ -95,6 +99,9 @@ def find_limits(model: nn.Module) -> InputLimits:
             positions += [indices.shape[-1]] if isinstance(indices, Tensor) else []
         elif name.rpartition(".")[2] == "token_type_embeddings":
             token_types.append(len(module.weight))
+    config = getattr(model, "config", None)
+    if (limit := _LIMITS_BY_CONFIG.get(getattr(config, "model_type", ""))) is not None:
+        positions.append(getattr(config, limit))
     return InputLimits(min(positions, default=None), vocabulary_size(model), min(token_types, default=None))
 
 

@@ -44,6 +44,9 @@ _DEFAULT_COLUMNS = {"token": ("tokens", "tags"), "target-token": ("source", "tar
 # More cannot be meant, and their product still fits in 64 bits.
 _MOST = 2**31 - 1
 
+# Accepted on any machine. More than four worker processes for each CPU bring nothing, and thousands stop the machine.
+_FEW_WORKERS = 64
+
 
 class TextDataModule(LightningDataModule):
     """Texts from CSV, TSV, JSONL or Parquet files, or from a Hugging Face dataset on disk.
@@ -80,7 +83,8 @@ class TextDataModule(LightningDataModule):
         batch_size: Examples per batch and process.
         max_length: Texts are cut to so many tokens, and lists of words into overlapping windows of so many, so that
             every word has its tag; by default what the tokenizer and the model allow, at most 512.
-        num_workers: Worker processes that make batches. The texts are tokenised beforehand, so 0 is usually best.
+        num_workers: Worker processes that make batches. The texts are tokenised beforehand, so 0 is usually best;
+            at most 64, or four for each CPU of the machine if that is more.
         bucket_batches: Training examples are sorted by length within so many batches, which saves padding; 0 for
             plain shuffling.
         seed: Seed of the order of training examples; by default the one given to ``seed_everything``, else 0.
@@ -199,7 +203,7 @@ class TextDataModule(LightningDataModule):
                 f"{listing(self.tables) or 'no files'}."
             )
         labels = self._encoded_labels()
-        limits = model_limits(self.trainer.lightning_module if self.trainer is not None else None)
+        limits = self._limits()
         for name in wanted:
             if name not in self.tables:
                 continue

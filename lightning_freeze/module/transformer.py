@@ -161,7 +161,7 @@ class TransformerModule(LightningModule):
             if not getattr(data, "checks_input_limits", False):
                 limits.check(examples, f"the {name} rows", len(tokenizer) - 1)
             check_end_tokens(self._backbone, examples, f"the {name} rows")
-        if isinstance(encoded, dict) and self.task.pooled and not self._measured_padding:
+        if isinstance(encoded, dict) and not self.task.is_language_model and not self._measured_padding:
             self._measured_padding = True
             self._warn_about_padding([example for examples in encoded.values() for example in examples])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,21 @@ def test_a_model_that_reads_padding_is_named_once(family: str, stage: str, tmp_p
 @pytest.mark.parametrize("family", ["Bert", "XLNet", "DebertaV2", "RoFormer", "GPTNeo", "Gemma2"])
 def test_a_model_that_masks_padding_is_not(family: str, tmp_path: Path) -> None:
     assert fit(tmp_path, family, TEXTS) == []
+
+
+@pytest.mark.parametrize(("family", "reads"), [("FNet", True), ("XLNet", False)])
+def test_tags_are_measured_too(family: str, reads: bool, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    lines = [{"tokens": text.split(), "tags": ["O", "B"] * 60} for text in TEXTS[:4]]
+    rows.write_text("".join(json.dumps({**line, "tags": line["tags"][: len(line["tokens"])]}) + "\n" for line in lines))
+    folder = folder_of(tmp_path / "model", family)
+    module = TransformerModule(str(folder), "token-classification", labels=["B", "O"])
+    data = TextDataModule(str(folder), "token-classification", train=str(rows))
+    trainer = Trainer(max_steps=1, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer.fit(module, data)
+    assert any("reads padding" in str(warning.message) for warning in caught) == reads
 
 
 def test_texts_of_one_length_need_no_padding(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def padding_effect(
 
     Args:
         model: The model, or a wrapper around it.
-        call: Returns the logits of a model for inputs by name, ``(batch, outputs)``.
+        call: Returns the logits of a model for inputs by name, ``(batch, outputs)`` or ``(batch, sequence, outputs)``.
         examples: Examples with ``input_ids`` as 1-d tensors. A short one, a middle one and a long one are measured.
 
     Returns:
@@ -70,6 +70,8 @@ def padding_effect(
                 # BigBird computes short batches exactly, and from then on long ones too.
                 padded = call(measured, _padded(example, max(longest, least), device)).float()
                 alone = call(measured, _padded(example, max(_length(example), least), device)).float()
+                if alone.ndim == 3:
+                    padded, alone = (logits[:, : _length(example)] for logits in (padded, alone))
                 effects.append(float((alone - padded).abs().max()))
                 largest = max(largest, float(alone.abs().max()))
         except Exception:  # e.g. kernels that need another device: training will show whether the model runs

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
@@ -18,6 +18,7 @@ from lightning_freeze.data.batching import Collator
 from lightning_freeze.data.encoding import Columns, Example, check_texts, encode
 from lightning_freeze.data.labels import (
     class_names,
+    count_unlabelled_tags,
     encode_labels,
     given_class_names,
     is_multi_hot,
@@ -75,7 +76,8 @@ class TextDataModule(LightningDataModule):
             sequence-to-sequence models.
         text_pair: Column of the second text, for tasks with pairs.
         label: Column of the label, of any strings or numbers; by default ``label``, ``tags`` for token classification
-            (lists, in which -100 leaves a word out), ``target`` for sequence-to-sequence models. For multi-label data
+            (lists, in which -100 leaves a word out, and -1 beside
+            classes that are numbered from 0 on), ``target`` for sequence-to-sequence models. For multi-label data
             several columns of 0 and 1, or one that holds lists of class names or of zeros and ones.
         labels: Class names in the order of their indices; by default the sorted values of the training rows, or 0, 1
             and so on for lists of zeros and ones.
@@ -173,6 +175,12 @@ class TextDataModule(LightningDataModule):
             rank_zero_warn(
                 f"{train.name}: the classes {listing(names)} are almost the same name. If they are one class, correct "
                 f"the file; if not, name all classes with data.labels."
+            )
+        unlabelled = count_unlabelled_tags(train, self.columns.label[0], labels) if self.task.target == "token" else 0
+        if unlabelled:
+            rank_zero_info(
+                f"{train.name}: {unlabelled} words have the tag -1, which is read as no label. If it is a class, name "
+                "all classes with data.labels."
             )
         return labels
 

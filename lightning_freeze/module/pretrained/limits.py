@@ -91,7 +91,8 @@ def find_limits(model: nn.Module) -> InputLimits:
     positions, token_types = [], []
     for name, module in model.named_modules():
         positions += [len(table) for key in _FIXED_TABLES if isinstance(table := getattr(module, key, None), Tensor)]
-        if not hasattr(module, "padding_idx"):  # no embedding table, of torch or quantised (I-BERT)
+        # Embedding tables, of torch or quantised (I-BERT); the sinusoids of M2M100 have no weight and grow as needed.
+        if not hasattr(module, "padding_idx") or not isinstance(getattr(module, "weight", None), Tensor):
             continue
         if _POSITION_TABLE.search(name):
             positions.append(len(module.weight) - _offset(module))

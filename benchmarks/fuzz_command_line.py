@@ -68,6 +68,7 @@ OPTIONS = (
 KNOWN_WRONG = (
     ["--data.batch_size=0"], ["--data.batch_size=2.5"], ["--data.split=[0.9, 0.9, 0.9]"], ["--data.text=nope"],
     ["--data.max_length=-3"], ["--data.num_workers=-1"], ["--data.labels=[no, yes]"], ["--data.labels=[a, a]"],
+    ["--data.num_workers=99999"],
     ["--model.pooling=max"], ["--model.dropout=1.5"], ["--model.warmup_ratio=-0.1"], ["--model.task=guess"],
     ["--model.optimizer.lr=-1"], ["--model.optimizer=Adm"], ["--model.optimizer.lr=0.1", "--model.optimizer=Adam"],
     ["--model.lr_scheduler=StepLR", "--model.lr_scheduler.step_size=1", "--model.warmup_ratio=0.3"],

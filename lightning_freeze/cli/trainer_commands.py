@@ -201,7 +201,7 @@ class FreezeCLI(LightningCLI):
             best = os.path.relpath(best)
             print(f"best checkpoint: {best}")
             config = Path(self.trainer.log_dir or "") / "config.yaml"
-            if config.is_file():
+            if config.is_file() and "test" in getattr(self.datamodule, "tables", ("test",)):
                 print(f"test it: lightning-freeze test --config {os.path.relpath(config)} --ckpt_path {best}")
 
     @rank_zero_only

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset, DistributedSampler
 
@@ -157,13 +158,20 @@ class Collator:
         token_labels: Whether ``labels`` are one per token, and are filled with -100.
         side: The side that is filled: ``"right"`` or ``"left"``.
         pad_token_type_id: Fills ``token_type_ids``.
+        shortest: Batches of shorter examples are padded to so many tokens.
     """
 
     def __init__(
-        self, pad_token_id: int, token_labels: bool = False, side: str = "right", pad_token_type_id: int = 0
+        self,
+        pad_token_id: int,
+        token_labels: bool = False,
+        side: str = "right",
+        pad_token_type_id: int = 0,
+        shortest: int = 1,
     ) -> None:
         self.token_labels = token_labels
         self.side = side
+        self.shortest = shortest
         self.fill = {
             "input_ids": pad_token_id,
             "token_type_ids": pad_token_type_id,
@@ -190,4 +198,7 @@ class Collator:
         return batch
 
     def _pad(self, key: str, rows: list[Tensor]) -> Tensor:
-        return pad_sequence(rows, batch_first=True, padding_value=self.fill.get(key, 0), padding_side=self.side).long()
+        fill = self.fill.get(key, 0)
+        padded = pad_sequence(rows, batch_first=True, padding_value=fill, padding_side=self.side).long()
+        missing = max(0, self.shortest - padded.shape[1])
+        return pad(padded, (missing, 0) if self.side == "left" else (0, missing), value=fill)

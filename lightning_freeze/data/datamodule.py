@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
@@ -18,6 +18,7 @@ from lightning_freeze.data.batching import Collator
 from lightning_freeze.data.encoding import Columns, Example, check_texts, encode
 from lightning_freeze.data.labels import (
     class_names,
+    count_unlabelled_tags,
     encode_labels,
     given_class_names,
     is_multi_hot,
@@ -43,6 +44,9 @@ _DEFAULT_COLUMNS = {"token": ("tokens", "tags"), "target-token": ("source", "tar
 
 # More cannot be meant, and their product still fits in 64 bits.
 _MOST = 2**31 - 1
+
+# Accepted on any machine. More than four worker processes for each CPU bring nothing, and thousands stop the machine.
+_FEW_WORKERS = 64
 
 
 class TextDataModule(LightningDataModule):
@@ -72,7 +76,8 @@ class TextDataModule(LightningDataModule):
             sequence-to-sequence models.
         text_pair: Column of the second text, for tasks with pairs.
         label: Column of the label, of any strings or numbers; by default ``label``, ``tags`` for token classification
-            (lists, in which -100 leaves a word out), ``target`` for sequence-to-sequence models. For multi-label data
+            (lists, in which -100 leaves a word out, and -1 beside
+            classes that are numbered from 0 on), ``target`` for sequence-to-sequence models. For multi-label data
             several columns of 0 and 1, or one that holds lists of class names or of zeros and ones.
         labels: Class names in the order of their indices; by default the sorted values of the training rows, or 0, 1
             and so on for lists of zeros and ones.
@@ -80,7 +85,8 @@ class TextDataModule(LightningDataModule):
         batch_size: Examples per batch and process.
         max_length: Texts are cut to so many tokens, and lists of words into overlapping windows of so many, so that
             every word has its tag; by default what the tokenizer and the model allow, at most 512.
-        num_workers: Worker processes that make batches. The texts are already tokenised, so 0 is usually best.
+        num_workers: Worker processes that make batches. The texts are already tokenised, so 0 is usually best; at most
+            64, or four for each CPU of the machine if that is more.
         bucket_batches: Training examples are sorted by length within so many batches, which saves padding; 0 for
             plain shuffling.
         seed: Seed of the order of training examples; by default the one given to ``seed_everything``, else 0.
@@ -170,6 +176,12 @@ class TextDataModule(LightningDataModule):
                 f"{train.name}: the classes {listing(names)} are almost the same name. If they are one class, correct "
                 f"the file; if not, name all classes with data.labels."
             )
+        unlabelled = count_unlabelled_tags(train, self.columns.label[0], labels) if self.task.target == "token" else 0
+        if unlabelled:
+            rank_zero_info(
+                f"{train.name}: {unlabelled} words have the tag -1, which is read as no label. If it is a class, name "
+                "all classes with data.labels."
+            )
         return labels
 
     @property
@@ -199,7 +211,7 @@ class TextDataModule(LightningDataModule):
                 f"{listing(self.tables) or 'no files'}."
             )
         labels = self._encoded_labels()
-        limits = model_limits(self.trainer.lightning_module if self.trainer is not None else None)
+        limits = self._limits()
         for name in wanted:
             if name not in self.tables:
                 continue
@@ -210,7 +222,7 @@ class TextDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """Return batches of similar length in an order that changes each epoch."""
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
-        return self._loaders().train(self.encoded["train"], self._collator(), seed, self.bucket_batches)
+        return self._loaders().train(self.encoded["train"], self._collator(training=True), seed, self.bucket_batches)
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """Return the validation batches, the longest first; nothing where there is no validation data."""
@@ -238,10 +250,12 @@ class TextDataModule(LightningDataModule):
         return Columns(default_text if text is None else text, text_pair, tuple(names))
 
     def _check_arguments(self) -> None:
-        for name, least in (("batch_size", 1), ("num_workers", 0), ("bucket_batches", 0)):
+        most_workers = max(_FEW_WORKERS, 4 * (os.cpu_count() or 1))
+        ranges = {"batch_size": (1, _MOST), "num_workers": (0, most_workers), "bucket_batches": (0, _MOST)}
+        for name, (least, most) in ranges.items():
             check_at_least(f"data.{name}", getattr(self, name), least)
-            if getattr(self, name) > _MOST:
-                raise ConfigurationError(f"data.{name} is {getattr(self, name)}: expected at most {_MOST:,}.")
+            if getattr(self, name) > most:
+                raise ConfigurationError(f"data.{name} is {getattr(self, name)}: expected at most {most:,}.")
         if self.max_length is not None and self.max_length < 3:
             raise ConfigurationError(f"data.max_length is {self.max_length}: expected at least 3 tokens.")
         doubled = [name for name in ("train", "val", "test") if name in self.files]
@@ -345,6 +359,11 @@ class TextDataModule(LightningDataModule):
         processes = self.trainer.distributed_sampler_kwargs if self.trainer is not None else None
         return LoaderFactory(self.batch_size, self.num_workers, **(processes or {}))
 
-    def _collator(self, side: str = "right") -> Collator:
+    def _collator(self, side: str = "right", training: bool = False) -> Collator:
         pad, pad_type = self.tokenizer.pad_token_id, self.tokenizer.pad_token_type_id
-        return Collator(pad, token_labels=not self.task.pooled, side=side, pad_token_type_id=pad_type)
+        limits = self._limits()
+        shortest = limits.shortest_training if training else limits.shortest
+        return Collator(pad, not self.task.pooled, side, pad_type, shortest)
+
+    def _limits(self) -> ModelLimits:
+        return model_limits(self.trainer.lightning_module if self.trainer is not None else None)

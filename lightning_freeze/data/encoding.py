@@ -147,7 +147,9 @@ def encode(
             example["index"] = row
         examples += chunk
     if not examples:
-        raise ConfigurationError(f"{table.name}: the tokenizer knows no word of any row: expected some text.")
+        raise ConfigurationError(
+            f"{table.name}: the tokenizer knows no word of any row that has a label: expected text."
+        )
     if plain:
         rank_zero_info(
             f"{table.name}: {len(plain)} texts contain the padding or end token of the tokenizer, which is read as "

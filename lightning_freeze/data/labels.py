@@ -17,6 +17,9 @@ from lightning_freeze.module.tasks import IGNORE_INDEX
 IGNORED = str(IGNORE_INDEX)
 """The tag of a word that the loss and the metrics ignore, as in files for transformers."""
 
+UNLABELLED = "-1"
+"""The tag of a word without a label where the classes are numbered from 0 on, as ``datasets`` marks it."""
+
 _SEPARATORS = re.compile(r"(?<=[^\W_])[\s_-]+(?=[^\W_])")
 _Result = TypeVar("_Result")
 
@@ -113,6 +116,29 @@ def lists_of_names(table: Table, column: str) -> list[list[str]]:
     return [_converted(table, i, column, names) for i in range(len(table))]
 
 
+def tags_are_numbered(names: Iterable[str]) -> bool:
+    """Whether tags number the classes of words from 0 on, so that -1 stands for no label, and is no class.
+
+    Args:
+        names: The tags; -1 itself is left aside.
+    """
+    others = set(names) - {UNLABELLED, IGNORED}
+    return len(others) > 1 and all(name.isdecimal() for name in others)
+
+
+def count_unlabelled_tags(table: Table, column: str, labels: Sequence[str]) -> int:
+    """Return how many words have the tag -1 that is no class.
+
+    Args:
+        table: The rows, with lists of tags.
+        column: The label column.
+        labels: The class names.
+    """
+    if UNLABELLED in labels or not tags_are_numbered(labels):
+        return 0
+    return sum(row.count(UNLABELLED) for row in lists_of_names(table, column))
+
+
 def is_multi_hot(table: Table, column: str) -> bool:
     """Whether the lists of a column are zeros and ones, one for each class, and not the names of classes.
 
@@ -149,6 +175,8 @@ def training_labels(task_name: str, target: str, table: Table, columns: Sequence
         _check_class_count(task_name, table, columns[0], names)
     else:
         names = [name for row in lists_of_names(table, columns[0]) for name in row if name != IGNORED]
+        if target == "token" and tags_are_numbered(names):
+            names = [name for name in names if name != UNLABELLED]
     labels = sorted_names(names)
     least = 1 if target == "multilabel" else 2
     if len(labels) < least:
@@ -187,6 +215,8 @@ def encode_labels(
         return [_converted(table, i, columns[0], lambda value: _flags(value, len(labels))) for i in rows]
     if target == "token":
         index[IGNORED] = IGNORE_INDEX
+        if UNLABELLED not in index and tags_are_numbered(index):
+            index[UNLABELLED] = IGNORE_INDEX
     indices = [
         [_index(table, i, name, index) for name in row] for i, row in enumerate(lists_of_names(table, columns[0]))
     ]
@@ -238,7 +268,7 @@ def _converted(table: Table, i: int, column: str, convert: Callable[[Any], _Resu
 
 def _index(table: Table, i: int, name: str, index: dict[str, int]) -> int:
     if name not in index:
-        known = [known for known in index if known != IGNORED]
+        known = [known for known in index if index[known] != IGNORE_INDEX]
         raise ConfigurationError(
             f"{table.where(i)}: the label {name!r} does not occur in training: expected one of {listing(known)}."
             f"{suggest(name, known)}"

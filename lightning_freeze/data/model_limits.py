@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from lightning_freeze.data.reading.table import Table
 from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.module.pretrained.limits import find_limits, token_ids
+from lightning_freeze.module.pretrained.padding import shortest_batch
 
 
 @dataclass(frozen=True)
@@ -21,10 +22,14 @@ class ModelLimits:
     Args:
         positions: The most tokens in one text.
         vocabulary: Token ids must lie below.
+        shortest: The fewest tokens in a row of a batch, padding included.
+        shortest_training: The same for training batches.
     """
 
     positions: int | None = None
     vocabulary: int | None = None
+    shortest: int = 1
+    shortest_training: int = 1
 
     def prompt_positions(self, module: Any) -> int | None:
         """Return how many tokens a prompt may have, so that there are positions for what the model writes.
@@ -88,4 +93,4 @@ def model_limits(module: nn.Module | None) -> ModelLimits:
     if model is None:
         return ModelLimits()
     limits = find_limits(model)
-    return ModelLimits(limits.positions, limits.vocabulary)
+    return ModelLimits(limits.positions, limits.vocabulary, shortest_batch(model), shortest_batch(model, training=True))

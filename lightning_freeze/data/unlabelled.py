@@ -8,12 +8,13 @@ from typing import Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from lightning_freeze.data.labels import UNLABELLED, tags_are_numbered
 from lightning_freeze.data.reading.table import Table
 from lightning_freeze.data.reading.values import class_name, is_missing, number
 from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.module.tasks import Target
 
-_MARK = "-1"
+_MARK = UNLABELLED
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,8 @@ def _is_class(train: Table | None, labels: LabelColumns) -> bool:
     values = [row.get(labels.names[0]) for row in train.rows]
     items = [item for value in values for item in (value if isinstance(value, (list, tuple)) else [value])]
     names = {name for item in items if (name := _safely(class_name, item)) is not None}
+    if _MARK in names and labels.target == "token":
+        return not tags_are_numbered(names)
     if _MARK not in names or labels.target != "class":
         return _MARK in names
     others = names - {_MARK}

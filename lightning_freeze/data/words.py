@@ -90,7 +90,8 @@ def encode_words(
 
     Returns:
         Examples in the order of the rows and, within a row, of its words; ``index`` is the row. And for each row the
-        positions of the words that the tokenizer drops. A row of such words alone has an example for prediction only.
+        positions of the words that the tokenizer drops. A row of such words alone, or of words without a label, has an
+        example for prediction only.
 
     Raises:
         ConfigurationError: A field is no list of words, or the numbers of words and labels differ.
@@ -129,6 +130,8 @@ def encode_words(
         piece_labels = _piece_labels(encoded.word_ids(position), window, tags)
         if not any(counts[place]):
             piece_labels = [IGNORE_INDEX] * len(piece_labels)
+        if labels is not None and set(piece_labels) == {IGNORE_INDEX}:
+            continue  # nothing to learn or to count; the loss of a batch of such examples would be NaN
         example["labels"] = torch.tensor(piece_labels, dtype=torch.int32)
         example["index"] = row
         examples.append(example)

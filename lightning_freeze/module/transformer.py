@@ -21,6 +21,7 @@ from lightning_freeze.module.optim import DefaultAdamW, build_optimizer, linear_
 from lightning_freeze.module.pooling import PooledModel, Pooling, accepted, call_with, unwrapped
 from lightning_freeze.module.pretrained.heads import Head
 from lightning_freeze.module.pretrained.limits import InputLimits, find_limits
+from lightning_freeze.module.pretrained.padding import padding_effect
 from lightning_freeze.module.pretrained.precision import warn_about_half_precision
 from lightning_freeze.module.pretrained.special_tokens import align_special_tokens, check_end_tokens, prepare_inputs
 from lightning_freeze.module.tasks import TaskName, first_tensor, get_task
@@ -123,6 +124,7 @@ class TransformerModule(LightningModule):
         self.first_nonfinite_step: int | None = None
         """The step of the first training loss that was NaN or infinite; None if all were finite."""
         self._loss_watch = LossWatch()
+        self._measured_padding = False
         self._asked_for_dtype = not {"dtype", "torch_dtype"}.isdisjoint(model_kwargs or {})
         settings = BuildSettings(pretrained, pooling, hidden_size, dropout, dict(model_kwargs or {}))
         built = build_model(encoder, self.task, self.num_classes, self.labels, settings)
@@ -162,6 +164,9 @@ class TransformerModule(LightningModule):
             if not getattr(data, "checks_input_limits", False):
                 limits.check(examples, f"the {name} rows", len(tokenizer) - 1)
             check_end_tokens(self._backbone, examples, f"the {name} rows")
+        if isinstance(encoded, dict) and not self.task.is_language_model and not self._measured_padding:
+            self._measured_padding = True
+            self._warn_about_padding([example for examples in encoded.values() for example in examples])
 
     def forward(self, **inputs: Any) -> Tensor:
         """Return the logits of a batch.
@@ -169,7 +174,7 @@ class TransformerModule(LightningModule):
         Args:
             **inputs: Model inputs by name, for example ``input_ids`` and ``attention_mask`` ``(batch, sequence)``.
         """
-        return logits_of(call_with(self.model, prepare_inputs(self._backbone, inputs)))
+        return self._logits(self.model, inputs)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the loss of one batch and log it as ``train_loss``."""
@@ -293,6 +298,18 @@ class TransformerModule(LightningModule):
     def _backbone(self) -> nn.Module:
         """The transformers model inside the wrappers; for a module of another kind the module itself."""
         return unwrapped(self.model.encoder if isinstance(self.model, PooledModel) else self.model)
+
+    def _warn_about_padding(self, examples: list[dict[str, Any]]) -> None:
+        effect = padding_effect(self.model, self._logits, examples)
+        if effect is not None:
+            rank_zero_warn(
+                f"{type(self._backbone).__name__} reads padding: the logits of a text change by {effect:.2g} when it "
+                "is padded to the longest text, so predictions depend on the other texts of a batch. Expected "
+                "batch_size=1 where that matters, or another encoder."
+            )
+
+    def _logits(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        return logits_of(call_with(model, prepare_inputs(self._backbone, inputs)))
 
     def _say_head_note(self) -> None:
         if self._head.note is not None:

@@ -64,6 +64,16 @@ def test_from_a_csv_file_to_an_accuracy(capsys: pytest.CaptureFixture[str]) -> N
     assert last.startswith(f"test accuracy {accuracy:.3f} (majority class 0.")
 
 
+def test_no_test_is_proposed_where_there_are_no_test_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    fit("--data.split=[0.8, 0.2, 0.0]")
+    assert capsys.readouterr().out.splitlines()[-1] == f"best checkpoint: {checkpoint()}"
+
+
+def test_more_workers_than_any_machine_has_use_for(capsys: pytest.CaptureFixture[str]) -> None:
+    message = fails(capsys, "fit", *FIT, "--data.num_workers=99999")
+    assert "data.num_workers is 99999: expected at most" in message
+
+
 def test_prediction_needs_no_labels_but_those_in_the_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
     fit()
     Path("new.csv").write_text("text\ngood film\nthe book is bad\n", encoding="utf-8")

@@ -158,6 +158,7 @@ def test_bad_rows_of_any_split_show_before_training(
     [
         ({"data": "a.csv", "batch_size": 0}, r"data\.batch_size is 0: expected at least 1"),
         ({"data": "a.csv", "num_workers": -1}, r"data\.num_workers is -1"),
+        ({"data": "a.csv", "num_workers": 99999}, r"data\.num_workers is 99999: expected at most \d+"),
         ({"data": "a.csv", "max_length": 0}, r"data\.max_length is 0"),
         ({"data": "a.csv", "split": (0.9, 0.2, 0.1)}, r"data\.split .* sums to 1\.2"),
         ({"data": "a.csv", "split": (0.9, -0.2, 0.1)}, r"data\.split gives val the fraction -0\.2"),

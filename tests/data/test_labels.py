@@ -129,6 +129,23 @@ def test_words_that_do_not_count_are_no_class() -> None:
     assert encode_labels("token", rows, ["label"], labels) == [[0, -100, 1], [-100, 0]]
 
 
+@pytest.mark.parametrize("mark", [-1, "-1", -1.0])
+def test_a_tag_of_minus_one_beside_numbered_classes_is_no_label(mark: Any) -> None:
+    rows = table([0, mark, 1], [mark, 2, -100])
+    labels = training_labels("token-classification", "token", rows, ["label"])
+    assert labels == ["0", "1", "2"]
+    assert encode_labels("token", rows, ["label"], labels) == [[0, -100, 1], [-100, 2, -100]]
+    assert encode_labels("token", rows, ["label"], ["-1", *labels]) == [[1, 0, 2], [0, 3, -100]]
+
+
+@pytest.mark.parametrize("row", [["O", "-1", "X"], [-2, -1, 0, 1], [-1, 0], [-1, 0.0, "O"]])
+def test_a_tag_of_minus_one_beside_other_classes_is_a_class(row: Any) -> None:
+    rows = table(row)
+    labels = training_labels("token-classification", "token", rows, ["label"])
+    assert "-1" in labels
+    assert -100 not in encode_labels("token", rows, ["label"], labels)[0]
+
+
 @pytest.mark.parametrize(
     ("names", "groups"),
     [

@@ -66,6 +66,8 @@ def trainer(**options: Any) -> Trainer:
         ("CTRL", {"n_positions": 20, "n_embd": 8, "n_layer": 1, "n_head": 2, "dff": 8}, 20),
         ("Yoso", {}, 20),  # its table has two rows more than it uses
         ("IBert", {}, 18),
+        ("Mpt", {"d_model": 8, "n_heads": 2, "n_layers": 1, "max_seq_len": 20, "expansion_ratio": 1}, 20),
+        ("M2M100", {"d_model": 8, **BART}, None),  # its sinusoids grow with the text
         ("Llama", {"num_key_value_heads": 2}, None),  # rotations have no end
         ("T5", {"d_model": 8, "d_kv": 4, "num_layers": 1, "num_heads": 2, "d_ff": 8}, None),
     ],

@@ -58,6 +58,7 @@ def test_regression_and_tags() -> None:
     assert kept((0.5, -1.0), (-1.0, -1.0), "value")["test"] == [-1.0, -1.0]
     assert kept((["a", "b"],), ([-1, -1], ["a", "a"]), "token", classes=True)["test"] == [["a", "a"]]
     assert kept(([-1, 0], [-1]), target="token") == {"train": [[-1, 0], [-1]]}
+    assert kept(([-1, 0, 1], [-1]), target="token") == {"train": [[-1, 0, 1]]}
 
 
 def test_training_rows_without_any_label_are_an_error() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -93,6 +94,21 @@ def test_all_words_of_a_long_row_are_trained_on_once(write: Write, tokenizer: Pr
     counted = [tag for example in data.encoded["train"] for tag in example["labels"].tolist() if tag != -100]
     assert sorted(counted) == [0] * 200 + [1]
     assert {int(example["index"]) for example in data.encoded["train"]} == {0}
+
+
+@pytest.mark.parametrize("mark", [-1, -100])
+def test_words_without_a_label_are_not_trained_on(
+    mark: int, write: Write, tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [{"tokens": ["film", "good", "bad"], "tags": [0, mark, 1]}, {"tokens": ["film"], "tags": [mark]}]
+    path = write("rows.jsonl", "\n".join(map(json.dumps, rows)))
+    data = TextDataModule(tokenizer, "token-classification", train=str(path))
+    with caplog.at_level(logging.INFO):
+        data.setup("fit")
+    assert data.labels == ["0", "1"]
+    (example,) = data.encoded["train"]  # a batch of the other row alone would have a loss of NaN
+    assert example["labels"].tolist() == [-100, 0, -100, 1, -100]
+    assert caplog.text.count("1 words have the tag -1, which is read as no label") == (mark == -1)
 
 
 def test_a_row_of_dropped_words_alone_is_no_training_data(write: Write, tokenizer: PreTrainedTokenizerFast) -> None:

@@ -17,6 +17,10 @@ _POSITION_TABLE = re.compile(r"(^|[._])(wpe|pos(ition)?s?_emb\w*|embed_pos\w*)$"
 # Tables of sinusoids that are tensors: GPT-J and CodeGen, CTRL.
 _FIXED_TABLES = ("embed_positions", "pos_encoding")
 
+# Models that have no table and still take no more positions than their config says: the ALiBi of MPT is built for so
+# many, and Reformer compares.
+_LIMITS_BY_CONFIG = {"mpt": "max_seq_len", "reformer": "max_position_embeddings"}
+
 
 @dataclass(frozen=True)
 class InputLimits:
@@ -87,7 +91,8 @@ def find_limits(model: nn.Module) -> InputLimits:
     positions, token_types = [], []
     for name, module in model.named_modules():
         positions += [len(table) for key in _FIXED_TABLES if isinstance(table := getattr(module, key, None), Tensor)]
-        if not hasattr(module, "padding_idx"):  # no embedding table, of torch or quantised (I-BERT)
+        # Embedding tables, of torch or quantised (I-BERT); the sinusoids of M2M100 have no weight and grow as needed.
+        if not hasattr(module, "padding_idx") or not isinstance(getattr(module, "weight", None), Tensor):
             continue
         if _POSITION_TABLE.search(name):
             positions.append(len(module.weight) - _offset(module))
@@ -95,6 +100,9 @@ def find_limits(model: nn.Module) -> InputLimits:
             positions += [indices.shape[-1]] if isinstance(indices, Tensor) else []
         elif name.rpartition(".")[2] == "token_type_embeddings":
             token_types.append(len(module.weight))
+    config = getattr(model, "config", None)
+    if (limit := _LIMITS_BY_CONFIG.get(getattr(config, "model_type", ""))) is not None:
+        positions.append(getattr(config, limit))
     return InputLimits(min(positions, default=None), vocabulary_size(model), min(token_types, default=None))
 
 

@@ -47,6 +47,9 @@ WRONG = [
     (["--model.pooling=max"], "model.pooling is 'max': expected one of 'mean', 'cls', 'last', 'none'."),
     (["--model.optimizer=torch.nn.Linear"], "'torch.nn.Linear' is no Optimizer."),
     ([f"{ADD}PhasedFineTuning"], "trainer.callbacks: PhasedFineTuning needs phases."),
+    (["--trainer.max_time=5"], "trainer.max_time: `Timer(duration='5')` is not a valid duration."),
+    (["--trainer.callbacks=[{GradualUnfreezing: {}}]"], "GradualUnfreezing is a class, not an option: expected "
+     "{class_path: GradualUnfreezing, init_args: {...}}."),
     (["--model.lr_scheduler=StepLR"], "model.lr_scheduler needs step_size."),
     (["--data.labels=[no, yes]"], "data.labels is False: expected text. YAML reads no, off, on and yes as booleans. "
      "Put quotes around it."),

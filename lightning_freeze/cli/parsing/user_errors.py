@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+from lightning_freeze.cli.parsing.known_classes import find_class
+
 _OURS = "lightning_freeze"
 # Libraries that complain about what they are given, with an exception of their own or one of Python's.
 _LIBRARIES = {
@@ -157,6 +159,12 @@ def _with_option(text: str, error: BaseException, config: Mapping[str, Any]) -> 
     place = next((option for name in reversed(names) for start, option in _PLACES if name.startswith(start)), None)
     if "loading state_dict" in text:
         return f"ckpt_path: {text}"
+    if text.startswith("`Timer(duration="):
+        return f"trainer.max_time: {text}"
+    alone = re.search(r"Option '(\w+)' is not accepted", text)
+    if alone is not None and find_class(alone[1]) is not None:
+        form = f"{{class_path: {alone[1]}, init_args: {{...}}}}"
+        return f"--config: {alone[1]} is a class, not an option: expected {form}."
     option = _option_named(text, config, place or "")
     if option is not None:
         return f"{option} is {_cut(repr(config[option]))}: {text}"

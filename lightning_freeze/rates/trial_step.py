@@ -7,18 +7,16 @@ accepts only one rate.
 
 from __future__ import annotations
 
-import copy
-from collections import OrderedDict, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from lightning_freeze.rates.group_values import copy_value, scaled
+from lightning_freeze.rates.optimizer_copy import copy_optimizer
 from lightning_freeze.rates.split_group import PER_PARAMETER
 
 
@@ -86,13 +84,7 @@ def _trial(optimizer: Optimizer, factors: list[float]) -> Iterator[tuple[Optimiz
             groups.append({**values, "params": pair})
             parameters += pair
             stand_ins.update({id(parameter): pair[0] for parameter in group["params"]})
-    trial = object.__new__(type(optimizer))
-    own = {k: v for k, v in vars(optimizer).items() if k not in ("state", "param_groups", "step")}
-    hooks: dict[str, Any] = {k: OrderedDict() for k in own if k.endswith("_hooks")}
-    rest = {k: v for k, v in own.items() if k not in hooks}
-    attributes = copy.deepcopy(rest, {id(optimizer): trial, **stand_ins})
-    counters = {k: copy_value(v) for k, v in optimizer.state.items() if not isinstance(k, Tensor)}
-    vars(trial).update(attributes, **hooks, state=defaultdict(dict, counters), param_groups=groups)
+    trial = copy_optimizer(optimizer, groups, stand_ins)
     devices = {parameter.device.index for parameter in parameters if parameter.device.type == "cuda"}
     with torch.random.fork_rng(devices=devices), torch.compiler.set_stance("force_eager"):
         getattr(trial, "train", lambda: None)()  # schedule-free optimizers step in train mode only

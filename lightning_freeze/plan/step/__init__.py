@@ -1,4 +1,4 @@
 """The operations and the memory of one training step, measured on fake tensors.
 
-May import nothing else of the package. Begin reading with ``fake_step.py``.
+May import ``rates`` and nothing else of the package. Begin reading with ``fake_step.py``.
 """

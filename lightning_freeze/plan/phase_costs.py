@@ -6,6 +6,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -22,7 +23,6 @@ from lightning_freeze.layers.analysis.unused_copies import unused_copies
 from lightning_freeze.plan.layer_ranges import selector_of
 from lightning_freeze.plan.records import Fitting, Memory, PlannedLayer, PlannedPhase, StepTime
 from lightning_freeze.plan.scheduler_preview import SchedulerPreview
-from lightning_freeze.plan.step.fake_optimizer import size_of
 from lightning_freeze.plan.step.fake_step import MeasuredStep, measure_step
 from lightning_freeze.plan.timeline import Segment, timeline
 from lightning_freeze.plan.training_plan import TrainingPlan
@@ -87,7 +87,8 @@ def phases_of_run(session: Session, batch: Any, uses_cache: bool, memory: int | 
                 time=costs.time(step) if costs is not None and step is not None else None,
             )
         )
-    hidden = {step.hidden for step in steps if step is not None}
+    # Each boundary has entries of its own; phases with the same boundary share them.
+    hidden = {step.prefix: step.hidden for step in steps if step is not None}
     return TrainingPlan(
         phases=tuple(phases),
         full=None if costs is None else costs.memory(costs.full),
@@ -96,7 +97,7 @@ def phases_of_run(session: Session, batch: Any, uses_cache: bool, memory: int | 
         batch_size=_batch_size(batch),
         batches=total,
         batches_per_epoch=pace.batches_per_epoch,
-        cache_bytes=sum(hidden) * pace.batches_per_epoch,
+        cache_bytes=sum(hidden.values()) * pace.batches_per_epoch,
         uses_cache=uses_cache,
         notes=tuple(notes),
         memory_limit=memory,
@@ -109,6 +110,7 @@ def _find_fitting(session: Session, batch: Any, costs: _Costs, memory: int) -> F
     layers = [layer for layer in session.stack if not layer.is_bystander]
     names = [layer.name for layer in layers]
 
+    @cache  # what the search has looked at is asked for again
     def kept(frozen: int) -> Memory:
         held = [p for layer in layers[:frozen] for p in layer.parameters()]
         with session.holds.lifted():
@@ -135,7 +137,7 @@ def _measure(
         notes.append("Manual optimization: what a step costs is up to training_step, so only what trains is planned.")
         return None, [None] * len(segments)
     device = next((p.device.type for p in module.parameters() if p.device.type != "meta"), "cpu")
-    weights = sum(size_of(t) for t in (*module.parameters(), *module.buffers()))
+    weights = sum(t.nbytes for t in (*module.parameters(), *module.buffers()))
     try:
         steps: list[MeasuredStep | None] = []
         for segment in segments:

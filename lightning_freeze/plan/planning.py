@@ -75,7 +75,6 @@ def plan_training(
     own = [_quiet(callback) for callback in given if isinstance(callback, LayerCallback)]
     uses_cache = any(isinstance(callback, FrozenPrefixCache) for callback in given)
     planner = _Planner(batch, uses_cache, None if memory is None else parse_size(memory))
-    training = module.training
     modes = {m: m.training for m in module.modules()}
     with _warnings_as_notes() as warned:
         trainer = Trainer(
@@ -99,7 +98,6 @@ def plan_training(
         except _PlanComplete:
             pass
         finally:
-            module.train(training)
             for each, mode in modes.items():
                 each.training = mode
             module.trainer = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -207,14 +206,3 @@ class PlanRecord:
         totals = {"relative_time": self.total_time(), "relative_time_cached": self.total_time(cached=True)}
         schedules = [[str(phase) for phase in phases] for phases in self.schedules]
         return {**asdict(replace(self, schedules=())), "phases": phases, "schedules": schedules, **totals}
-
-
-def groups_of(layers: Sequence[PlannedLayer]) -> list[list[PlannedLayer]]:
-    """Neighbours with the same status and rates, together."""
-    groups: list[list[PlannedLayer]] = []
-    for layer in layers:
-        if groups and (groups[-1][-1].status, groups[-1][-1].rates) == (layer.status, layer.rates):
-            groups[-1].append(layer)
-        else:
-            groups.append([layer])
-    return groups

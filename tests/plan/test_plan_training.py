@@ -200,6 +200,11 @@ def test_the_cache_skips_the_frozen_prefix() -> None:
     assert cached == pytest.approx((time.freezing + 3 * time.cached) / 4)
 
 
+def test_each_boundary_takes_space_of_its_own() -> None:
+    plan = plan_training(Classifier(), [GradualUnfreezing()], BATCH, max_epochs=7, batches_per_epoch=2)
+    assert plan.cache_bytes == 3 * 2 * (4 * 12 * 32 * 4)  # boundaries behind 3, 2 and 1 blocks; batches
+
+
 def test_nothing_is_skipped_below_trainable_embeddings() -> None:
     time = plan_training(Classifier(), [LayerFreezing(":2")], BATCH).phases[0].time
     assert time is not None

@@ -6,9 +6,10 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader
 
+from lightning_freeze.cache.store.sizes import show_size
 from lightning_freeze.layers.wording import count, spans
 from lightning_freeze.plan.output.figures import as_svg, draw_figure, pictures_of
-from lightning_freeze.plan.output.table import batches_text, bytes_text, rates_text, summary_lines
+from lightning_freeze.plan.output.table import batches_text, rates_text, summary_lines
 from lightning_freeze.plan.records import PlanRecord
 
 
@@ -29,7 +30,7 @@ def plan_page(plan: PlanRecord) -> str:
         phases=plan.phases,
         names=names,
         count=count,
-        size=bytes_text,
+        size=show_size,
         batches=batches_text,
         rates=rates_text,
         trains=lambda phase: spans(phase.trains, names),
@@ -46,6 +47,6 @@ def _headline(plan: PlanRecord) -> list[dict[str, Any]]:
             cards.append({"label": "with FrozenPrefixCache", "value": f"{cached:.0%}"})
     if peak is not None and plan.full is not None:
         cards.append(
-            {"label": f"at most; full fine-tuning {bytes_text(plan.full.total)}", "value": bytes_text(peak.total)}
+            {"label": f"at most; full fine-tuning {show_size(plan.full.total)}", "value": show_size(peak.total)}
         )
     return cards

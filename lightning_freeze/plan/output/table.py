@@ -5,11 +5,11 @@ from __future__ import annotations
 from rich import box
 from rich.table import Table
 
+from lightning_freeze.cache.store.sizes import show_size
 from lightning_freeze.layers.wording import count, render, spans
-from lightning_freeze.plan.records import PlannedPhase, PlanRecord, groups_of
+from lightning_freeze.plan.records import PlannedPhase, PlanRecord
 
 _WIDTH = 120
-_UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 
 
 def plan_text(plan: PlanRecord) -> str:
@@ -33,7 +33,7 @@ def plan_text(plan: PlanRecord) -> str:
 
 
 def _cells(plan: PlanRecord, phase: PlannedPhase) -> list[str]:
-    size = "?" if phase.memory is None else bytes_text(phase.memory.total)
+    size = "?" if phase.memory is None else show_size(phase.memory.total)
     if not plan.fits(phase):
         size += " (too large)"
     return [
@@ -58,7 +58,7 @@ def batches_text(phase: PlannedPhase) -> str:
 
 def rates_text(phase: PlannedPhase) -> str:
     """The lowest and the highest learning rate of a phase."""
-    rates = sorted({rate for group in groups_of(phase.layers) for rate in group[0].rates})
+    rates = sorted({rate for layer in phase.layers for rate in layer.rates})
     if not rates:
         return "-"
     return f"{rates[0]:.3g}" if rates[0] == rates[-1] else f"{rates[0]:.3g} to {rates[-1]:.3g}"
@@ -76,13 +76,11 @@ def summary_lines(plan: PlanRecord) -> list[str]:
     if total is not None and cached is not None:
         line = f"The whole run takes {total:.2f} of the time of full fine-tuning"
         if cached < total:
-            line += f", {cached:.2f} with FrozenPrefixCache ({bytes_text(plan.cache_bytes)} for the training samples)"
+            line += f", {cached:.2f} with FrozenPrefixCache ({show_size(plan.cache_bytes)} for the training samples)"
         lines.append(f"{line}.")
     peak = plan.peak()
     if peak is not None and plan.full is not None:
-        lines.append(
-            f"It keeps at most {bytes_text(peak.total)}; full fine-tuning keeps {bytes_text(plan.full.total)}."
-        )
+        lines.append(f"It keeps at most {show_size(peak.total)}; full fine-tuning keeps {show_size(plan.full.total)}.")
     if plan.memory_limit is not None:
         lines.append(_what_fits(plan, plan.memory_limit))
     if any(phase.ends_open for phase in plan.phases):
@@ -93,16 +91,11 @@ def summary_lines(plan: PlanRecord) -> list[str]:
 def _what_fits(plan: PlanRecord, limit: int) -> str:
     large = [str(phase.number) for phase in plan.phases if not plan.fits(phase)]
     if plan.peak() is None:
-        return f"Whether it fits in {bytes_text(limit)} is not known."
+        return f"Whether it fits in {show_size(limit)} is not known."
     if not large:
-        return f"It fits in {bytes_text(limit)}."
+        return f"It fits in {show_size(limit)}."
     which = f"Phase {large[0]} does" if len(large) == 1 else f"Phases {', '.join(large)} do"
     if plan.fitting is None:
-        return f"{which} not fit in {bytes_text(limit)}, and neither does training the last layer alone."
-    need = bytes_text(plan.fitting.memory.total)
-    return f'{which} not fit in {bytes_text(limit)}. LayerFreezing("{plan.fitting.layers}") does, with {need}.'
-
-
-def bytes_text(size: int) -> str:
-    """A number of bytes in a short form: 950 B, 12.3 KiB, 1.5 GiB."""
-    return next((f"{size / unit:.1f} {name}" for unit, name in _UNITS if size >= unit), f"{size} B")
+        return f"{which} not fit in {show_size(limit)}, and neither does training the last layer alone."
+    need = show_size(plan.fitting.memory.total)
+    return f'{which} not fit in {show_size(limit)}. LayerFreezing("{plan.fitting.layers}") does, with {need}.'

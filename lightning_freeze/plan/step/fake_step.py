@@ -19,7 +19,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
-from lightning_freeze.plan.step.fake_optimizer import fake_optimizer, size_of, state_bytes
+from lightning_freeze.plan.step.fake_optimizer import fake_optimizer, state_bytes
 from lightning_freeze.plan.step.operations import OperationCounter, Work
 
 
@@ -88,7 +88,7 @@ class _PrefixWatch:
         self.work += self._counter.work - self._began
         if id(module) in self._ends:
             parts = [output] if isinstance(output, Tensor) else output
-            self.hidden += next((size_of(part) for part in parts if isinstance(part, Tensor)), 0)
+            self.hidden += next((part.nbytes for part in parts if isinstance(part, Tensor)), 0)
 
 
 class _Step(nn.Module):
@@ -142,7 +142,7 @@ def measure_step(
             backward = counter.work - forward
         finally:
             watch.close()
-        gradients = sum(size_of(fake.grad) for fake in parameters.values() if fake.grad is not None)
+        gradients = sum(fake.grad.nbytes for fake in parameters.values() if fake.grad is not None)
         stepped = [fake_optimizer(optimizer, parameters) for optimizer in optimizers]
         with counter:
             for optimizer in stepped:

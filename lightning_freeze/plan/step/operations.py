@@ -68,7 +68,7 @@ class OperationCounter(TorchDispatchMode):
 
 def _bytes(value: Any) -> int:
     if isinstance(value, Tensor):
-        return value.numel() * value.element_size()
+        return value.nbytes
     if isinstance(value, Mapping):
         return sum(_bytes(each) for each in value.values())
     if isinstance(value, Iterable) and not isinstance(value, str):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lightning_freeze.cache.identity.cached_towers import CachedTower
 from lightning_freeze.cache.identity.keys import bytes_of, hash_of, new_hash
+from lightning_freeze.cache.identity.module_settings import HEAD_SETTINGS
 from lightning_freeze.cache.identity.values import version_of
 
 #: Increased when entries of an older version of this package must not be read any more.
@@ -27,19 +28,6 @@ _SAMPLES = 256
 _PART = 2**22
 #: Reading all weights again may take this share of the time. The first seconds of each reading do not count.
 _MAX_SHARE, _FREE_SECONDS = 0.01, 0.05
-#: Prefixes of settings that concern the head; some models write these in their first forward pass.
-_HEAD_SETTINGS = (
-    "_name",
-    "id2label",
-    "label2id",
-    "num_labels",
-    "problem_type",
-    "output_",
-    "return_dict",
-    "architectures",
-)
-
-
 #: Where the weights of a step are found by name, and the buffers of its modules.
 _Places = tuple[list[tuple[Mapping[str, Tensor | None], str]], list[Mapping[str, Tensor | None]]]
 
@@ -246,7 +234,7 @@ def _settings(module: nn.Module) -> str:
     to_dict = getattr(config, "to_dict", None)
     if not callable(to_dict):
         return ""
-    settings = {k: v for k, v in to_dict().items() if not k.startswith(_HEAD_SETTINGS)}
+    settings = {k: v for k, v in to_dict().items() if not k.startswith(HEAD_SETTINGS)}
     settings["attention"] = getattr(config, "_attn_implementation", None)
     return json.dumps(settings, sort_keys=True, default=str)
 

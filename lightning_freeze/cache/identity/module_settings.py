@@ -22,6 +22,17 @@ from lightning_freeze.namespaces import either
 
 #: Attributes that every module has, and those that Lightning and the stand-ins of skipped layers write to.
 _OWN = frozenset({*vars(LightningModule()), "forward"})
+#: Prefixes of settings in a model's config that concern the head; some models write these in their first forward pass.
+HEAD_SETTINGS = (
+    "_name",
+    "id2label",
+    "label2id",
+    "num_labels",
+    "problem_type",
+    "output_",
+    "return_dict",
+    "architectures",
+)
 _PLAIN = frozenset({bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size})
 _CONTAINERS = (list, tuple, set, frozenset, dict, deque)
 _EXACT = frozenset(_CONTAINERS) - {deque}
@@ -115,7 +126,31 @@ class ModuleSettings:
             for name, value in vars(module).items()
             if name not in _OWN
         }
+        found.update(self._config_settings())
         return {key: value for key, value in found.items() if value is not None and key not in self._ignored}
+
+    def _config_settings(self) -> dict[tuple[int, str], Any]:
+        """Read the configs of Hugging Face models, which their modules share; what only the head reads is left out."""
+        configs: dict[int, tuple[int, Any]] = {}
+        for number, module, _ in self._owners:
+            config = vars(module).get("config")
+            if hasattr(config, "to_dict"):
+                configs.setdefault(id(config), (number, config))
+        return {
+            (number, name): _setting(value, False)
+            for number, config in configs.values()
+            for name, value in _config_values("config", config)
+        }
+
+
+def _config_values(path: str, config: Any) -> Iterator[tuple[str, Any]]:
+    for name, value in vars(config).items():
+        if name.startswith(HEAD_SETTINGS):
+            continue
+        if hasattr(value, "to_dict"):  # of one part of the model, such as its text encoder
+            yield from _config_values(f"{path}.{name}", value)
+        else:
+            yield f"{path}.{name}", value
 
 
 class _TensorSetting:
@@ -172,8 +207,7 @@ def _described(value: Any, is_root: bool, left: list[int]) -> Any:
         return _container(value, is_root, left)
     if kind in _CODE:
         return _code_identity(value)
-    # The config of a Hugging Face model is part of the fingerprint, without the settings of its head.
-    record = None if hasattr(value, "to_dict") else record_of(value)
+    record = None if hasattr(value, "to_dict") else record_of(value)  # configs are read once, not by each module
     if record is None or left[0] <= 0:
         return None
     described: list[Any] = [kind.__name__]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from cached_fits import Examples, Plain, assert_same, both, freeze, loader, make
 from encoders import SIZES, AfterStep, Classifier, EachEpoch, Encoder, bert, check_equal, frozen
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+
+from lightning_freeze.cache.identity import fingerprint
 
 
 def twelve_steps() -> DataLoader:
@@ -119,7 +122,15 @@ class Multilingual(Plain):
         self.model.set_default_language("en_XX" if self.current_epoch < 2 else "de_DE")
 
 
-def test_language_of_the_model() -> None:
+def rarely_reads_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a slow machine or with a large model: between two epochs only some elements of each weight are read."""
+    monkeypatch.setattr(fingerprint, "_FREE_SECONDS", -math.inf)
+
+
+@pytest.mark.parametrize("reads", ["every epoch", "rarely"])
+def test_language_of_the_model(reads: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if reads == "rarely":
+        rarely_reads_weights(monkeypatch)
     torch.manual_seed(0)
     languages = {"languages": ("en_XX", "de_DE"), "default_language": "en_XX", "pad_token_id": 0}
     model = tf.XmodForSequenceClassification(tf.XmodConfig(**SIZES, **languages))
@@ -127,6 +138,42 @@ def test_language_of_the_model() -> None:
         for adapter in layer.output.adapter_modules.values():
             nn.init.normal_(adapter.dense2.weight, std=0.5)
     cache = check_equal(Multilingual(model), frozen(), epochs=4)
+    assert cache.hit_rate > 0
+
+
+def test_config_changed_between_two_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    rarely_reads_weights(monkeypatch)
+
+    def change(module: Any) -> None:
+        module.model.config.default_language = "de_DE"
+
+    torch.manual_seed(0)
+    languages = {"languages": ("en_XX", "de_DE"), "default_language": "en_XX", "pad_token_id": 0}
+    module = Plain(tf.XmodForSequenceClassification(tf.XmodConfig(**SIZES, **languages)))
+    for layer in module.model.roberta.encoder.layer:
+        for adapter in layer.output.adapter_modules.values():
+            nn.init.normal_(adapter.dense2.weight, std=0.5)
+    cache = check_equal(module, frozen(), AfterStep(4, change), epochs=4)
+    assert cache.hit_rate > 0
+
+
+def test_config_of_a_part_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The entry reads a setting of a config inside its config, whose scale changes in mid-run."""
+    rarely_reads_weights(monkeypatch)
+
+    class Composite(tf.PretrainedConfig):
+        pass
+
+    class Reading(Encoder):
+        def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+            return self.run(self.embeddings(input_ids) * self.config.text_config.scale)[-1]
+
+    def change(module: Any) -> None:
+        module.model.encoder.config.text_config.scale = 2.0
+
+    encoder = Reading()
+    encoder.config = Composite(text_config=tf.PretrainedConfig(scale=1.0))
+    cache = check_equal(Plain(Classifier(encoder)), frozen(), AfterStep(4, change), epochs=4)
     assert cache.hit_rate > 0
 
 

@@ -136,11 +136,14 @@ class ModuleSettings:
             config = vars(module).get("config")
             if hasattr(config, "to_dict"):
                 configs.setdefault(id(config), (number, config))
-        return {
-            (number, name): _setting(value, False)
-            for number, config in configs.values()
-            for name, value in _config_values("config", config)
-        }
+        found: list[dict[str, Any]] = []
+        settings: dict[tuple[int, str], Any] = {}
+        for number, config in configs.values():
+            values = {name: _setting(value, False) for name, value in _config_values("config", config)}
+            if values not in found:  # a block that was copied has a copy of the config
+                found.append(values)
+                settings.update({(number, name): value for name, value in values.items()})
+        return settings
 
 
 def _config_values(path: str, config: Any) -> Iterator[tuple[str, Any]]:

@@ -35,7 +35,8 @@ class FrozenPrefixCache(Callback):
 
     Args:
         cache_dir: Folder in which hidden states are kept for later runs. ``None`` keeps them in memory only, as long
-            as the callback exists.
+            as the callback exists. Give one on a local disk: on a network file system, where LMDB must not be used,
+            a folder in ``TMPDIR`` takes its place, and one warning says so.
         max_memory: The most memory to use, as a number of bytes or text such as ``"4GiB"``. What does not fit is
             computed again.
         max_disk: The most disk space to use in ``cache_dir``; ``None`` for no limit.

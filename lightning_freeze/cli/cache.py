@@ -20,6 +20,7 @@ from lightning_freeze.cache.store.entry import VERSION, dtype_of, is_sound
 from lightning_freeze.cache.store.folder import Namespace
 from lightning_freeze.cache.store.lmdb_environment import Environment, Failed, acquire, release
 from lightning_freeze.cache.store.lmdb_header import Damaged
+from lightning_freeze.cache.store.network_folder import replacement
 from lightning_freeze.cache.store.plain_files import is_file
 from lightning_freeze.cache.store.sizes import parse_size, show_size
 from lightning_freeze.errors import ConfigurationError, listing, suggest
@@ -62,10 +63,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _cache(name: str) -> Path:
-    root = Path(name)
-    if not os.path.isdir(name):
-        names = _folders(root.parent)
-        raise ConfigurationError(f"{name!r} does not exist: expected a cache_dir.{suggest(root.name, names)}")
+    replaced = replacement(Path(name))
+    root = replaced.folder if replaced is not None and replaced.folder is not None else Path(name)
+    if not os.path.isdir(root):
+        names = _folders(Path(name).parent)
+        place = f"{name!r} is on a network file system, and {root} on this machine" if replaced else repr(name)
+        raise ConfigurationError(f"{place} does not exist: expected a cache_dir.{suggest(Path(name).name, names)}")
     if not is_file(root / folder.MARKER):
         inside = [child for child in _folders(root) if is_file(root / child / folder.MARKER)]
         hint = f" It contains {listing(sorted(inside))}, which is one." if len(inside) == 1 else ""

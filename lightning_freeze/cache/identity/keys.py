@@ -34,7 +34,7 @@ def new_hash() -> Any:
         import xxhash
     except ImportError as error:
         raise ConfigurationError(
-            "FrozenPrefixCache needs xxhash, which is not installed: expected `pip install 'lightning-freeze[cache]'`."
+            "FrozenPrefixCache needs xxhash, which is not installed: expected `pip install xxhash`."
         ) from error
     return xxhash.xxh3_128()
 

@@ -20,8 +20,7 @@ try:
     from lmdb.verify import VerifyError, verify
 except ModuleNotFoundError as error:
     raise ConfigurationError(
-        "A cache on disk needs lmdb 3.0 or newer, which is not installed: expected "
-        "`pip install 'lightning-freeze[cache]'`."
+        "A cache on disk needs lmdb 3.0 or newer, which is not installed: expected `pip install 'lmdb>=3'`."
     ) from error
 
 Failed = lmdb.Error

@@ -7,6 +7,7 @@ import threading
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from lightning_freeze.cache.store.entry import entry_bytes, is_sound, read_entry, write_entry
 from lightning_freeze.cache.store.index import KEY_BYTES
 from lightning_freeze.cache.store.memory import MemoryTier, Place
+from lightning_freeze.cache.store.network_folder import replacement
 from lightning_freeze.cache.store.sizes import default_memory, parse_size
 from lightning_freeze.cache.store.writer import WriteBehind
 from lightning_freeze.errors import ConfigurationError
@@ -64,7 +66,7 @@ def open_store(
 
     Args:
         cache_dir: Folder for the disk tier, shared by any number of processes; created if it does not exist. ``None``
-            keeps everything in RAM.
+            keeps everything in RAM. If it is on a network file system, a folder on a local disk takes its place.
         max_memory: Budget of the RAM tier (``"4GiB"``, ``"500MB"``, a number of bytes). By default a quarter of the
             memory that is free now, divided by ``LOCAL_WORLD_SIZE`` where a launcher sets it.
         max_disk: Budget of ``cache_dir``. By default the disk's own limit.
@@ -78,7 +80,9 @@ def open_store(
         if budget is not None:
             raise ConfigurationError(f"max_disk is {max_disk!r} without a cache_dir: expected both, or max_memory.")
         return Store(tier)
-    root = _folder_path(cache_dir)
+    root = _local(_folder_path(cache_dir))
+    if root is None:
+        return Store(tier)
     # A store in RAM needs no lmdb.
     from lightning_freeze.cache.store.disk import DiskTier, Unusable
 
@@ -288,6 +292,27 @@ def _folder_path(cache_dir: Path | str) -> Path:
             f"cache_dir is {str(cache_dir)!r}, {what}: expected a folder, which may not exist yet."
         )
     return Path(name)
+
+
+@cache
+def _warn_of_network(root: Path, kind: str, local: Path | None) -> None:
+    """Warn once in a process, and once on a machine with several ranks."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        where = f"kept in {local}, on this machine," if local else "kept in memory"
+        warnings.warn(
+            f"FrozenPrefixCache: {root} is on a network file system ({kind}), where LMDB can lose or damage entries: "
+            f"hidden states are {where} instead. Give a cache_dir on a local disk of each node.",
+            stacklevel=2,
+        )
+
+
+def _local(root: Path) -> Path | None:
+    """Return the folder that replaces one on a network file system, or the folder itself; ``None`` if none can."""
+    found = replacement(root)
+    if found is None:
+        return root
+    _warn_of_network(root, found.file_system, found.folder)
+    return found.folder
 
 
 def _check_namespace(namespace: bytes) -> None:

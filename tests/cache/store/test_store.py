@@ -327,7 +327,7 @@ def test_without_lmdb_there_is_still_the_ram_tier(tmp_path: Path, monkeypatch: p
     with open_store(max_memory="1MB") as store:
         fill(store, range(8))
         assert count(store, range(8)) == 8
-    with pytest.raises(ConfigurationError, match=r"pip install 'lightning-freeze\[cache\]'"):
+    with pytest.raises(ConfigurationError, match="pip install 'lmdb>=3'"):
         open_store(tmp_path)
 
 

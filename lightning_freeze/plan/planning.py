@@ -76,6 +76,7 @@ def plan_training(
     uses_cache = any(isinstance(callback, FrozenPrefixCache) for callback in given)
     planner = _Planner(batch, uses_cache, None if memory is None else parse_size(memory))
     modes = {m: m.training for m in module.modules()}
+    previous = _trainer_of(module)
     with _warnings_as_notes() as warned:
         trainer = Trainer(
             **options,
@@ -100,9 +101,16 @@ def plan_training(
         finally:
             for each, mode in modes.items():
                 each.training = mode
-            module.trainer = None
+            module.trainer = previous
     assert planner.plan is not None
     return replace(planner.plan, notes=(*planner.plan.notes, *warned))
+
+
+def _trainer_of(module: LightningModule) -> Trainer | None:
+    try:
+        return module.trainer
+    except RuntimeError:  # it has had none yet
+        return None
 
 
 class _Repeated:

@@ -42,6 +42,15 @@ def test_plan_trains_nothing(project: Path, capsys: pytest.CaptureFixture[str]) 
     assert not (project / "lightning_logs").exists()
 
 
+@pytest.mark.parametrize(
+    ("given", "meant"), [("--outptu=x.html", "output"), ("--memroy", "memory"), ("--wirte", "write")]
+)
+def test_misspelt_option_of_plan(project: Path, given: str, meant: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["plan", *FIT, given, "1GiB"])
+    assert f"There is no option {given.partition('=')[0]}. Did you mean '{meant}'?" in capsys.readouterr().err
+
+
 def test_output_memory_and_defaults_of_fit(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["plan", *FIT, "--trainer.callbacks+=LayerFreezing", "--trainer.callbacks.layers=embeddings",
           "--memory", "1GiB", "--output", "plan.json"])  # fmt: skip

@@ -264,3 +264,15 @@ def test_layers_of_the_plan_hold_all_parameters() -> None:
     plan = plan_training(Classifier(), [], BATCH)
     assert plan.parameters == sum(p.numel() for p in Classifier(config=CONFIG).parameters())
     assert {layer.status for layer in plan.phases[0].layers} == {"trains"}
+
+
+def test_module_keeps_its_trainer() -> None:
+    module = Classifier()
+    with pytest.raises(RuntimeError):
+        _ = module.trainer  # it has none yet
+    plan_training(module, LayerFreezing("embeddings"), BATCH)
+    with pytest.raises(RuntimeError):
+        _ = module.trainer
+    trainer = fit(module, [], epochs=1, batches=1)
+    plan_training(module, LayerFreezing("embeddings"), BATCH)
+    assert module.trainer is trainer

@@ -81,7 +81,7 @@ class Meter(Callback):
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         states = [state for optimizer in trainer.optimizers for state in optimizer.state.values()]
-        self._optimizer = _bytes(v for s in states for v in s.values() if isinstance(v, Tensor) and v.dim())
+        self._optimizer = _bytes(v for s in states for v in s.values() if isinstance(v, Tensor))
 
     def kept(self, module: LightningModule) -> Kept:
         """The measured bytes."""

@@ -49,8 +49,9 @@ class _Costs:
         return StepTime(self._time(step, cached=False) / full, cached, flops)
 
     def _time(self, step: MeasuredStep, cached: bool) -> float:
-        work = step.forward + step.backward + step.update
-        return (work if cached else work + step.prefix).time_on(self.device)
+        passes = step.forward + step.backward
+        work = passes if cached else passes + step.prefix
+        return work.time_on(self.device) + step.update.time_on(self.device, is_update=True)
 
 
 def phases_of_run(session: Session, batch: Any, uses_cache: bool, memory: int | None = None) -> TrainingPlan:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.callbacks import BaseFinetuning, Callback, StochasticWeightAveraging
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.nn import Parameter
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import LBFGS
@@ -13,6 +12,7 @@ from lightning_freeze.compatibility.activation_checkpointing import models_with_
 from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.layers.analysis.quantised import find_barrier
 from lightning_freeze.namespaces import either
+from lightning_freeze.run_warnings.record import warn_in_run
 from lightning_freeze.schedule.triggers import counts_steps
 from lightning_freeze.session.session import Session
 
@@ -150,8 +150,9 @@ def warn_of_input_grads(session: Session) -> None:
     if not bottom or any(p.requires_grad for p in bottom):
         return
     for model in models_with_input_grads(session.module):
-        rank_zero_warn(
+        warn_in_run(
+            session.trainer,
             f"enable_input_require_grads() has been called on {type(model).__name__}, so backward runs through its "
             f"frozen layers too, and freezing them saves little time. If nothing needs the gradient of the "
-            f"embeddings, call disable_input_require_grads() on it."
+            f"embeddings, call disable_input_require_grads() on it.",
         )

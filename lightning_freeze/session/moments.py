@@ -14,6 +14,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch.optim import Optimizer
 
 from lightning_freeze.distributed import Snapshot, check_strategy, check_wrapped, reshard, restore_where_saved
+from lightning_freeze.run_warnings.record import begin_run
 from lightning_freeze.session import consistency
 from lightning_freeze.session.module_hooks import call_when_built, configure_optimizers_within
 from lightning_freeze.session.observer import Observer, PhaseChange
@@ -57,6 +58,7 @@ class Moments:
         if moments is None or moments.session.trainer is not trainer:
             if moments is not None:
                 moments.session.close()
+            begin_run(trainer)
             moments = _OPEN[module] = cls(trainer, module, make_observers)
             moments.session.at_close(lambda: _OPEN.pop(module, None))
         moments.session.members.append(member)

@@ -117,7 +117,8 @@ class PhaseRunner(Schedule):
         self._check_overlap()
         holds = self.session.holds
         checks.check_phases_train(self.owner, self.resolved.plan, self.resolved.trains, holds.can_train, holds.holders)
-        checks.warn_of_frozen_by_module(self._name, self.stack, self.resolved.ever_trains(), holds.given)
+        ever_trains, trainer = self.resolved.ever_trains(), self.session.trainer
+        checks.warn_of_frozen_by_module(self._name, self.stack, ever_trains, holds.given, trainer)
         if drop_idle:
             plan = self.resolved.without_idle(lambda parameter: holds.can_train(parameter, self.owner))
             if len(plan) < len(self.resolved.plan):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from lightning_freeze.compatibility.observer import Compatibility
+from lightning_freeze.diagnostics.decayed_rate import DecayedRate
+from lightning_freeze.diagnostics.loss_watch import LossWatch
 from lightning_freeze.diagnostics.missing_gradients import MissingGradients
+from lightning_freeze.diagnostics.unread_lr_scale import UnreadScale
 from lightning_freeze.diagnostics.wasted_backward import WastedBackward
 from lightning_freeze.report.printed import PrintedReport
 from lightning_freeze.report.rate_log import RateLog
@@ -26,6 +29,9 @@ def make_observers(session: Session) -> list[Observer]:
         *([RateLog(session, logged)] if logged else []),
         *(WastedBackward(member, session) for member in freezing),
         *(MissingGradients(stack, session) for stack in stacks.values()),
+        UnreadScale(session),
+        LossWatch(session),
+        *([DecayedRate(session)] if session.schedules else []),
         # A schedule may hold a validation that was due when its checkpoint was saved, so it comes last.
         *session.schedules,
     ]

@@ -11,6 +11,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_freeze.distributed import Snapshot, check_strategy, check_wrapped, reshard, restore_where_saved
@@ -128,9 +129,10 @@ class Moments:
         self.assert_frozen()
         self.session.rates.attach(self.session.trainer.optimizers)
 
-    def before_backward(self) -> None:
-        """Tell the observers that a forward pass has ended."""
+    def before_backward(self, loss: Tensor) -> None:
+        """Tell the observers that a forward pass has ended, and its loss."""
         self._tell("before_backward")
+        self._tell("see_loss", loss)
 
     def before_step(self, optimizer: Optimizer) -> None:
         """Check that frozen parameters still are, and tell the observers that an optimizer is about to step."""

@@ -101,7 +101,7 @@ def check_gradients_pass(session: Session) -> None:
     Raises:
         ConfigurationError: Naming the module, and what to freeze.
     """
-    barrier = find_barrier(session.stack, _ever_trains(session))
+    barrier = find_barrier(session.stack, ever_trains(session))
     if barrier is not None:
         raise ConfigurationError(
             f"{barrier.module} is quantised, and no gradient passes through it: {barrier.parameter}, which is "
@@ -110,7 +110,12 @@ def check_gradients_pass(session: Session) -> None:
         )
 
 
-def _ever_trains(session: Session) -> set[Parameter]:
+def ever_trains(session: Session) -> set[Parameter]:
+    """The parameters that train now, or in any phase of the run.
+
+    Args:
+        session: The running fit, when all of its members have joined.
+    """
     found = {parameter for parameter in session.module.parameters() if parameter.requires_grad}
     for schedule in session.schedules:
         for frozen, _ in schedule.freezes:

@@ -6,12 +6,16 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from lightning.pytorch import Trainer
 from torch import Tensor
 
 from lightning_freeze.diagnostics.curves import LossRecord, overfits_since_unfreeze, plateaus_low
 from lightning_freeze.run_warnings.record import warn_in_run
 from lightning_freeze.session.observer import Observer, PhaseChange
 from lightning_freeze.session.session import Session
+
+#: With fewer validation samples the loss moves by chance, and nothing is concluded from it.
+FEWEST_SAMPLES = 100
 
 #: Names under which modules log the validation loss, with ``/`` and ``-`` as ``_``.
 _NAMES = ("val_loss", "valid_loss", "validation_loss", "loss_val")
@@ -28,6 +32,20 @@ def validation_loss(logged: Mapping[str, Any]) -> tuple[str, float] | None:
             number = float(value)
             return (name, number) if math.isfinite(number) else None
     return None
+
+
+def validation_size(trainer: Trainer) -> float:
+    """The number of validation samples; of loaders that do not tell their batch size, the number of batches.
+
+    Args:
+        trainer: A trainer that has validated.
+    """
+    loaders = trainer.val_dataloaders
+    flat = loaders if isinstance(loaders, (list, tuple)) else [loaders]
+    return sum(
+        count * (getattr(loader, "batch_size", None) or 1)
+        for loader, count in zip(flat, trainer.num_val_batches, strict=False)
+    )
 
 
 class LossWatch(Observer):
@@ -64,12 +82,15 @@ class LossWatch(Observer):
         trainer = self._session.trainer
         if self._is_over or trainer.sanity_checking or not self._count:
             return
+        if validation_size(trainer) < FEWEST_SAMPLES:
+            self._is_over = True
+            return
         train, self._sum, self._count = float(self._sum) / self._count, 0.0, 0
         found = validation_loss(trainer.callback_metrics)
         if found is None or not math.isfinite(train):
             return
         name, value = found
-        if trainer.current_epoch == self._epoch:
+        if trainer.current_epoch == self._epoch and self._records:
             self._records.pop()
         self._epoch = trainer.current_epoch
         self._records.append(LossRecord(self._phase, train, value))

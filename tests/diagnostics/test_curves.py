@@ -1,8 +1,8 @@
 """Too many frozen layers, and overfitting since an unfreeze: decisions, and real fits that are told or are silent."""
 
 import pytest
+import said as fits
 import torch
-from said import said
 from toys import Toy, make
 
 from lightning_freeze import DiscriminativeLR, EpochTrigger, GradualUnfreezing, LayerFreezing, Phase, PhasedFineTuning
@@ -10,6 +10,10 @@ from lightning_freeze.diagnostics.curves import LossRecord, overfits_since_unfre
 from lightning_freeze.diagnostics.loss_watch import validation_loss
 
 TOO_MANY, OVERFITS = "too many layers may be frozen", "the model overfits"
+
+
+def said(*arguments, samples=100, **options):
+    return fits.said(*arguments, samples=samples, **options)
 
 
 def records(val, train=None, phases=None):
@@ -102,6 +106,13 @@ def test_a_plateau_while_much_is_frozen():
         "is 0.7), with 75% of the blocks' parameters frozen: too many layers may be frozen. Unfreeze more of them, "
         "from the top down, or raise the learning rate."
     )
+
+
+def test_few_validation_samples_prove_nothing():
+    assert said(TOO_MANY, Scripted([0.7] * 8, FLAT), LayerFreezing(**FREEZING), max_epochs=8, samples=96) == []
+    module = Scripted([0.7, 0.5, 0.4, 0.3, 0.2, 0.1], [0.6, 0.62, 0.64, 0.66, 0.68, 0.7])
+    phases = [Phase("head", EpochTrigger(1)), Phase("all")]
+    assert said(OVERFITS, module, PhasedFineTuning(phases, verbose=False), max_epochs=6, samples=96) == []
 
 
 def test_a_plateau_with_accumulated_batches():

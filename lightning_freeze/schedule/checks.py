@@ -177,15 +177,27 @@ def warn_of_layers_left_out(
     trainer: Trainer,
     module: LightningModule,
     would: Callable[..., bool],
-) -> None:
-    """Warn of layers, or single parameters in them, that a phase unfreezes but no optimizer holds."""
+) -> bool:
+    """Warn of layers, or single parameters in them, that a phase unfreezes but no optimizer holds.
+
+    Args:
+        owner: The name of the callback that has the phases.
+        stack: The layers.
+        trains: For each phase the parameters that it trains.
+        trainer: The running trainer, whose optimizers exist.
+        module: The module that is being fitted.
+        would: Returns whether a parameter would train if a phase unfroze it.
+
+    Returns:
+        Whether there was anything to warn of.
+    """
     optimized = {p for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]}
     if not optimized & {p for layer in stack for p in layer.parameters()}:
-        return
+        return False
     unfrozen = {p for parameters in trains for p in parameters if would(p)}
     left_out = unfrozen - optimized
     if not left_out:
-        return
+        return False
     whole = [x for x in stack if left_out & set(x.parameters()) and not optimized & set(x.parameters())]
     rest = left_out - {parameter for layer in whole for parameter in layer.parameters()}
     single = [name for name, parameter in module.named_parameters() if parameter in rest]
@@ -199,6 +211,7 @@ def warn_of_layers_left_out(
         f"{owner} unfreezes {' and '.join(found)}: they will not train. Give configure_optimizers all of "
         f"self.parameters(), or leave them out of the phases.",
     )
+    return True
 
 
 def check_metrics_are_validated(owner: str, watched: Sequence[str], trainer: Trainer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lightning_freeze.callbacks.absent_cache import AbsentCache
 from lightning_freeze.compatibility.observer import Compatibility
 from lightning_freeze.diagnostics.decayed_rate import DecayedRate
 from lightning_freeze.diagnostics.loss_watch import LossWatch
@@ -37,6 +38,7 @@ def make_observers(session: Session) -> list[Observer]:
         UntrainedHead(session, new),
         OneRate(session, new),
         LossWatch(session),
+        AbsentCache(session),
         *([DecayedRate(session)] if session.schedules else []),
         # A schedule may hold a validation that was due when its checkpoint was saved, so it comes last.
         *session.schedules,

@@ -47,14 +47,16 @@ class DecayedRate(Observer):
 
     def __init__(self, session: Session) -> None:
         self._session = session
+        self._is_running = False
         self._peaks: list[float] = []
         self._trained: set[Parameter] = set()
 
     def start_training(self) -> None:  # noqa: D102
+        self._is_running = True  # finders try rates out before
         self._trained = self._trainable()
 
     def end_batch(self, batch_idx: int) -> None:  # noqa: D102
-        if self._is_known():
+        if self._is_running and self._is_known():
             groups = self._session.trainer.optimizers[0].param_groups
             rates = [max(_rate(group), _rate(group, "initial_lr"), _rate(group, "max_lr")) for group in groups]
             known = [*self._peaks, *[0.0] * (len(rates) - len(self._peaks))]

@@ -65,7 +65,7 @@ class LossWatch(Observer):
         self._sum: Tensor | float = 0.0
         self._count = 0
         self._first: float | None = None
-        self._is_over = False
+        self._is_over = True  # until training begins; finders try rates out before
 
     def start_training(self) -> None:  # noqa: D102
         self._is_over = not self._session.module.automatic_optimization or len(self._session.schedules) > 1

@@ -47,11 +47,12 @@ class OneRate(Observer):
     def __init__(self, session: Session, new: list[NewLayer]) -> None:
         self._session = session
         self._new = {p for layer in new for p in layer.module.parameters(recurse=False)}
-        self._is_over = not new or bool(session.schedules) or bool(session.rates.sources)
+        self._blocks: list[tuple[str, Parameter]] = []
+        self._can_tell = bool(new) and not session.schedules and not session.rates.sources
+        self._is_over = True  # until training begins; finders try rates out before
 
     def start_training(self) -> None:  # noqa: D102
-        self._is_over = self._is_over or self._session.trainer.global_step > 0
-        if not self._is_over:
+        if self._can_tell and not self._session.trainer.global_step:
             # Whole blocks, as the weights of norms and biases alone take higher rates well.
             blocks = [(layer.name, p) for layer in self._session.stack.blocks for p in layer.parameters()]
             self._blocks = [(name, p) for name, p in blocks if is_loaded(p) and p.ndim > 1 and p.requires_grad]

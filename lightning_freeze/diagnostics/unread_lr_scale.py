@@ -58,12 +58,12 @@ class UnreadScale(Observer):
     def __init__(self, session: Session) -> None:
         self._session = session
         self._seen = 0
-        self._is_over = False
+        self._is_over = True  # until training begins; finders try rates out before
 
     def start_training(self) -> None:  # noqa: D102
         trainer = self._session.trainer
-        carry = any("lr_scale" in group for optimizer in trainer.optimizers for group in optimizer.param_groups)
-        self._is_over = not carry or trainer.global_step > 0  # a resumed run is not told again
+        has_scales = any(len({g.scale for g in _scaled_groups(optimizer)}) > 1 for optimizer in trainer.optimizers)
+        self._is_over = not has_scales or trainer.global_step > 0  # a resumed run is not told again
 
     def end_batch(self, batch_idx: int) -> None:  # noqa: D102
         if self._is_over:

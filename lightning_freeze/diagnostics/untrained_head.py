@@ -31,9 +31,11 @@ class UntrainedHead(Observer):
         session.at_close(self._stop)
 
     def start_batch(self) -> None:  # noqa: D102
-        session, new = self._session, self._new
-        self._new = []
-        if not new or not session.is_running or session.trainer.global_step or is_compiled(session.module):
+        session = self._session
+        if not session.is_running:
+            return
+        new, self._new = self._new, []
+        if not new or session.trainer.global_step or is_compiled(session.module):
             return
         trained = ever_trains(session)
         for layer in new:

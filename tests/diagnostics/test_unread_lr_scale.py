@@ -3,7 +3,7 @@
 import pytest
 import torch
 from said import said
-from toys import make
+from toys import Toy, make
 
 from lightning_freeze import DiscriminativeLR, GradualUnfreezing, LayerFreezing
 from lightning_freeze.diagnostics.unread_lr_scale import ScaledGroup, is_scale_unread
@@ -118,3 +118,33 @@ def test_a_resumed_run_does_not_repeat_it(tmp_path):
     assert len(said(UNREAD, make(make_optimizers=plain), FREEZING, saving, enable_checkpointing=True)) == 1
     resumed = {"ckpt_path": tmp_path / "last.ckpt", "max_epochs": 5}
     assert said(UNREAD, make(make_optimizers=plain), FREEZING, **resumed) == []
+
+
+@pytest.mark.parametrize(("reads", "count"), [(False, 1), (True, 0)])
+def test_the_groups_of_timm(reads, count):
+    optim, scheduler = pytest.importorskip("timm.optim"), pytest.importorskip("timm.scheduler")
+
+    class Images(Toy):
+        def __init__(self):
+            super().__init__()
+            import timm
+
+            sizes = {"img_size": 32, "depth": 3, "embed_dim": 24, "num_heads": 2, "num_classes": 2}
+            self.model = timm.create_model("vit_tiny_patch16_224", pretrained=False, **sizes)
+            self.encoder = self.classifier = None
+
+        def training_step(self, batch, batch_idx):
+            return torch.nn.functional.cross_entropy(self.model(torch.rand(len(batch[1]), 3, 32, 32)), batch[1])
+
+        def validation_step(self, batch, batch_idx):
+            pass
+
+        def configure_optimizers(self):
+            decayed = optim.param_groups_layer_decay(self.model, layer_decay=0.7)
+            optimizer = torch.optim.AdamW(decayed, lr=1e-3)
+            return [optimizer], [scheduler.CosineLRScheduler(optimizer, t_initial=5)] if reads else []
+
+        def lr_scheduler_step(self, scheduler, metric):
+            scheduler.step(epoch=self.current_epoch)
+
+    assert len(said(UNREAD, Images(), FREEZING)) == count

@@ -15,7 +15,7 @@ from lightning_freeze.compatibility.compile import is_compiled
 from lightning_freeze.data.batching import BatchedExamples
 from lightning_freeze.diagnostics.cache_gain import frozen_share, is_worth_a_cache, saving
 from lightning_freeze.layers.analysis.randomness import active_random_sources
-from lightning_freeze.namespaces import overrides
+from lightning_freeze.namespaces import either, overrides
 from lightning_freeze.run_warnings.record import warn_in_run
 from lightning_freeze.schedule.checks import pace_of
 from lightning_freeze.session.observer import Observer
@@ -107,6 +107,6 @@ class AbsentCache(Observer):
 
 
 def _changes(name: str, data: object) -> bool:
-    parents = (LightningDataModule, LightningModule)
+    parents = either(LightningDataModule, LightningModule)
     method = getattr(type(data), name, None)
     return method is not None and not any(method is getattr(parent, name) for parent in parents)

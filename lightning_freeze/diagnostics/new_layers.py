@@ -55,8 +55,9 @@ def new_layers(root: nn.Module) -> list[NewLayer]:
     """The linear layers that are at their random initialisation in a model that has loaded weights.
 
     A layer counts only if nothing has written to it since (:func:`is_untouched`), and its values are those of an
-    initialisation (:func:`fits_initialisation`). So a head whose weights were set in any way is not new. Models that
-    PEFT has wrapped have no new layers: what they train is new by design.
+    initialisation (:func:`fits_initialisation`). So a head whose weights were set in any way is not new. The pooler of
+    a bare encoder does not count, because it runs whether its output is used or not. Models that PEFT has wrapped have
+    no new layers: what they train is new by design.
 
     Args:
         root: The module, before its first optimizer step.
@@ -68,6 +69,7 @@ def new_layers(root: nn.Module) -> list[NewLayer]:
         NewLayer(name, module)
         for name, module in root.named_modules()
         if type(module) is nn.Linear
+        and not ("pooler" in name and _is_in_bare_encoder(root, name))
         and is_untouched(module)
         and any(fits_initialisation(module.weight, module.bias, spread) for spread in (None, *spreads))
     ]
@@ -90,6 +92,12 @@ def fits_initialisation(weight: torch.Tensor, bias: torch.Tensor | None, spread:
         is_within = bool(weight.abs().max() <= bound) and (bias is None or bool(bias.abs().max() <= bound))
         return is_within and _is_near(float(weight.std()), bound / math.sqrt(3))
     return _is_near(float(weight.std()), spread) and (bias is None or not bias.any())
+
+
+def _is_in_bare_encoder(root: nn.Module, name: str) -> bool:
+    parts = name.split(".")
+    owners = [root.get_submodule(".".join(parts[:depth])) for depth in range(len(parts))]
+    return not any(getattr(owner, "base_model", owner) is not owner for owner in owners)
 
 
 def _is_near(value: float, expected: float) -> bool:

@@ -176,6 +176,16 @@ def test_silent_where_the_head_trains(folder, build, callback):
         fit(module, callback, max_epochs=5)
 
 
+def test_silent_with_the_pooler_of_a_bare_encoder(folder):
+    module = OwnHead(AutoModel.from_pretrained(folder))  # it has a pooler, which runs and is not used
+    module.model.requires_grad_(False)
+    assert said(UNTRAINED, module, LayerFreezing("embeddings", verbose=False)) == []
+    module = classifier(folder)
+    module.model.bert.requires_grad_(False)
+    (message,) = said(UNTRAINED, module, LayerFreezing("embeddings", verbose=False))
+    assert message.startswith("model.bert.pooler.dense (layer head) is at its random initialisation")
+
+
 def test_silent_where_the_head_has_weights(folder, tmp_path):
     module = classifier(folder)
     fit(module, LayerFreezing("embeddings", verbose=False))

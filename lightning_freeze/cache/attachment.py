@@ -8,7 +8,6 @@ from weakref import ReferenceType
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lightning_freeze.cache.cached_module import CachedModule
 from lightning_freeze.cache.checks.eligibility import shards_weights
@@ -16,6 +15,7 @@ from lightning_freeze.cache.decision import Decision, Outcome
 from lightning_freeze.cache.frozen_prefix import FrozenPrefix
 from lightning_freeze.cache.storage import Storage
 from lightning_freeze.layers.discovery.groups import Groups
+from lightning_freeze.run_warnings.record import warn_in_run
 
 
 class Attachment:
@@ -79,7 +79,7 @@ class Attachment:
         if shards_weights(trainer.strategy):
             reason = "where weights are sharded, all ranks must run the same layers"
             self._refused = Decision(Outcome.LEAVE_ALONE, reason)
-            rank_zero_warn(f"FrozenPrefixCache does nothing under {type(trainer.strategy).__name__}: {reason}.")
+            warn_in_run(trainer, f"FrozenPrefixCache does nothing under {type(trainer.strategy).__name__}: {reason}.")
             return True
         # Nothing trains outside of a fit, so the prefix of the fit counts as frozen even if its layers require grad.
         is_last = self._last_module is not None and self._last_module() is module
@@ -88,7 +88,7 @@ class Attachment:
         self.cached = CachedModule(module, groups, self.storage, min_boundaries, on_switch_off)
         if not self.prefixes:
             problems = "; ".join(self.cached.problems.values())
-            rank_zero_warn(f"FrozenPrefixCache does nothing for {type(module).__name__}: {problems}.")
+            warn_in_run(trainer, f"FrozenPrefixCache does nothing for {type(module).__name__}: {problems}.")
         return True
 
     def begin_loop(self, thorough: bool) -> None:
@@ -113,11 +113,11 @@ class Attachment:
 
         Towers that cannot be cached get a warning of their own.
         """
-        if self._is_told or self.cached is None or not self.prefixes:
+        if self._is_told or self.cached is None or self.module is None or not self.prefixes:
             return {}
         self._is_told = True
         for name, reason in self.cached.frozen_problems.items():
-            rank_zero_warn(f"FrozenPrefixCache does nothing for tower {name!r}: {reason}.")
+            warn_in_run(self.module.trainer, f"FrozenPrefixCache does nothing for tower {name!r}: {reason}.")
         return self.cached.frozen_parts
 
     def detach(self) -> None:

@@ -108,7 +108,7 @@ class LayerCallback(Callback):
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:  # noqa: D102
         if moments := self._led:
-            moments.before_backward()
+            moments.before_backward(loss)
 
     def on_before_optimizer_step(  # noqa: D102
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer

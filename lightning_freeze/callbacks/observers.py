@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from lightning_freeze.callbacks.absent_cache import AbsentCache
 from lightning_freeze.compatibility.observer import Compatibility
+from lightning_freeze.diagnostics.decayed_rate import DecayedRate
+from lightning_freeze.diagnostics.loss_watch import LossWatch
 from lightning_freeze.diagnostics.missing_gradients import MissingGradients
+from lightning_freeze.diagnostics.new_layers import new_layers
+from lightning_freeze.diagnostics.one_rate import OneRate
+from lightning_freeze.diagnostics.unread_lr_scale import UnreadScale
+from lightning_freeze.diagnostics.untrained_head import UntrainedHead
 from lightning_freeze.diagnostics.wasted_backward import WastedBackward
 from lightning_freeze.report.printed import PrintedReport
 from lightning_freeze.report.rate_log import RateLog
@@ -20,12 +27,19 @@ def make_observers(session: Session) -> list[Observer]:
     freezing = [member for member in session.members if member.freezes_layers]
     logged = [member.stack for member in session.members if getattr(member, "log_rates", False)]
     stacks = {id(member.stack): member.stack for member in freezing}
+    new = new_layers(session.module)
     return [
         Compatibility(session),
         PrintedReport(session),
         *([RateLog(session, logged)] if logged else []),
         *(WastedBackward(member, session) for member in freezing),
         *(MissingGradients(stack, session) for stack in stacks.values()),
+        UnreadScale(session),
+        UntrainedHead(session, new),
+        OneRate(session, new),
+        LossWatch(session),
+        AbsentCache(session),
+        *([DecayedRate(session)] if session.schedules else []),
         # A schedule may hold a validation that was due when its checkpoint was saved, so it comes last.
         *session.schedules,
     ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.callbacks import BaseFinetuning, Callback, StochasticWeightAveraging
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.nn import Parameter
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import LBFGS
@@ -13,6 +12,7 @@ from lightning_freeze.compatibility.activation_checkpointing import models_with_
 from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.layers.analysis.quantised import find_barrier
 from lightning_freeze.namespaces import either
+from lightning_freeze.run_warnings.record import warn_in_run
 from lightning_freeze.schedule.triggers import counts_steps
 from lightning_freeze.session.session import Session
 
@@ -101,7 +101,7 @@ def check_gradients_pass(session: Session) -> None:
     Raises:
         ConfigurationError: Naming the module, and what to freeze.
     """
-    barrier = find_barrier(session.stack, _ever_trains(session))
+    barrier = find_barrier(session.stack, ever_trains(session))
     if barrier is not None:
         raise ConfigurationError(
             f"{barrier.module} is quantised, and no gradient passes through it: {barrier.parameter}, which is "
@@ -110,7 +110,12 @@ def check_gradients_pass(session: Session) -> None:
         )
 
 
-def _ever_trains(session: Session) -> set[Parameter]:
+def ever_trains(session: Session) -> set[Parameter]:
+    """The parameters that train now, or in any phase of the run.
+
+    Args:
+        session: The running fit, when all of its members have joined.
+    """
     found = {parameter for parameter in session.module.parameters() if parameter.requires_grad}
     for schedule in session.schedules:
         for frozen, _ in schedule.freezes:
@@ -150,8 +155,9 @@ def warn_of_input_grads(session: Session) -> None:
     if not bottom or any(p.requires_grad for p in bottom):
         return
     for model in models_with_input_grads(session.module):
-        rank_zero_warn(
+        warn_in_run(
+            session.trainer,
             f"enable_input_require_grads() has been called on {type(model).__name__}, so backward runs through its "
             f"frozen layers too, and freezing them saves little time. If nothing needs the gradient of the "
-            f"embeddings, call disable_input_require_grads() on it."
+            f"embeddings, call disable_input_require_grads() on it.",
         )

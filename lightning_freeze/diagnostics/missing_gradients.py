@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from lightning_freeze.distributed import foreign_wrapper
 from lightning_freeze.layers import LayerStack
 from lightning_freeze.layers.wording import spans
+from lightning_freeze.run_warnings.record import warn_in_run
 from lightning_freeze.session.observer import Observer, PhaseChange
 from lightning_freeze.session.session import Session
 
@@ -106,10 +106,11 @@ class MissingGradients(Observer):
         if self._session.is_first("missing gradients"):
             layers = spans([name for name in self._stack.names if name in names], self._stack.names)
             layer, them = ("Layer", "it") if len(names) == 1 else ("Layers", "them")
-            rank_zero_warn(
+            warn_in_run(
+                self._session.trainer,
                 f"{layer} {layers} shall train, but no gradient has reached {them} in {steps} optimizer steps: the "
                 f"loss does not depend on {them}, or something hides {them} from autograd. That may be torch.no_grad, "
                 f"detach, reentrant activation checkpointing, or an autograd function of the model's own, such as "
                 f"Reformer's reversible layers, which train only while the embeddings do: unfreeze those too. Freeze "
-                f"what is not meant to train."
+                f"what is not meant to train.",
             )

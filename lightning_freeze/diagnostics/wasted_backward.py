@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-
 from lightning_freeze.compatibility.compile import is_compiled
 from lightning_freeze.diagnostics.avoidable_backward import AvoidableBackward
 from lightning_freeze.diagnostics.backward_watch import BackwardWatch
 from lightning_freeze.diagnostics.wasted_backward_message import WastedBackwardMessage
 from lightning_freeze.layers.analysis.backward_extent import Leak
+from lightning_freeze.run_warnings.record import warn_in_run
 from lightning_freeze.session.observer import Observer
 from lightning_freeze.session.session import Member, Session
 
@@ -85,4 +84,4 @@ class WastedBackward(Observer):
     def _warn(self, message: str) -> None:
         self._is_done = True
         if self._session.is_first("wasted backward"):
-            rank_zero_warn(message)
+            warn_in_run(self._session.trainer, message)

@@ -26,6 +26,7 @@ from lightning_freeze.module.pretrained.precision import warn_about_half_precisi
 from lightning_freeze.module.pretrained.special_tokens import align_special_tokens, check_end_tokens, prepare_inputs
 from lightning_freeze.module.tasks import TaskName, first_tensor, get_task
 from lightning_freeze.namespaces import LightningModule
+from lightning_freeze.run_warnings.record import warn_in_run
 
 Interval = Literal["step", "epoch"]
 
@@ -302,10 +303,11 @@ class TransformerModule(LightningModule):
     def _warn_about_padding(self, examples: list[dict[str, Any]]) -> None:
         effect = padding_effect(self.model, self._logits, examples)
         if effect is not None:
-            rank_zero_warn(
+            warn_in_run(
+                self.trainer,
                 f"{type(self._backbone).__name__} reads padding: the logits of a text change by {effect:.2g} when it "
                 "is padded to the longest text, so predictions depend on the other texts of a batch. Expected "
-                "batch_size=1 where that matters, or another encoder."
+                "batch_size=1 where that matters, or another encoder.",
             )
 
     def _logits(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
@@ -321,7 +323,7 @@ class TransformerModule(LightningModule):
             self.first_nonfinite_step = step
             groups = [group for optimizer in self.trainer.optimizers for group in optimizer.param_groups]
             rates = [float(group.get("initial_lr", group["lr"])) for group in groups if group["lr"] is not None]
-            rank_zero_warn(describe_divergence(self, step, str(self.trainer.precision), rates))
+            warn_in_run(self.trainer, describe_divergence(self, step, str(self.trainer.precision), rates))
 
     def _evaluate(self, batch: Any) -> tuple[Tensor, Tensor, Tensor]:
         inputs, labels = unpack(batch)

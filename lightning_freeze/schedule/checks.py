@@ -8,12 +8,12 @@ from difflib import get_close_matches
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.nn import Parameter
 
 from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.layers import LayerStack
 from lightning_freeze.layers.wording import spans
+from lightning_freeze.run_warnings.record import warn_in_run
 from lightning_freeze.schedule import phases as schedule
 from lightning_freeze.schedule.phases import Phase, Progress
 from lightning_freeze.schedule.triggers import Clock, Pace
@@ -68,7 +68,11 @@ def _tied(stack: LayerStack, before: Phase, after: Phase) -> str:
 
 
 def warn_of_frozen_by_module(
-    owner: str, stack: LayerStack, scheduled: Iterable[Parameter], given: Callable[[Parameter], bool]
+    owner: str,
+    stack: LayerStack,
+    scheduled: Iterable[Parameter],
+    given: Callable[[Parameter], bool],
+    trainer: Trainer,
 ) -> None:
     """Warn of blocks that a schedule names and that the module itself had frozen before the fit.
 
@@ -79,6 +83,7 @@ def warn_of_frozen_by_module(
         stack: The layers.
         scheduled: The parameters that train in any phase.
         given: Returns the ``requires_grad`` that the module itself has set for a parameter.
+        trainer: The running trainer.
     """
     if any(hasattr(module, "peft_config") for module in stack.module.modules()):
         return
@@ -91,10 +96,11 @@ def warn_of_frozen_by_module(
         and not any(given(p) or not p.is_floating_point() for p in own)
     ]
     if frozen:
-        rank_zero_warn(
+        warn_in_run(
+            trainer,
             f"{owner} leaves {spans(frozen, stack.names)} frozen in every phase: {type(stack.module).__name__} had set "
             f"requires_grad=False there before the fit. {owner}(unfreeze_all=True) unfreezes what the module froze; "
-            f"otherwise leave these layers out of the schedule."
+            f"otherwise leave these layers out of the schedule.",
         )
 
 
@@ -171,15 +177,27 @@ def warn_of_layers_left_out(
     trainer: Trainer,
     module: LightningModule,
     would: Callable[..., bool],
-) -> None:
-    """Warn of layers, or single parameters in them, that a phase unfreezes but no optimizer holds."""
+) -> bool:
+    """Warn of layers, or single parameters in them, that a phase unfreezes but no optimizer holds.
+
+    Args:
+        owner: The name of the callback that has the phases.
+        stack: The layers.
+        trains: For each phase the parameters that it trains.
+        trainer: The running trainer, whose optimizers exist.
+        module: The module that is being fitted.
+        would: Returns whether a parameter would train if a phase unfroze it.
+
+    Returns:
+        Whether there was anything to warn of.
+    """
     optimized = {p for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]}
     if not optimized & {p for layer in stack for p in layer.parameters()}:
-        return
+        return False
     unfrozen = {p for parameters in trains for p in parameters if would(p)}
     left_out = unfrozen - optimized
     if not left_out:
-        return
+        return False
     whole = [x for x in stack if left_out & set(x.parameters()) and not optimized & set(x.parameters())]
     rest = left_out - {parameter for layer in whole for parameter in layer.parameters()}
     single = [name for name, parameter in module.named_parameters() if parameter in rest]
@@ -188,10 +206,12 @@ def warn_of_layers_left_out(
         found.append(f"{', '.join(layer.name for layer in whole)}, of which no optimizer holds a parameter")
     if single:
         found.append(f"{', '.join(single[:8])}{' ...' if len(single) > 8 else ''}, which no optimizer holds")
-    rank_zero_warn(
+    warn_in_run(
+        trainer,
         f"{owner} unfreezes {' and '.join(found)}: they will not train. Give configure_optimizers all of "
-        f"self.parameters(), or leave them out of the phases."
+        f"self.parameters(), or leave them out of the phases.",
     )
+    return True
 
 
 def check_metrics_are_validated(owner: str, watched: Sequence[str], trainer: Trainer) -> None:
@@ -211,9 +231,10 @@ def warn_of_misspelt_metrics(owner: str, watched: Sequence[str], trainer: Traine
     for name in watched:
         matches = get_close_matches(name, list(logged), n=1, cutoff=0.85)
         if name not in logged and matches:
-            rank_zero_warn(
+            warn_in_run(
+                trainer,
                 f"{owner} watches {name!r}, which the sanity check did not log. Did you mean {matches[0]!r}? If it is "
-                f"not logged at the first validation either, the run ends there."
+                f"not logged at the first validation either, the run ends there.",
             )
 
 
@@ -233,11 +254,12 @@ def warn_if_too_long(owner: str, phases: Sequence[Phase], progress: Progress, tr
     needed = schedule.earliest_start(phases, progress.phase, batch, pace) / pace.batches_per_epoch
     available = total / steps_per_epoch
     if needed >= available:
-        rank_zero_warn(
+        warn_in_run(
+            trainer,
             f"{owner} has {len(phases)} phases and reaches the last one after {needed:.4g} epochs "
             f"({math.ceil(needed * steps_per_epoch)} optimizer steps) at the earliest, but the run ends after "
             f"{available:.4g} epochs ({int(total)} steps): some layers will never train. Train for longer, shorten the "
-            f"triggers, or unfreeze more layers in each phase."
+            f"triggers, or unfreeze more layers in each phase.",
         )
 
 

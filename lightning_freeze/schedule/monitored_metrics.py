@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lightning_freeze.distributed import mean_over_ranks
 from lightning_freeze.errors import ConfigurationError, suggest
+from lightning_freeze.run_warnings.record import warn_in_run
 
 
 def read_metric(trainer: Trainer, owner: str, name: str, is_first: Callable[[str], bool]) -> float:
@@ -33,5 +33,5 @@ def read_metric(trainer: Trainer, owner: str, name: str, is_first: Callable[[str
             f"{', '.join(sorted(metrics)) or 'nothing'}.{part or suggest(name, metrics)}"
         )
     if not math.isfinite(value) and is_first(f"not finite: {name}"):
-        rank_zero_warn(f"{owner} watches {name!r}, which is {value}; this never counts as an improvement.")
+        warn_in_run(trainer, f"{owner} watches {name!r}, which is {value}; this never counts as an improvement.")
     return value

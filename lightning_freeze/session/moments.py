@@ -11,9 +11,11 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_freeze.distributed import Snapshot, check_strategy, check_wrapped, reshard, restore_where_saved
+from lightning_freeze.run_warnings.record import begin_run
 from lightning_freeze.session import consistency
 from lightning_freeze.session.module_hooks import call_when_built, configure_optimizers_within
 from lightning_freeze.session.observer import Observer, PhaseChange
@@ -57,6 +59,7 @@ class Moments:
         if moments is None or moments.session.trainer is not trainer:
             if moments is not None:
                 moments.session.close()
+            begin_run(trainer)
             moments = _OPEN[module] = cls(trainer, module, make_observers)
             moments.session.at_close(lambda: _OPEN.pop(module, None))
         moments.session.members.append(member)
@@ -126,9 +129,10 @@ class Moments:
         self.assert_frozen()
         self.session.rates.attach(self.session.trainer.optimizers)
 
-    def before_backward(self) -> None:
-        """Tell the observers that a forward pass has ended."""
+    def before_backward(self, loss: Tensor) -> None:
+        """Tell the observers that a forward pass has ended, and its loss."""
         self._tell("before_backward")
+        self._tell("see_loss", loss)
 
     def before_step(self, optimizer: Optimizer) -> None:
         """Check that frozen parameters still are, and tell the observers that an optimizer is about to step."""

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
+from torch import Tensor
 from torch.nn import Module, Parameter
 from torch.optim import Optimizer
 
@@ -53,6 +54,13 @@ class Observer:
 
     def before_backward(self) -> None:
         """The forward pass of a training batch has ended."""
+
+    def see_loss(self, loss: Tensor) -> None:
+        """A loss is about to be differentiated, right after :meth:`before_backward`.
+
+        Args:
+            loss: The loss, divided by ``accumulate_grad_batches``.
+        """
 
     def before_step(self, optimizer: Optimizer) -> None:
         """An optimizer is about to step."""

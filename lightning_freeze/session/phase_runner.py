@@ -61,6 +61,7 @@ class PhaseRunner(Schedule):
         self._best = BestWeights(owner.mode)
         self._signature: list[dict[str, Any]] = []
         self._due_in_epoch: int | None = None  # the epoch of a validation that is due
+        self._is_told = False  # of layers that no optimizer holds
         self._session: Session | None = None
 
     @property
@@ -117,7 +118,8 @@ class PhaseRunner(Schedule):
         self._check_overlap()
         holds = self.session.holds
         checks.check_phases_train(self.owner, self.resolved.plan, self.resolved.trains, holds.can_train, holds.holders)
-        checks.warn_of_frozen_by_module(self._name, self.stack, self.resolved.ever_trains(), holds.given)
+        ever_trains, trainer = self.resolved.ever_trains(), self.session.trainer
+        checks.warn_of_frozen_by_module(self._name, self.stack, ever_trains, holds.given, trainer)
         if drop_idle:
             plan = self.resolved.without_idle(lambda parameter: holds.can_train(parameter, self.owner))
             if len(plan) < len(self.resolved.plan):
@@ -143,7 +145,7 @@ class PhaseRunner(Schedule):
         session, trains = self.session, self.resolved.trains
         given, trainer = session.holds.given, session.trainer
         checks.check_phases_are_optimized(self._name, self.resolved.plan, trains, trainer, session.module, given)
-        checks.warn_of_layers_left_out(self._name, self.stack, trains, trainer, session.module, given)
+        self._is_told = checks.warn_of_layers_left_out(self._name, self.stack, trains, trainer, session.module, given)
         self._count_steps()
 
     def start_training(self) -> None:  # noqa: D102
@@ -197,6 +199,10 @@ class PhaseRunner(Schedule):
         self._hold()
         layers = [layer.name for layer in self.stack if any(p.requires_grad for p in layer.parameters())]
         monitor, verbose = self.owner.monitor, self.owner.verbose
+        if not self._is_told:
+            # The optimizers may have been replaced since the start.
+            now, given, trainer = [dict.fromkeys(newly_trained)], session.holds.given, session.trainer
+            self._is_told = checks.warn_of_layers_left_out(self._name, self.stack, now, trainer, session.module, given)
         session.announcer.change_phase(
             PhaseChange(self.plan, self.phase, layers, self.stack.names, monitor, restored, verbose)
         )

@@ -13,9 +13,11 @@ from lightning_freeze.module import TransformerModule
 from lightning_freeze.plan import TrainingPlan, plan_training
 from lightning_freeze.schedule.phases import Phase
 from lightning_freeze.schedule.triggers import AnyTrigger, EpochTrigger, PlateauTrigger, StepTrigger, Trigger
+from lightning_freeze.strategies import ChainThaw, LinearProbeThenFineTune, ULMFiT
 
 __all__ = [
     "AnyTrigger",
+    "ChainThaw",
     "DiscriminativeLR",
     "EpochTrigger",
     "FrozenPrefixCache",
@@ -23,6 +25,7 @@ __all__ = [
     "Layer",
     "LayerFreezing",
     "LayerStack",
+    "LinearProbeThenFineTune",
     "Phase",
     "PhasedFineTuning",
     "PlateauTrigger",
@@ -31,5 +34,6 @@ __all__ = [
     "TrainingPlan",
     "TransformerModule",
     "Trigger",
+    "ULMFiT",
     "plan_training",
 ]

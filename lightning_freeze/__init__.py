@@ -13,12 +13,25 @@ from lightning_freeze.module import TransformerModule
 from lightning_freeze.plan import TrainingPlan, plan_training
 from lightning_freeze.schedule.phases import Phase
 from lightning_freeze.schedule.triggers import AnyTrigger, EpochTrigger, PlateauTrigger, StepTrigger, Trigger
-from lightning_freeze.strategies import ChainThaw, LinearProbeThenFineTune, ULMFiT
+from lightning_freeze.strategies import (
+    LISA,
+    BlockCoordinate,
+    ChainThaw,
+    DynamicFreezing,
+    LinearProbeThenFineTune,
+    OneLayerAtATime,
+    Policy,
+    RandomLayers,
+    ULMFiT,
+)
 
 __all__ = [
+    "LISA",
     "AnyTrigger",
+    "BlockCoordinate",
     "ChainThaw",
     "DiscriminativeLR",
+    "DynamicFreezing",
     "EpochTrigger",
     "FrozenPrefixCache",
     "GradualUnfreezing",
@@ -26,9 +39,12 @@ __all__ = [
     "LayerFreezing",
     "LayerStack",
     "LinearProbeThenFineTune",
+    "OneLayerAtATime",
     "Phase",
     "PhasedFineTuning",
     "PlateauTrigger",
+    "Policy",
+    "RandomLayers",
     "StepTrigger",
     "TextDataModule",
     "TrainingPlan",

@@ -19,6 +19,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "callbacks"))
 from toys import StatefulLoader, Toy
 
 from lightning_freeze import (
+    LISA,
+    BlockCoordinate,
     DiscriminativeLR,
     EpochTrigger,
     GradualUnfreezing,
@@ -203,6 +205,8 @@ EVERYWHERE = {
     # The plateau is found after two batches, of three whose gradients are accumulated.
     "mid-accumulation": Case(lambda: [plateau()], 2, {"accumulate_grad_batches": 3, "val_check_interval": 2}),
     "clipping": Case(lambda: [refreezing()], 4, {"gradient_clip_val": 0.05}),
+    "lisa": Case(lambda: [LISA(2, interval=2, seed=1, verbose=False)], 8),
+    "block coordinate": Case(lambda: [BlockCoordinate(interval=1, embeddings=True, verbose=False)], 16),
 }
 
 DDP_ONLY = {

@@ -14,6 +14,7 @@ from lightning_freeze.plan import TrainingPlan, plan_training
 from lightning_freeze.schedule.phases import Phase
 from lightning_freeze.schedule.triggers import AnyTrigger, EpochTrigger, PlateauTrigger, StepTrigger, Trigger
 from lightning_freeze.strategies import (
+    L2SP,
     LISA,
     BlockCoordinate,
     ChainThaw,
@@ -22,10 +23,13 @@ from lightning_freeze.strategies import (
     OneLayerAtATime,
     Policy,
     RandomLayers,
+    ReinitTopLayers,
+    RelativeGradientLR,
     ULMFiT,
 )
 
 __all__ = [
+    "L2SP",
     "LISA",
     "AnyTrigger",
     "BlockCoordinate",
@@ -45,6 +49,8 @@ __all__ = [
     "PlateauTrigger",
     "Policy",
     "RandomLayers",
+    "ReinitTopLayers",
+    "RelativeGradientLR",
     "StepTrigger",
     "TextDataModule",
     "TrainingPlan",

@@ -170,6 +170,7 @@ class FreezingCallback(LayerCallback):
     """
 
     freezes_layers = True
+    warns_of_wasted_backward = True
 
     def __init__(self, groups: Groups | None = None, frozen_eval: bool = True, verbose: bool = True) -> None:
         super().__init__(groups=groups, verbose=verbose)

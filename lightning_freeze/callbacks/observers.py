@@ -32,7 +32,7 @@ def make_observers(session: Session) -> list[Observer]:
         Compatibility(session),
         PrintedReport(session),
         *([RateLog(session, logged)] if logged else []),
-        *(WastedBackward(member, session) for member in freezing),
+        *(WastedBackward(m, session) for m in freezing if getattr(m, "warns_of_wasted_backward", True)),
         *(MissingGradients(stack, session) for stack in stacks.values()),
         UnreadScale(session),
         UntrainedHead(session, new),

@@ -90,7 +90,10 @@ class PhasedFineTuning(FreezingCallback):
         self.guard_early_stopping = guard_early_stopping
         self.drop_optimizer_state = drop_optimizer_state
         self.unfreeze_all = unfreeze_all
-        self._runner = PhaseRunner(self, self.phases)
+        self._runner = self._make_runner()
+
+    def _make_runner(self) -> PhaseRunner:
+        return PhaseRunner(self, self.phases)
 
     @property
     def schedule(self) -> PhaseRunner:
@@ -118,7 +121,7 @@ class PhasedFineTuning(FreezingCallback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: D102
         if stage == TrainerFn.FITTING:
-            self._runner = PhaseRunner(self, self.phases)
+            self._runner = self._make_runner()
         super().setup(trainer, pl_module, stage)
 
     def prepare(self, session: Session) -> None:  # noqa: D102

@@ -49,7 +49,10 @@ class PhaseRunner(Schedule):
         resolved: The phases on the layers of the module.
         progress: How far the schedule has come.
         steps: Counts the steps of each optimizer.
+        prints_changes: Whether each change of phase is printed, if the owner is verbose.
     """
+
+    prints_changes = True
 
     owner: ScheduleOwner
 
@@ -198,7 +201,7 @@ class PhaseRunner(Schedule):
         self.steps.mark(len(progress.starts))
         self._hold()
         layers = [layer.name for layer in self.stack if any(p.requires_grad for p in layer.parameters())]
-        monitor, verbose = self.owner.monitor, self.owner.verbose
+        monitor, verbose = self.owner.monitor, self.owner.verbose and self.prints_changes
         if not self._is_told:
             # The optimizers may have been replaced since the start.
             now, given, trainer = [dict.fromkeys(newly_trained)], session.holds.given, session.trainer

@@ -14,24 +14,46 @@ from torch import nn
 
 import lightning_freeze
 from lightning_freeze import (
+    L2SP,
+    LISA,
     AnyTrigger,
+    BlockCoordinate,
+    ChainThaw,
     DiscriminativeLR,
+    DynamicFreezing,
     EpochTrigger,
     FrozenPrefixCache,
     GradualUnfreezing,
     LayerFreezing,
+    LinearProbeThenFineTune,
+    OneLayerAtATime,
     Phase,
     PhasedFineTuning,
     PlateauTrigger,
+    RandomLayers,
+    ReinitTopLayers,
+    RelativeGradientLR,
     StepTrigger,
     TextDataModule,
     TransformerModule,
+    ULMFiT,
 )
 from lightning_freeze.arguments import check_at_least, check_distinct, check_share, check_unused
 from lightning_freeze.arguments.annotations import described, fits
 from lightning_freeze.errors import ConfigurationError
 
 PUBLIC = (
+    L2SP,
+    LISA,
+    BlockCoordinate,
+    ChainThaw,
+    DynamicFreezing,
+    LinearProbeThenFineTune,
+    OneLayerAtATime,
+    RandomLayers,
+    ReinitTopLayers,
+    RelativeGradientLR,
+    ULMFiT,
     AnyTrigger, DiscriminativeLR, EpochTrigger, FrozenPrefixCache, GradualUnfreezing, LayerFreezing, PhasedFineTuning,
     PlateauTrigger, StepTrigger, TextDataModule, TransformerModule,
 )  # fmt: skip
@@ -104,6 +126,11 @@ WRONG: list[tuple[Callable[[], object], str]] = [
     (lambda: PlateauTrigger("val_loss", mode="mean"), "PlateauTrigger(mode='mean'): expected 'min' or 'max'."),
     (lambda: PlateauTrigger("val_loss", min_delta="1"), "PlateauTrigger(min_delta='1'): expected a number."),
     (lambda: AnyTrigger([1]), "AnyTrigger"),
+    (lambda: LISA("2"), "LISA(activated_layers='2'): expected a whole number."),
+    (lambda: BlockCoordinate(order="up"), "BlockCoordinate(order='up'): expected"),
+    (lambda: DynamicFreezing(lambda layers, turn: layers), "expected a Policy."),
+    (lambda: ChainThaw(trigger=1), "ChainThaw(trigger=1): expected a Trigger."),
+    (lambda: ULMFiT(factor="2.6"), "ULMFiT(factor='2.6'): expected a number."),
 ]  # fmt: skip
 
 
@@ -130,8 +157,8 @@ def test_defaults_are_right() -> None:
 
 
 def test_no_public_class_is_left_out() -> None:
-    # Phases are checked by what takes them; a plan is made by `plan_training`.
-    left_out = {"Layer", "LayerStack", "Phase", "TrainingPlan", "Trigger"}
+    # Phases are checked by what takes them; a policy is for others to write; a plan is made by `plan_training`.
+    left_out = {"Layer", "LayerStack", "Phase", "Policy", "TrainingPlan", "Trigger"}
     public = [name for name in lightning_freeze.__all__ if inspect.isclass(getattr(lightning_freeze, name))]
     assert {cls.__name__ for cls in PUBLIC} == set(public) - left_out
 

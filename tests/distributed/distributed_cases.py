@@ -19,6 +19,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "callbacks"))
 from toys import StatefulLoader, Toy
 
 from lightning_freeze import (
+    L2SP,
+    LISA,
+    BlockCoordinate,
     DiscriminativeLR,
     EpochTrigger,
     GradualUnfreezing,
@@ -26,6 +29,8 @@ from lightning_freeze import (
     Phase,
     PhasedFineTuning,
     PlateauTrigger,
+    ReinitTopLayers,
+    RelativeGradientLR,
     StepTrigger,
 )
 
@@ -203,6 +208,11 @@ EVERYWHERE = {
     # The plateau is found after two batches, of three whose gradients are accumulated.
     "mid-accumulation": Case(lambda: [plateau()], 2, {"accumulate_grad_batches": 3, "val_check_interval": 2}),
     "clipping": Case(lambda: [refreezing()], 4, {"gradient_clip_val": 0.05}),
+    "rates and starts": Case(
+        lambda: [L2SP(verbose=False), ReinitTopLayers(verbose=False), RelativeGradientLR(batches=2, verbose=False)], 1
+    ),
+    "lisa": Case(lambda: [LISA(2, interval=2, seed=1, verbose=False)], 8),
+    "block coordinate": Case(lambda: [BlockCoordinate(interval=1, embeddings=True, verbose=False)], 16),
 }
 
 DDP_ONLY = {

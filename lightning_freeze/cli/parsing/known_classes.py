@@ -14,6 +14,7 @@ from lightning.pytorch.strategies import Strategy
 
 from lightning_freeze.errors import suggest
 from lightning_freeze.schedule.triggers import Trigger
+from lightning_freeze.strategies.policies import Policy
 
 # The base class by the last part of an option's name.
 _BASES: dict[str, tuple[type, ...]] = {
@@ -23,6 +24,7 @@ _BASES: dict[str, tuple[type, ...]] = {
     "lr_scheduler": (torch.optim.lr_scheduler.LRScheduler, ReduceLROnPlateau),
     "model": (LightningModule,),
     "optimizer": (torch.optim.Optimizer,),
+    "policy": (Policy,),
     "profiler": (Profiler,),
     "strategy": (Strategy,),
     "trigger": (Trigger,),

@@ -1,0 +1,84 @@
+"""Policies of dynamic freezing: pure functions from the layers of a model and a turn to the layers that train in it."""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Literal
+
+from lightning_freeze.arguments import check_arguments
+from lightning_freeze.errors import ConfigurationError
+
+
+class Policy(ABC):
+    """Chooses which layers train in each turn of a run; subclasses must not keep any state.
+
+    The choice depends on the policy's own settings, the layers and the number of the turn alone. So every rank makes
+    the same one without communication, and a resumed run makes those of the straight run.
+    """
+
+    @abstractmethod
+    def choose(self, layers: Sequence[str], turn: int) -> Sequence[str]:
+        """The layers that train in a turn.
+
+        Args:
+            layers: Names of the layers to choose from, in the order of the data flow.
+            turn: Number of the turn, 0 for the first.
+        """
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
+
+
+class RandomLayers(Policy):
+    """Trains layers that are drawn at random, without replacement within a turn and independently between turns.
+
+    Args:
+        count: How many layers train in each turn, 1 or more.
+        seed: Seed of the draws.
+
+    Raises:
+        ConfigurationError: If ``count`` is not positive, or larger than the number of layers.
+    """
+
+    def __init__(self, count: int = 2, seed: int = 0) -> None:
+        check_arguments(RandomLayers, locals())
+        if count < 1:
+            raise ConfigurationError(f"RandomLayers(count={count!r}): expected a whole number of layers, 1 or more.")
+        self.count = count
+        self.seed = seed
+
+    def choose(self, layers: Sequence[str], turn: int) -> Sequence[str]:  # noqa: D102
+        if self.count > len(layers):
+            raise ConfigurationError(
+                f"RandomLayers(count={self.count}): the model has {len(layers)} layers to draw from; expected a number "
+                f"from 1 to {len(layers)}."
+            )
+        # A generator for each turn: the draw does not depend on how many came before it in this process.
+        drawn = set(random.Random(f"{self.seed}/{turn}").sample(range(len(layers)), self.count))
+        return [name for index, name in enumerate(layers) if index in drawn]
+
+
+class OneLayerAtATime(Policy):
+    """Trains each layer alone, one after another.
+
+    Args:
+        order: ``"descending"`` from the top down, ``"ascending"`` from the input up, or ``"random"``: each cycle goes
+            through all layers in an order of its own.
+        seed: Seed of the random orders.
+    """
+
+    def __init__(self, order: Literal["descending", "ascending", "random"] = "descending", seed: int = 0) -> None:
+        check_arguments(OneLayerAtATime, locals())
+        self.order = order
+        self.seed = seed
+
+    def choose(self, layers: Sequence[str], turn: int) -> Sequence[str]:  # noqa: D102
+        cycle, position = divmod(turn, len(layers))
+        order = list(layers)
+        if self.order == "descending":
+            order.reverse()
+        elif self.order == "random":
+            random.Random(f"{self.seed}/{cycle}").shuffle(order)
+        return [order[position]]

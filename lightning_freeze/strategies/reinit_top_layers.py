@@ -1,0 +1,104 @@
+"""Re-initialisation of the top layers before fine-tuning."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from lightning_freeze.arguments import check_arguments
+from lightning_freeze.callbacks.layer_callback import Groups, LayerCallback
+from lightning_freeze.errors import ConfigurationError
+from lightning_freeze.session.session import Session
+
+
+class ReinitTopLayers(LayerCallback):
+    """Gives the top blocks new random weights before fine-tuning.
+
+    The top layers of a pre-trained model are specialised in its pre-training task. Starting them afresh makes
+    fine-tuning on small data sets more stable (Zhang et al., "Revisiting Few-sample BERT Fine-tuning", ICLR 2021,
+    arXiv:2006.05987). Linear layers and embeddings are drawn from a normal distribution, their biases are 0, and norms
+    are the identity, as in the published code. A run that is resumed goes on with its own weights. The gains shrink
+    where training is long enough (same paper).
+
+    Args:
+        blocks: How many blocks from the top; the paper searches from 1 to 6. In each tower of several.
+        std: Standard deviation of the weights; ``None`` for ``initializer_range`` of the model's config, and 0.02
+            where it has none.
+        seed: Seed of the draws. They do not change the global random state, and are the same on all ranks.
+        groups: See :class:`DiscriminativeLR`.
+        verbose: Whether to print the table of layers.
+
+    Raises:
+        ConfigurationError: If ``blocks`` is not positive or exceeds the number of blocks, ``std`` is not positive, or a
+            block has parameters that are neither linear, embeddings nor norms.
+    """
+
+    def __init__(
+        self,
+        blocks: int = 1,
+        std: float | None = None,
+        seed: int = 0,
+        groups: Groups | None = None,
+        verbose: bool = True,
+    ) -> None:
+        check_arguments(ReinitTopLayers, locals())
+        super().__init__(groups=groups, verbose=verbose)
+        if blocks < 1:
+            raise ConfigurationError(
+                f"ReinitTopLayers(blocks={blocks!r}): expected a whole number of blocks, 1 or more."
+            )
+        if std is not None and not 0 < std < math.inf:
+            raise ConfigurationError(f"ReinitTopLayers(std={std!r}): expected a finite number greater than 0, or None.")
+        self.blocks = blocks
+        self.std = std
+        self.seed = seed
+
+    def prepare(self, session: Session) -> None:  # noqa: D102
+        towers = list(self.stack.towers.values()) or [self.stack.blocks]
+        smallest = min(len(tower) for tower in towers)
+        if self.blocks > smallest:
+            raise ConfigurationError(
+                f"ReinitTopLayers(blocks={self.blocks}): the model has {smallest} blocks; expected a number from 1 to "
+                f"{smallest}."
+            )
+        modules = [m for tower in towers for layer in tower[-self.blocks :] for m in layer.modules()]
+        for module in modules:
+            _check_known(module)
+        # The weights of a checkpoint are loaded later, over these.
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(self.seed)
+            for module in modules:
+                self._initialise(module)
+
+    def _initialise(self, module: nn.Module) -> None:
+        parameters = dict(module.named_parameters(recurse=False))
+        weight, bias = parameters.get("weight"), parameters.get("bias")
+        if weight is not None and _is_norm(module):
+            weight.fill_(1.0)
+        elif weight is not None:
+            weight.copy_(torch.randn(weight.shape) * self._std())  # drawn on the CPU: the same on every device
+        if bias is not None:
+            bias.zero_()
+
+    def _std(self) -> float:
+        if self.std is not None:
+            return self.std
+        configs = (getattr(module, "config", None) for module in self.stack.module.modules())
+        found = (getattr(config, "initializer_range", None) for config in configs)
+        return next((float(value) for value in found if isinstance(value, float)), 0.02)
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return "norm" in type(module).__name__.lower()
+
+
+def _check_known(module: nn.Module) -> None:
+    own = dict(module.named_parameters(recurse=False))
+    is_linear = isinstance(module, (nn.Linear, nn.Embedding)) or type(module).__name__ == "Conv1D"  # GPT-2's linear
+    if own and not (own.keys() <= {"weight", "bias"} and (is_linear or _is_norm(module))):
+        raise ConfigurationError(
+            f"ReinitTopLayers knows how to initialise linear layers, embeddings and norms, not "
+            f"{type(module).__name__} with {', '.join(own)}. Initialise such a model in its own code."
+        )

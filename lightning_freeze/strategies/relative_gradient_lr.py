@@ -1,0 +1,126 @@
+"""Auto-RGN: learning rates in proportion to relative gradient norms."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+from lightning_freeze.arguments import check_arguments
+from lightning_freeze.callbacks.layer_callback import Groups, LayerCallback
+from lightning_freeze.errors import ConfigurationError
+from lightning_freeze.session.session import Session
+
+
+def relative_factors(ratios: Mapping[str, float]) -> dict[str, float]:
+    """The factor of each tensor: its relative gradient norm, divided by the largest one.
+
+    Args:
+        ratios: By name, the norm of the gradient divided by that of the weights; infinite for weights of zero, which
+            get the largest factor and do not count as the largest ratio.
+    """
+    finite = [ratio for ratio in ratios.values() if ratio != float("inf")]
+    largest = max(finite, default=0.0)
+    return {name: min(1.0, ratio / largest) if largest else 1.0 for name, ratio in ratios.items()}
+
+
+class RelativeGradientLR(LayerCallback):
+    """Gives each tensor a rate in proportion to how large its gradient is beside its weights (Auto-RGN).
+
+    The factor of a tensor is ``||gradient|| / ||weights||``, averaged over the first ``batches`` optimizer steps of
+    each epoch and divided by the largest of all tensors, on the user's rate. So the tensors that the data want to
+    change train at the full rate, and the others at lower ones (Lee et al., "Surgical Fine-Tuning Improves Adaptation
+    to Distribution Shifts", ICLR 2023, arXiv:2210.11466). Tensors that are zero train at the full rate.
+
+    The published code measures on extra passes before each epoch. Here the training gradients of the first steps are
+    measured, so nothing is computed twice: the step that is measured already uses its own measurement. Between ranks,
+    gradients are those that the strategy has averaged.
+
+    Args:
+        batches: How many optimizer steps of each epoch are measured, 1 or more; 5 batches in the published code.
+        groups: See :class:`DiscriminativeLR`.
+        verbose: See :class:`DiscriminativeLR`.
+        log_rates: See :class:`DiscriminativeLR`.
+
+    Raises:
+        ConfigurationError: If ``batches`` is not positive.
+    """
+
+    def __init__(
+        self, batches: int = 5, groups: Groups | None = None, verbose: bool = True, log_rates: bool = False
+    ) -> None:
+        check_arguments(RelativeGradientLR, locals())
+        super().__init__(groups=groups, verbose=verbose)
+        if batches < 1:
+            raise ConfigurationError(
+                f"RelativeGradientLR(batches={batches!r}): expected a whole number of optimizer steps, 1 or more."
+            )
+        self.batches = batches
+        self.log_rates = log_rates
+        self.factors: dict[str, float] = {}
+        self._sums: dict[str, float] = {}
+        self._measured = 0
+        self._epoch = -1
+        self._names: dict[Parameter, str] = {}
+
+    def prepare(self, session: Session) -> None:  # noqa: D102
+        self.factors, self._sums, self._measured, self._epoch = {}, {}, 0, -1
+        self._names = {
+            parameter: name
+            for layer in self.stack
+            if not layer.is_bystander
+            for name, parameter in layer.named_parameters()
+        }
+        session.rates.sources.append(self)
+
+    def on_before_optimizer_step(  # noqa: D102
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        super().on_before_optimizer_step(trainer, pl_module, optimizer)
+        if trainer.current_epoch != self._epoch:
+            self._epoch, self._measured, self._sums = trainer.current_epoch, 0, {}
+        if self._measured < self.batches:
+            self._measured += 1
+            for parameter, name in self._names.items():
+                if parameter.grad is not None:
+                    self._sums[name] = self._sums.get(name, 0.0) + _ratio(parameter.grad, parameter)
+            # A layer that has been unfrozen since is measured by fewer steps; they all have the same weight here.
+            self.factors = relative_factors(self._sums)
+
+    @property
+    def owner(self) -> RelativeGradientLR:  # noqa: D102
+        return self
+
+    def rate_key(self, parameter: Parameter) -> Hashable:  # noqa: D102
+        return self._names.get(parameter, ())
+
+    def rate_factor(self, key: Hashable) -> float:  # noqa: D102
+        return self.factors.get(str(key), 1.0)
+
+    def state_dict(self) -> dict[str, Any]:  # noqa: D102
+        own = {"factors": self.factors, "sums": self._sums, "measured": self._measured, "epoch": self._epoch}
+        return {**own, "rates": self.rates_state()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # noqa: D102
+        self.factors, self._sums = dict(state_dict["factors"]), dict(state_dict["sums"])
+        self._measured, self._epoch = state_dict["measured"], state_dict["epoch"]
+        self._rates = state_dict["rates"]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_names": {}}
+
+
+def _ratio(gradient: Tensor, weights: Tensor) -> float:
+    size = float(_whole(torch.linalg.vector_norm(weights.detach())))
+    norm = float(_whole(torch.linalg.vector_norm(gradient)))
+    return norm / size if size else float("inf")
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """A norm over all ranks, where parameters are sharded."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor

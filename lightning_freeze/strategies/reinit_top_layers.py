@@ -9,6 +9,7 @@ from torch import nn
 
 from lightning_freeze.arguments import check_arguments
 from lightning_freeze.callbacks.layer_callback import Groups, LayerCallback
+from lightning_freeze.distributed import write
 from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.session.session import Session
 
@@ -78,7 +79,7 @@ class ReinitTopLayers(LayerCallback):
         if weight is not None and _is_norm(module):
             weight.fill_(1.0)
         elif weight is not None:
-            weight.copy_(torch.randn(weight.shape) * self._std())  # drawn on the CPU: the same on every device
+            write(weight, torch.randn(weight.shape) * self._std())  # drawn on the CPU: the same on every device
         if bias is not None:
             bias.zero_()
 

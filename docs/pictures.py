@@ -2,8 +2,8 @@
 
     python docs/pictures.py
 
-- ``docs/pictures/timeline.svg``: when each layer trains at which rate, from the plan of experiments/reviews/gradual.yaml.
-  It needs the reviews and the encoder (``python experiments/reviews/prepare.py``).
+- ``docs/pictures/timeline.svg``: when each layer trains at which rate, from the plan of
+  experiments/reviews/gradual.yaml. It needs the reviews and the encoder (``python experiments/reviews/prepare.py``).
 - ``docs/pictures/speed.svg``: the chart of the table "What was measured" in docs/performance.md.
 """
 

@@ -1,7 +1,8 @@
 """What MkDocs does not do itself: links from a page to files outside of ``docs/``, and Sphinx roles in docstrings.
 
-The pages are read on a code host too, where ``../benchmarks/results/speed_2026-11.md`` is a good link. On the site, each
-file that a page links to in this way is a page of its own (Markdown) or a file (everything else) under ``repository/``.
+The pages are read on a code host too, where ``../benchmarks/results/speed_2026-11.md`` is a good link. On the site,
+each file that a page links to in this way is a page of its own (Markdown) or a file (everything else) under
+``repository/``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The fenced code blocks of a Markdown page.
 
-A comment on the line before a block says why it cannot run: ``<!-- not run: needs two GPUs -->``. Such a block must still
-be valid Python.
+A comment on the line before a block says why it cannot run: ``<!-- not run: needs two GPUs -->``. Such a block must
+still be valid Python.
 """
 
 from __future__ import annotations

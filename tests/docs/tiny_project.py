@@ -1,4 +1,4 @@
-"""The names that code blocks in the pages use without defining them: a small project that has nothing of this package."""
+"""The names that code blocks in the pages use without defining them: a small project of a reader."""
 
 from __future__ import annotations
 

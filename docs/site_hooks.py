@@ -1,4 +1,4 @@
-"""What MkDocs does not do itself: links from a page to files outside of ``docs/``, and Sphinx roles in docstrings.
+"""What MkDocs does not do itself: links to files outside of ``docs/``, diagrams without a network, Sphinx roles.
 
 The pages are read on a code host too, where ``../benchmarks/results/speed_2026-11.md`` is a good link. On the site,
 each file that a page links to in this way is a page of its own (Markdown) or a file (everything else) under
@@ -18,6 +18,8 @@ DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
 FOLDER = "repository"
 _LINK = re.compile(r"\]\((?!https?:|mailto:|#)([^)#\s]+)([^)\s]*)\)")
+_DIAGRAM = re.compile(r"^```mermaid\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_ROOM = re.compile(r"<b>(\w+)</b><br/>([^\"]+)\"")
 _ROLE = re.compile(r":(?:class|meth|func|attr|mod|obj):<code>~?([\w.]+)</code>")
 
 
@@ -75,7 +77,38 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
             return match.group()
         return f"]({relpath(place, dirname(source) or '.')}{anchor})"
 
-    return _LINK.sub(on_site, markdown)
+    return _LINK.sub(on_site, with_deep_lists(without_mermaid(markdown)))
+
+
+def without_mermaid(markdown: str) -> str:
+    """A page in which the diagram of the rooms is a table: drawing it takes a script from another site.
+
+    Args:
+        markdown: The page.
+    """
+
+    def as_table(match: re.Match[str]) -> str:
+        lines = ["| room | what it is for |", "|---|---|"]
+        for floor in match.group(1).split("subgraph")[1:]:
+            lines += [f"| `{room}` | {door} |" for room, door in _ROOM.findall(floor)]
+        return "\n".join(lines)
+
+    return _DIAGRAM.sub(as_table, markdown)
+
+
+def with_deep_lists(markdown: str) -> str:
+    """A page whose numbered lists are indented by four spaces a level, as MkDocs wants it, instead of three.
+
+    Args:
+        markdown: The page.
+    """
+    lines, is_code = [], False
+    for line in markdown.split("\n"):
+        is_code ^= line.lstrip().startswith("```")
+        indent = len(line) - len(line.lstrip())
+        is_list = not is_code and indent and indent % 3 == 0
+        lines.append(" " * (indent // 3 * 4) + line.lstrip() if is_list else line)
+    return "\n".join(lines)
 
 
 def on_page_content(html: str, **_: Any) -> str:

@@ -6,6 +6,8 @@
 # make test-projects  the checks on projects that build on Lightning, which write the table in docs/compatibility.md
 # make fuzz   a thousand wrong command lines, config files and constructor calls, in under a minute
 # make dist   the wheel and the source archive, checked
+# make docs   the documentation site, in build/site; any warning is an error
+# make docs-pictures  the pictures of the site and the README (needs the data of make demo)
 # make lint   ruff, mypy and import-linter
 # make clean  remove the environment and what runs left here; the user cache stays
 
@@ -17,11 +19,12 @@ PIP    := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-che
 CREATED   := $(VENV)/created
 READY     := $(VENV)/ready
 READY_DEV := $(VENV)/ready-dev
+READY_DOCS := $(VENV)/ready-docs
 WORKERS   ?= auto
 # Made anew by each demo.
 DEMO_RUN  := runs/reviews/demo
 
-.PHONY: demo test test-vision test-oldest test-projects fuzz dist lint clean test-slow
+.PHONY: demo test test-vision test-oldest test-projects fuzz dist lint docs docs-pictures clean test-slow
 .DEFAULT_GOAL := test
 
 demo: $(READY)
@@ -72,6 +75,13 @@ lint: $(READY_DEV)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
+docs: $(READY_DOCS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --clean
+
+docs-pictures: $(READY_DEV)
+	$(BIN)/python experiments/reviews/prepare.py
+	HF_HUB_OFFLINE=1 $(BIN)/python docs/pictures.py
+
 $(CREATED):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 		{ echo "Python 3.10 or newer is needed (found $$($(PYTHON) --version)); name one with: make PYTHON=/path/to/python"; exit 1; }
@@ -86,6 +96,12 @@ $(READY): $(CREATED) pyproject.toml constraints.txt
 $(READY_DEV): $(READY)
 	@echo "Installing what the tests need into $(VENV)"
 	$(PIP) --editable '.[data,dev]'
+	@touch $@
+
+# The API pages are read from the source, so the site needs no package but its own tools.
+$(READY_DOCS): $(CREATED) pyproject.toml constraints.txt
+	@echo "Installing what the documentation needs into $(VENV)"
+	$(PIP) --editable '.[docs]'
 	@touch $@
 
 clean:

@@ -33,7 +33,7 @@ def check_arguments(
     Raises:
         ConfigurationError: If a value is not what its annotation says, or has no effect.
 
-    Example:
+    Examples:
         >>> class Pause:
         ...     def __init__(self, steps: int = 1) -> None:
         ...         check_arguments(Pause, locals())

@@ -56,7 +56,7 @@ class FrozenPrefixCache(Callback):
     Raises:
         ConfigurationError: If a value is out of range, or a library that is needed is not installed.
 
-    Example:
+    Examples:
         >>> from lightning.pytorch import Trainer
         >>> trainer = Trainer(callbacks=[LayerFreezing("75%"), FrozenPrefixCache()])  # doctest: +SKIP
     """

@@ -39,7 +39,7 @@ class GradualUnfreezing(PhasedFineTuning):
     Raises:
         ConfigurationError: If a selector matches nothing, a count is not positive, or ``stop`` lies above ``start``.
 
-    Example:
+    Examples:
         >>> GradualUnfreezing(trigger=EpochTrigger(2), layers_per_phase=2, stop="4")
         GradualUnfreezing(trigger=EpochTrigger(2), start='head', layers_per_phase=2, stop='4')
     """

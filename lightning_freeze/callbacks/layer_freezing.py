@@ -27,7 +27,7 @@ class LayerFreezing(FreezingCallback):
     Raises:
         ConfigurationError: If the selector is malformed or matches nothing, or nothing is left to train.
 
-    Example:
+    Examples:
         >>> from lightning.pytorch import Trainer
         >>> trainer = Trainer(callbacks=[LayerFreezing("embeddings,:8")])  # doctest: +SKIP
     """

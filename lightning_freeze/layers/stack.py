@@ -40,7 +40,7 @@ class LayerStack:
     Raises:
         ValueError: If the module has no parameters, or ``groups`` does not fit it.
 
-    Example:
+    Examples:
         >>> stack = LayerStack(torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)))
         >>> stack.names
         ['0', '1']

@@ -62,7 +62,7 @@ def plan_training(
     Raises:
         ConfigurationError: If the set-up is wrong, as in ``Trainer.fit``, or there is no batch.
 
-    Example:
+    Examples:
         >>> plan = plan_training(module, [GradualUnfreezing()], batch, max_epochs=6)  # doctest: +SKIP
         >>> print(plan)  # doctest: +SKIP
     """

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-NAMES = ("README.md", "CONTRIBUTING.md", "docs/*.md", "benchmarks/README.md", "benchmarks/results/*.md")
+NAMES = ("README.md", "CONTRIBUTING.md", "docs/**/*.md", "benchmarks/README.md", "benchmarks/results/*.md")
 PAGES = [page for name in (*NAMES, "experiments/*/README.md") for page in sorted(ROOT.glob(name))]
 
 

@@ -57,6 +57,7 @@ class PhasedFineTuning(FreezingCallback):
     """
 
     skips_idle_phases = False
+    does_nothing_but_phases = True  # so that a PhasedFineTuning with the same phases can take its place
 
     def __init__(
         self,

@@ -24,6 +24,8 @@ def phases_yaml(
 ) -> str:
     """Return a config with the same callbacks, in which schedules are lists of phases.
 
+    Schedules that phases do not describe in full, such as ``ULMFiT`` with its rates, stay as they are.
+
     Args:
         entries: The callbacks in the config, as namespaces with ``class_path`` and ``init_args``.
         callbacks: The callbacks that were made of them, in the same order.
@@ -34,8 +36,9 @@ def phases_yaml(
     remaining = iter(schedules)
     lines = [_HEADER.format(config=config, name=name), "trainer:", "  callbacks:"]
     for entry, callback in zip(entries, callbacks, strict=False):
-        if isinstance(callback, PhasedFineTuning):
-            lines += _written(callback, next(remaining))
+        phases = next(remaining) if isinstance(callback, PhasedFineTuning) else None
+        if isinstance(callback, PhasedFineTuning) and phases is not None and callback.does_nothing_but_phases:
+            lines += _written(callback, phases)
         else:
             lines += _indented(yaml.safe_dump([_plain(entry)], sort_keys=False), 4)
     return "\n".join(lines) + "\n"

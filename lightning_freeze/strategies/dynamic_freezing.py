@@ -46,6 +46,7 @@ class DynamicFreezing(PhasedFineTuning):
         >>> DynamicFreezing(RandomLayers(count=2), interval=20)  # doctest: +SKIP
     """
 
+    does_nothing_but_phases = False
     warns_of_wasted_backward = False  # what trains below frozen layers is the policy's choice
 
     def __init__(

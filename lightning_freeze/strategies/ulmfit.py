@@ -61,6 +61,8 @@ class ULMFiT(GradualUnfreezing):
         ULMFiT(trigger=EpochTrigger(1), start='head', layers_per_phase=1, stop='0', factor=2.6)
     """
 
+    does_nothing_but_phases = False
+
     def __init__(
         self,
         trigger: Trigger = EpochTrigger(1),  # noqa: B008  (triggers are immutable)

@@ -78,6 +78,17 @@ def test_written_phases_plan_the_same(project: Path, capsys: pytest.CaptureFixtu
     assert "fit --config config.yaml --config phases.yaml" in Path("phases.yaml").read_text()
 
 
+@pytest.mark.parametrize(
+    ("strategy", "written_as"),
+    [("ULMFiT", "ULMFiT"), ("LISA", "LISA"), ("BlockCoordinate", "BlockCoordinate"),
+     ("LinearProbeThenFineTune", "PhasedFineTuning")],
+)  # fmt: skip
+def test_strategies_that_are_more_than_phases_stay_as_they_are(project: Path, strategy: str, written_as: str) -> None:
+    main(["plan", *FIT, f"--trainer.callbacks+={strategy}", "--write", "phases.yaml"])
+    (entry,) = yaml.safe_load(Path("phases.yaml").read_text())["trainer"]["callbacks"]
+    assert entry["class_path"].rpartition(".")[2] == written_as
+
+
 def test_written_phases_can_be_fitted(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("config.yaml").write_text(CONFIG)
     main(["plan", "--config", "config.yaml", "--write", "phases.yaml"])

@@ -263,9 +263,14 @@ def warn_if_too_long(owner: str, phases: Sequence[Phase], progress: Progress, tr
         )
 
 
-def pace_of(trainer: Trainer) -> Pace:
-    """The pace of a run whose data loaders exist."""
-    per_epoch = int(trainer.num_training_batches)
+def pace_of(trainer: Trainer, batches_per_epoch: int | None = None) -> Pace:
+    """The pace of a run whose data loaders exist.
+
+    Args:
+        trainer: The trainer.
+        batches_per_epoch: Training batches in an epoch, where the training data has no length.
+    """
+    per_epoch = int(trainer.num_training_batches) if batches_per_epoch is None else batches_per_epoch
     per_validation = (trainer.check_val_every_n_epoch or 1) * per_epoch
     batches = trainer.val_check_batch
     if batches is not None and (trainer.check_val_every_n_epoch is None or batches < per_epoch):

@@ -125,6 +125,19 @@ class Holds:
             for parameter in self._given:
                 parameter.requires_grad_(False)
 
+    @contextmanager
+    def lifted_with_modes(self) -> Iterator[None]:
+        """Give all held parameters and modules their own ``requires_grad`` and mode within a context."""
+        modules = [module for module in self._in_train_mode.values() if not module.training]
+        with self.lifted():
+            try:
+                for module in modules:
+                    module.training = True
+                yield
+            finally:
+                for module in modules:
+                    module.training = False
+
     def _settle(self) -> bool:
         parameters = {p: None for held, _ in self._owned.values() for p in held}
         modules = self._current(module for _, held in self._owned.values() for module in held)

@@ -117,6 +117,22 @@ class Schedule(Observer, ABC):
     def restores_best(self) -> bool:
         """Whether a new phase begins with the best weights of the one before."""
 
+    @property
+    @abstractmethod
+    def drops_state(self) -> bool:
+        """Whether optimizers forget what they keep of a layer when it is frozen again."""
+
+    @abstractmethod
+    def turns(self, steps: int | None) -> list[tuple[int, Phase]]:
+        """The phases in the order in which a run has them, to see what it would do.
+
+        Args:
+            steps: How many optimizer steps the run has; ``None`` for a run without end.
+
+        Returns:
+            For each its index in :attr:`plan`, and the phase. The last one ends if the run has more than these.
+        """
+
     @abstractmethod
     def advance(self) -> None:
         """A training batch begins: put the next phase into effect if its time has come."""

@@ -93,6 +93,11 @@ class PhaseRunner(Schedule):
         return self.owner.restore_best
 
     @property
+    def drops_state(self) -> bool:
+        """Whether optimizers forget what they keep of a layer when it is frozen again."""
+        return self.owner.drop_optimizer_state
+
+    @property
     def session(self) -> Session:
         """The running fit."""
         assert self._session is not None
@@ -177,6 +182,9 @@ class PhaseRunner(Schedule):
         # Under automatic optimization there is one optimizer, and the trainer counts its steps.
         if is_counted and not session.module.automatic_optimization:
             self.steps.attach(session.trainer.optimizers)
+
+    def turns(self, steps: int | None) -> list[tuple[int, Phase]]:  # noqa: D102
+        return list(enumerate(self.resolved.plan))
 
     def preview(self, phase: int) -> None:  # noqa: D102
         # A warm-up that began that long ago is over.

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import groupby
 from typing import Any
 
 from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.layers import LayerStack
 from lightning_freeze.schedule.phases import Phase, Progress
 from lightning_freeze.schedule.resolved_phases import ResolvedPhases
-from lightning_freeze.schedule.triggers import Clock
+from lightning_freeze.schedule.triggers import Clock, StepTrigger
 from lightning_freeze.session.phase_runner import PhaseRunner, ScheduleOwner
 from lightning_freeze.session.session import Session
+
+_MOST_TURNS = 40  # that a plan shows of a run
 
 
 class DynamicRunner(PhaseRunner):
@@ -58,6 +63,16 @@ class DynamicRunner(PhaseRunner):
         number = self._number_of(self._turn(clock))
         if number != self.phase:
             self._change(Progress(number, [self.progress.starts[0], clock], dict(self.progress.trigger)))
+
+    def turns(self, steps: int | None) -> list[tuple[int, Phase]]:  # noqa: D102
+        interval = int(self.progress.trigger["interval"])
+        most = max(_MOST_TURNS, len(self.resolved.plan))
+        number = most if steps is None else min(most, math.ceil(steps / interval))
+        runs = [(index, len(list(same))) for index, same in groupby(map(self._number_of, range(number)))]
+        turns = [(i, replace(self.resolved.plan[i], until=StepTrigger(length * interval))) for i, length in runs]
+        if steps is not None and number * interval >= steps:
+            turns[-1] = (turns[-1][0], replace(turns[-1][1], until=None))
+        return turns
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The inverse of ``state_dict``; in a fit, the layers of the running turn train at once.

@@ -7,26 +7,30 @@ import itertools
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from lightning_freeze.cache.store.sizes import parse_size
 from lightning_freeze.callbacks.frozen_prefix_cache import FrozenPrefixCache
 from lightning_freeze.callbacks.layer_callback import LayerCallback
 from lightning_freeze.errors import ConfigurationError
+from lightning_freeze.namespaces import either
+from lightning_freeze.plan.options import callbacks_of_run, shown, trainer_options_of_run
 from lightning_freeze.plan.phase_costs import phases_of_run
 from lightning_freeze.plan.training_plan import TrainingPlan
+from lightning_freeze.plan.unchanged import unchanged
 from lightning_freeze.session.moments import Moments
 
 
 def plan_training(
     module: LightningModule,
-    callbacks: Sequence[Callback] | Callback,
+    callbacks: Sequence[Callback] | Callback | None,
     batch: Any = None,
     *,
     max_epochs: int | None = None,
@@ -40,77 +44,68 @@ def plan_training(
     The set-up is that of ``Trainer.fit``: the callbacks find the layers, freeze them and are checked as usual, and
     the module configures its optimizers. Instead of the first step, one step of each phase runs on fake tensors, which
     have shapes but no elements. So the module may be on the meta device, and larger than the memory of this machine.
-    The module is not changed.
+    The module, the callbacks and the random number generators are left as they were.
 
     Args:
         module: The module, which may be on the meta device (``with torch.device("meta")``).
         callbacks: The callbacks of the run. Only those of this package are used.
-        batch: One training batch, real or synthetic. With ``datamodule`` the first batch of its training data by
-            default.
+        batch: One training batch, real or synthetic, as a data loader returns it. With ``datamodule`` the first batch
+            of its training data by default.
         max_epochs: Epochs of the run; 1 by default, unless ``max_steps`` is given.
-        batches_per_epoch: Training batches in an epoch; with ``datamodule`` as many as it has, else 1 by default.
+        batches_per_epoch: Training batches in an epoch, 1 by default. With ``datamodule`` as many as it has by default,
+            and this is the same as ``limit_train_batches``.
         datamodule: Where the batches come from.
         memory: How much memory there is, in bytes or as ``"24GiB"``. The plan then says which phases do not fit, and
             the least freezing that does.
-        **trainer_options: Further arguments of the run's Trainer that decide about its course: ``max_steps``,
-            ``accumulate_grad_batches``, ``precision``, ``val_check_interval``, ``check_val_every_n_epoch``,
-            ``limit_train_batches``.
+        **trainer_options: Further arguments of the run's Trainer. Those that decide about its course count, such as
+            ``max_steps``, ``accumulate_grad_batches``, ``precision``, ``val_check_interval``,
+            ``check_val_every_n_epoch`` and ``limit_train_batches``; the others are ignored.
 
     Returns:
         The plan.
 
     Raises:
-        ConfigurationError: If the set-up is wrong, as in ``Trainer.fit``, or there is no batch.
+        ConfigurationError: If the set-up is wrong, as in ``Trainer.fit``, or there is no batch, or an argument does not
+            exist.
 
     Examples:
         >>> plan = plan_training(module, [GradualUnfreezing()], batch, max_epochs=6)  # doctest: +SKIP
         >>> print(plan)  # doctest: +SKIP
     """
-    given = [callbacks] if isinstance(callbacks, Callback) else list(callbacks)
+    given = callbacks_of_run(callbacks)
+    if not isinstance(module, either(LightningModule)):
+        raise ConfigurationError(f"plan_training got a {type(module).__name__}: expected a LightningModule.")
     if batch is None and datamodule is None:
         raise ConfigurationError("plan_training needs a batch or a datamodule: expected one of them.")
-    options = dict(trainer_options)
-    if max_epochs is not None or "max_steps" not in options:
-        options["max_epochs"] = 1 if max_epochs is None else max_epochs
+    options = trainer_options_of_run(trainer_options, max_epochs, batches_per_epoch, datamodule)
     own = [_quiet(callback) for callback in given if isinstance(callback, LayerCallback)]
     uses_cache = any(isinstance(callback, FrozenPrefixCache) for callback in given)
-    planner = _Planner(batch, uses_cache, None if memory is None else parse_size(memory))
-    modes = {m: m.training for m in module.modules()}
-    previous = _trainer_of(module)
-    with _warnings_as_notes() as warned:
+    planner = _Planner(uses_cache, parse_size(memory, "memory"))
+    with unchanged(module, datamodule), _warnings_as_notes() as warned:
         trainer = Trainer(
             **options,
-            callbacks=[*own, LayerCallback(verbose=False), planner],
+            callbacks=[planner, *own, LayerCallback(verbose=False)],
             strategy=_NoDevice(),
             accelerator="cpu",
             devices=1,
-            logger=False,
+            logger=DummyLogger(),
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
         )
-        try:
-            if datamodule is None:
-                batches = _Repeated(batch, batches_per_epoch or 1)
-                trainer.fit(module, batches, val_dataloaders=_Repeated(batch, 1))
-            else:
-                trainer.fit(module, datamodule=datamodule)
-        except _PlanComplete:
-            pass
-        finally:
-            for each, mode in modes.items():
-                each.training = mode
-            module.trainer = previous
-    assert planner.plan is not None
+        data: dict[str, Any] = {"datamodule": datamodule}
+        if batch is not None:
+            repeated = _Repeated(batch, 1 if batches_per_epoch is None else batches_per_epoch)
+            data = {"train_dataloaders": repeated, "val_dataloaders": _Repeated(batch, 1)}
+        with suppress(_PlanComplete):
+            trainer.fit(module, **data)
+    if planner.plan is None:
+        raise ConfigurationError(
+            f"There is nothing to plan: the run has no training batch with {shown(options)}. Expected at least one "
+            f"batch in an epoch, and max_epochs or max_steps above 0."
+        )
     return replace(planner.plan, notes=(*planner.plan.notes, *warned))
-
-
-def _trainer_of(module: LightningModule) -> Trainer | None:
-    try:
-        return module.trainer
-    except RuntimeError:  # it has had none yet
-        return None
 
 
 class _Repeated:
@@ -130,7 +125,7 @@ class _PlanComplete(Exception):
     """Raised to end the fit when the plan is made."""
 
 
-#: Warnings of Lightning that do not apply, because nothing is trained.
+#: Warnings of Lightning and PyTorch that do not apply, because nothing is trained.
 _NOISE = (
     ".*does not have many workers",
     ".*smaller than the logging interval",
@@ -138,36 +133,39 @@ _NOISE = (
     ".*have no `val_dataloader`",
     ".*in eval mode at the start of training",
     ".*LeafSpec.*is deprecated",
+    ".*data pointer of FakeTensor",
 )
 
 
 class _Planner(Callback):
-    """Makes the plan when everything is ready for the first training batch."""
+    """Makes the plan when the first training batch has arrived, before any other callback sees it."""
 
-    def __init__(self, batch: Any, uses_cache: bool, memory: int | None) -> None:
+    def __init__(self, uses_cache: bool, memory: int | None) -> None:
         self.plan: TrainingPlan | None = None
-        self._batch = batch
         self._uses_cache = uses_cache
         self._memory = memory
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         moments = Moments.of(pl_module)
         assert moments is not None
-        batch = self._batch
-        if batch is None:
-            batch = next(iter(trainer.train_dataloader))  # type: ignore[arg-type]
+        pl_module.on_train_batch_start(batch, batch_idx)  # Lightning calls it next
         self.plan = phases_of_run(moments.session, batch, self._uses_cache, self._memory)
         raise _PlanComplete
 
 
 class _NoDevice(SingleDeviceStrategy):
-    """Leaves the module where it is, the meta device included."""
+    """Leaves the module where it is, the meta device included, and moves batches there."""
 
     def __init__(self) -> None:
         super().__init__(device=torch.device("cpu"))
 
     def model_to_device(self) -> None:
         pass
+
+    def batch_to_device(self, batch: Any, device: torch.device | None = None, dataloader_idx: int = 0) -> Any:
+        assert self.lightning_module is not None
+        parameters = [p for p in self.lightning_module.parameters() if p.device.type != "meta"]
+        return super().batch_to_device(batch, parameters[0].device if parameters else device, dataloader_idx)
 
     def teardown(self) -> None:
         pass

@@ -69,14 +69,20 @@ class Batches:
 
 def fit(module: LightningModule, callbacks: Sequence[Callback], epochs: int, batches: int) -> Trainer:
     """Fit quietly on the CPU."""
-    trainer = Trainer(
-        accelerator="cpu",
-        max_epochs=epochs,
-        callbacks=list(callbacks),
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(module, DataLoader(Batches(batches), batch_size=None))  # type: ignore[arg-type]
+    return fit_on(module, callbacks, Batches(batches), max_epochs=epochs)
+
+
+def fit_on(module: LightningModule, callbacks: Sequence[Callback], batches: Any, **options: Any) -> Trainer:
+    """Fit quietly on the CPU with these batches, for one epoch unless the options say otherwise."""
+    settings: dict[str, Any] = {
+        "accelerator": "cpu",
+        "max_epochs": 1,
+        "callbacks": list(callbacks),
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    trainer = Trainer(**{**settings, **options})
+    trainer.fit(module, DataLoader(batches, batch_size=None))
     return trainer

@@ -1,11 +1,8 @@
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
-
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from plan.observed import Observed, bytes_of
 from plan.projects import BATCH, CONFIG, Classifier, fit
 from torch import Tensor
 from transformers import BertConfig
@@ -25,45 +22,6 @@ from lightning_freeze import (
 from lightning_freeze.errors import ConfigurationError
 
 
-class Observed(Callback):
-    """Notes, for each training batch, what trains and at which rates, and what the last step keeps."""
-
-    def __init__(self) -> None:
-        self.trains: list[frozenset[str]] = []
-        self.rates: list[set[float]] = []
-        self.gradients = self.state = self.activations = 0
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self.trains.append(frozenset(name for name, p in pl_module.named_parameters() if p.requires_grad))
-        weights = {p.untyped_storage().data_ptr() for p in pl_module.parameters()}
-        seen: dict[int, Tensor] = {}
-
-        def pack(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in weights:
-                seen.setdefault(storage.data_ptr(), tensor)
-            return tensor
-
-        self._seen = seen
-        self._hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
-        self._hooks.__enter__()
-
-    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        self._hooks.__exit__(None, None, None)
-        self.activations = sum(tensor.untyped_storage().nbytes() for tensor in self._seen.values())
-
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-        self.gradients = _bytes(p.grad for p in pl_module.parameters())
-
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        states = [state for state in trainer.optimizers[0].state.values()]
-        self.state = _bytes(value for state in states for value in state.values())
-
-
-def _bytes(tensors: Iterable[Any]) -> int:
-    return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, Tensor))
-
-
 @pytest.mark.parametrize("layers", ["embeddings", "embeddings,:2", "75%", "1", "*.bias"])
 def test_memory_is_what_a_real_step_keeps(layers: str) -> None:
     torch.manual_seed(0)
@@ -75,7 +33,7 @@ def test_memory_is_what_a_real_step_keeps(layers: str) -> None:
     assert memory.gradients == observed.gradients > 0
     assert memory.optimizer == observed.state > 0
     assert memory.activations == pytest.approx(observed.activations, rel=0.02)
-    assert memory.weights == _bytes((*module.parameters(), *module.buffers()))
+    assert memory.weights == bytes_of((*module.parameters(), *module.buffers()))
 
 
 def test_full_fine_tuning_is_the_same_whatever_is_frozen() -> None:

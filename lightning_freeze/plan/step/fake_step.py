@@ -6,21 +6,24 @@ that is larger than the memory of the machine can be run, also of one that is on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import Parameter
 from torch.optim import Optimizer
-from torch.utils._pytree import tree_map
 
-from lightning_freeze.plan.step.fake_optimizer import fake_optimizer, state_bytes
+from lightning_freeze.plan.step.fake_optimizer import AnyValue, fake_optimizer, state_bytes
 from lightning_freeze.plan.step.operations import OperationCounter, Work
+from lightning_freeze.plan.step.silent_metrics import has_metrics, silent_metrics
+from lightning_freeze.plan.step.stand_ins import stand_ins
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class MeasuredStep:
         backward: Work of the backward pass.
         update: Work of the optimizers.
         gradients: Bytes of all gradients.
-        optimizer: Bytes of the optimizers' state.
+        states: Bytes of the optimizers' state after the step, for each parameter that has any.
         activations: Bytes that the forward pass keeps for the backward pass.
         hidden: Bytes of the hidden states that a cache would store for the batch.
     """
@@ -43,7 +46,7 @@ class MeasuredStep:
     backward: Work
     update: Work
     gradients: int
-    optimizer: int
+    states: Mapping[Parameter, int]
     activations: int
     hidden: int
 
@@ -91,21 +94,6 @@ class _PrefixWatch:
             self.hidden += next((part.nbytes for part in parts if isinstance(part, Tensor)), 0)
 
 
-class _Step(nn.Module):
-    """``training_step`` as a forward pass, so that ``functional_call`` can run it with other parameters."""
-
-    def __init__(self, module: LightningModule) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, batch: Any) -> Tensor:
-        output = self.module.training_step(batch, 0)
-        loss = output["loss"] if isinstance(output, dict) else output
-        if not isinstance(loss, Tensor):
-            raise TypeError(f"training_step returned {type(loss).__name__}, not a loss")
-        return loss
-
-
 def measure_step(
     module: LightningModule,
     batch: Any,
@@ -117,7 +105,8 @@ def measure_step(
 
     Args:
         module: The module, with ``requires_grad`` as in the step. Its parameters may be on the meta device.
-        batch: One batch. Values that the module reads to decide what it computes cannot be known.
+        batch: One batch. Values that the module reads to decide what it computes cannot be known. Metrics of
+            torchmetrics may read values: where they do, they are left out.
         optimizers: The optimizers of the module.
         prefixes: For each tower the modules that a cache would skip, in the order in which they run.
         context: Makes the context of the forward pass, such as that of mixed precision.
@@ -125,34 +114,68 @@ def measure_step(
     Raises:
         Exception: Any error of the module, for example because it reads the values of a tensor.
     """
-    step = _Step(module)
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        tensors = {**dict(step.named_parameters()), **dict(step.named_buffers())}
-        fakes = {name: _fake(tensor) for name, tensor in tensors.items()}
-        parameters = {p: fakes[name] for name, p in step.named_parameters()}
-        inputs = tree_map(lambda x: _fake(x) if isinstance(x, Tensor) else x, batch)
-        counter, saved = OperationCounter(), _SavedTensors(parameters.values())
-        watch = _PrefixWatch(prefixes, counter)
+    try:
+        return _measure(module, batch, optimizers, prefixes, context)
+    except Exception:
+        if not has_metrics(module):
+            raise
+    with silent_metrics(module):
+        return _measure(module, batch, optimizers, prefixes, context)
+
+
+def _measure(
+    module: LightningModule,
+    batch: Any,
+    optimizers: Sequence[Optimizer],
+    prefixes: Sequence[Sequence[nn.Module]],
+    context: Callable[[], AbstractContextManager[Any]],
+) -> MeasuredStep:
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with mode:
+        fakes = {tensor: _fake(tensor) for tensor in (*module.parameters(), *module.buffers())}
+        inputs = apply_to_collection(batch, Tensor, _fake)
+    # Not within the mode, which would not let settings that are tensors be copied.
+    stepped = [fake_optimizer(optimizer, fakes, lambda tensor: _fake_in(mode, tensor)) for optimizer in optimizers]
+    parameters = [fakes[parameter] for parameter in module.parameters()]
+    counter, saved = OperationCounter(), _SavedTensors(parameters)
+    watch = _PrefixWatch(prefixes, counter)
+    with mode:
         try:
-            with counter, context(), torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda tensor: tensor):
-                loss = torch.func.functional_call(step, fakes, (inputs,))
-            forward, activations = counter.work, saved.bytes
-            with counter:
-                loss.backward()
-            backward = counter.work - forward
+            with stand_ins(module, fakes):
+                with counter, context(), torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda tensor: tensor):
+                    loss = _loss(module, inputs)
+                forward, activations = counter.work, saved.bytes
+                with counter:  # activation checkpointing runs parts of the module again
+                    loss.backward()
+                backward = counter.work - forward
         finally:
             watch.close()
-        gradients = sum(fake.grad.nbytes for fake in parameters.values() if fake.grad is not None)
-        stepped = [fake_optimizer(optimizer, parameters) for optimizer in optimizers]
-        with counter:
+        with AnyValue(), counter:  # type: ignore[no-untyped-call]
             for optimizer in stepped:
                 optimizer.step()
         update = counter.work - forward - backward
-        state = state_bytes(stepped)
-    return MeasuredStep(forward - watch.work, watch.work, backward, update, gradients, state, activations, watch.hidden)
+    gradients = sum(fake.grad.nbytes for fake in parameters if fake.grad is not None)
+    states = state_bytes(stepped, fakes)
+    return MeasuredStep(
+        forward - watch.work, watch.work, backward, update, gradients, states, activations, watch.hidden
+    )
+
+
+def _loss(module: LightningModule, batch: Any) -> Tensor:
+    step = module.training_step
+    output = step(batch, 0) if is_param_in_hook_signature(step, "batch_idx", min_args=2) else step(batch)
+    loss = output["loss"] if isinstance(output, Mapping) else output
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"training_step returned {type(loss).__name__}, not a loss")
+    return loss
 
 
 def _fake(tensor: Tensor) -> Tensor:
     device = torch.device("cpu") if tensor.device.type == "meta" else tensor.device
     fake = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
     return fake.requires_grad_(tensor.requires_grad) if isinstance(tensor, Parameter) else fake
+
+
+def _fake_in(mode: FakeTensorMode, tensor: Tensor) -> Tensor:
+    with mode:
+        return _fake(tensor)

@@ -4,32 +4,22 @@ from __future__ import annotations
 
 import argparse
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator, XLAAccelerator
 
 from lightning_freeze.cache.store.sizes import parse_size
 from lightning_freeze.cli.trainer_commands import FreezeCLI
 from lightning_freeze.cli.written_phases import phases_yaml
 from lightning_freeze.errors import ConfigurationError, suggest
 from lightning_freeze.plan import TrainingPlan, plan_training
+from lightning_freeze.plan.options import COURSE
 from lightning_freeze.plan.output.files import check_format
-
-#: Arguments of the Trainer that affect a plan.
-_COURSE = (
-    "max_epochs",
-    "max_steps",
-    "limit_train_batches",
-    "val_check_interval",
-    "check_val_every_n_epoch",
-    "accumulate_grad_batches",
-    "precision",
-)
 
 _OPTIONS = ("output", "write", "memory")
 _OPTIONS_OF_FIT = frozenset(
@@ -67,8 +57,23 @@ class PlanCLI(FreezeCLI):
         model = self.config["fit"].get("model", {})
         if "pretrained" in model:
             model["pretrained"] = False
-        with torch.device("meta"):
-            super().instantiate_classes()
+        # Not the data: it may compute with tensors when it is built. Lightning's own instantiator, which comes after
+        # this one, only keeps hyperparameters for a checkpoint.
+        self.parser.add_instantiator(_built_without_memory, LightningModule, prepend=True)
+        super().instantiate_classes()
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Build the trainer. That of a run on an accelerator which this machine lacks is built for the CPU.
+
+        Args:
+            **kwargs: Trainer arguments that come before the config's.
+        """
+        settings = self.config_init["fit"]["trainer"]
+        if _is_missing(settings.get("accelerator")):
+            devices = settings.get("devices")
+            count = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdigit() else 1
+            kwargs.update(accelerator="cpu", devices=max(1, count), strategy="auto", precision=None)
+        return super().instantiate_trainer(**kwargs)
 
     def fit(self, model: LightningModule, datamodule: LightningDataModule, **kwargs: Any) -> None:
         """Plan the run.
@@ -79,27 +84,35 @@ class PlanCLI(FreezeCLI):
             **kwargs: Further arguments of ``Trainer.fit``.
         """
         settings = self.config_init["fit"]["trainer"]
-        options = {name: settings[name] for name in _COURSE if settings.get(name) is not None}
-        options["max_epochs"] = self.trainer.max_epochs
+        options = {name: settings[name] for name in COURSE if settings.get(name) is not None}
+        if not (options.get("max_time") or options.get("fast_dev_run")):
+            options["max_epochs"] = self.trainer.max_epochs  # 3 where nothing says how long
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
-        plan = plan_training(model, callbacks, datamodule=datamodule, memory=self._memory, **options)
+        is_missing = _is_missing(settings.get("accelerator"))
+        accelerator = settings["accelerator"] if is_missing else self.trainer.accelerator
+        plan = plan_training(
+            model, callbacks, datamodule=datamodule, memory=self._memory, accelerator=accelerator, **options
+        )
+        if kwargs.get("ckpt_path") is not None:
+            note = "The whole run is planned from its beginning, not what is left of it after the checkpoint."
+            plan = replace(plan, notes=(*plan.notes, note))
         devices = self.trainer.world_size
         if devices > 1:
             note = f"One device is planned; on {devices} an epoch has about {devices} times fewer batches."
             plan = replace(plan, notes=(*plan.notes, note))
         self.plan = plan
 
-    def write_phases(self, path: Path, config: str) -> Path:
+    def write_phases(self, path: Path, configs: Sequence[str]) -> Path:
         """Write the callbacks with all phases to a file, to be used after the config.
 
         Args:
             path: The file.
-            config: The config that was planned.
+            configs: The configs that were planned.
         """
         assert self.plan is not None
         entries = self.config["fit"]["trainer"].get("callbacks") or []
         callbacks = self.config_init["fit"]["trainer"].get("callbacks") or []
-        text = phases_yaml(entries, callbacks, self.plan.schedules, config, str(path))
+        text = phases_yaml(entries, callbacks, self.plan.schedules, configs, str(path))
         path.write_text(text, encoding="utf-8")
         return path
 
@@ -118,15 +131,17 @@ def main(args: Sequence[str]) -> None:
     """
     options, rest = _parser().parse_known_args(args)
     _check_names(rest)
-    memory = None if options.memory is None else parse_size(options.memory)
+    memory = parse_size(options.memory, "--memory")
     output = None if options.output is None else Path(options.output)
     if output is not None:
         check_format(output)
+    configs = _configs_of(rest)
+    write = None if options.write is None else _writable(Path(options.write), configs)
     cli = PlanCLI(rest, memory)
     assert cli.plan is not None
     print(cli.plan)
-    if options.write is not None:
-        print(f"phases: {cli.write_phases(Path(options.write), _config_of(rest))}")
+    if write is not None:
+        print(f"phases: {cli.write_phases(write, configs)}")
     if output is not None:
         print(f"plan: {cli.plan.save(output)}")
 
@@ -140,10 +155,46 @@ def _check_names(args: Sequence[str]) -> None:
             raise ConfigurationError(f"There is no option --{name}.{nearest}")
 
 
-def _config_of(args: Sequence[str]) -> str:
-    given = [b for a, b in pairwise(args) if a == "--config"]
-    joined = [arg.removeprefix("--config=") for arg in args if arg.startswith("--config=")]
-    return next(iter([*given, *joined]), "config.yaml")
+def _configs_of(args: Sequence[str]) -> list[str]:
+    """The config files that are given, in their order."""
+    following = [*args[1:], ""]
+    found = [
+        b if a == "--config" else a.removeprefix("--config=")
+        for a, b in zip(args, following, strict=True)
+        if a == "--config" or a.startswith("--config=")
+    ]
+    return found
+
+
+def _writable(path: Path, configs: Sequence[str]) -> Path:
+    """Refuse a file that is one of the configs, since the phases are to be used after it, or that cannot be written.
+
+    Raises:
+        ConfigurationError: Naming the file.
+    """
+    if any(path.resolve() == Path(config).resolve() for config in configs):
+        raise ConfigurationError(
+            f"--write {path} would replace the config that is planned: expected another file, to be used after it."
+        )
+    if path.is_dir() or not path.parent.is_dir():
+        what = "a file, and this is a folder" if path.is_dir() else f"a folder that exists, and {path.parent} does not"
+        raise ConfigurationError(f"--write {path}: expected {what}.")
+    if path.suffix.lower() not in (".yaml", ".yml"):
+        raise ConfigurationError(f"--write {path}: expected a file that ends with '.yaml', to be used as a config.")
+    return path
+
+
+def _built_without_memory(class_type: type[LightningModule], *args: Any, **kwargs: Any) -> LightningModule:
+    kwargs.pop("applied_instantiation_links", None)
+    with torch.device("meta"):
+        return class_type(*args, **kwargs)
+
+
+def _is_missing(accelerator: object) -> bool:
+    """Whether this machine has no such accelerator."""
+    cuda, mps, tpu = CUDAAccelerator.is_available, MPSAccelerator.is_available, XLAAccelerator.is_available
+    named: dict[object, Callable[[], bool]] = {"gpu": lambda: cuda() or mps(), "cuda": cuda, "mps": mps, "tpu": tpu}
+    return isinstance(accelerator, str) and accelerator in named and not named[accelerator]()
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import shlex
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -14,13 +15,17 @@ from lightning_freeze.cli.parsing.class_defaults import described
 from lightning_freeze.schedule.phases import Phase
 
 _HEADER = """\
-# The phases of {config}, one entry each. To use them, give this file after the config:
-#   lightning-freeze fit --config {config} --config {name}
+# The phases of {what}, one entry each. To use them, give this file after {place}:
+#   lightning-freeze fit {options} --config {name}
 """
 
 
 def phases_yaml(
-    entries: Sequence[Any], callbacks: Iterable[Callback], schedules: Iterable[Sequence[Phase]], config: str, name: str
+    entries: Sequence[Any],
+    callbacks: Iterable[Callback],
+    schedules: Iterable[Sequence[Phase]],
+    configs: Sequence[str],
+    name: str,
 ) -> str:
     """Return a config with the same callbacks, in which schedules are lists of phases.
 
@@ -30,11 +35,17 @@ def phases_yaml(
         entries: The callbacks in the config, as namespaces with ``class_path`` and ``init_args``.
         callbacks: The callbacks that were made of them, in the same order.
         schedules: The phases of those that have any.
-        config: The file that the entries are from.
+        configs: The files that the entries are from, if they are from any.
         name: The file that the text will be written to.
     """
     remaining = iter(schedules)
-    lines = [_HEADER.format(config=config, name=name), "trainer:", "  callbacks:"]
+    what, place = (" and ".join(configs), "the config") if configs else ("the run", "all other options")
+    options = " ".join(f"--config {shlex.quote(config)}" for config in configs) or "..."
+    lines = [
+        _HEADER.format(what=what, place=place, options=options, name=shlex.quote(name)),
+        "trainer:",
+        "  callbacks:",
+    ]
     for entry, callback in zip(entries, callbacks, strict=False):
         phases = next(remaining) if isinstance(callback, PhasedFineTuning) else None
         if isinstance(callback, PhasedFineTuning) and phases is not None and callback.does_nothing_but_phases:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch.accelerators import CUDAAccelerator
 
 from lightning_freeze.errors import ConfigurationError, suggest
 from lightning_freeze.namespaces import either
@@ -73,6 +74,16 @@ def trainer_options_of_run(
     if options.get("precision") in (16, "16", "16-mixed"):
         options["precision"] = "bf16-mixed"  # what the CPU has; it takes the same memory
     return options
+
+
+def device_of_run(accelerator: object) -> str | None:
+    """The type of the device that a run trains on; ``None`` if it is that of the module's parameters.
+
+    Args:
+        accelerator: The Trainer's argument, if it was given.
+    """
+    is_cuda = accelerator in ("gpu", "cuda") or isinstance(accelerator, CUDAAccelerator)
+    return "cuda" if is_cuda else None
 
 
 def shown(options: Mapping[str, Any]) -> str:

@@ -27,7 +27,9 @@ Turns = list[list[tuple[int, Phase]]]
 """The phases of each schedule in the order in which the run has them, each with its index in the schedule."""
 
 
-def phases_of_run(session: Session, batch: Any, uses_cache: bool, memory: int | None = None) -> TrainingPlan:
+def phases_of_run(
+    session: Session, batch: Any, uses_cache: bool, memory: int | None = None, device: str | None = None
+) -> TrainingPlan:
     """Plan a run whose callbacks have joined, and whose optimizers exist.
 
     Args:
@@ -35,6 +37,7 @@ def phases_of_run(session: Session, batch: Any, uses_cache: bool, memory: int | 
         batch: One training batch.
         uses_cache: Whether the run has a FrozenPrefixCache.
         memory: Available memory in bytes, to find out what fits.
+        device: The type of the device that the run trains on; by default that of the module's parameters.
     """
     trainer, schedules = session.trainer, session.schedules
     length = run_length(trainer)
@@ -43,7 +46,7 @@ def phases_of_run(session: Session, batch: Any, uses_cache: bool, memory: int | 
     turns = [schedule.turns(length.steps) for schedule in schedules]
     total = _planned_batches(turns, pace, length.batches, notes)
     segments = timeline([[phase for _, phase in each] for each in turns], pace, total)
-    costs = _measure(session, batch, notes)
+    costs = _measure(session, batch, device, notes)
     schedulers = SchedulerPreview(trainer, pace)
     phases: list[PlannedPhase] = []
     steps: list[StepCost] = []
@@ -104,12 +107,12 @@ def _planned_batches(turns: Turns, pace: Pace, total: int | None, notes: list[st
     return planned
 
 
-def _measure(session: Session, batch: Any, notes: list[str]) -> StepCosts | None:
+def _measure(session: Session, batch: Any, device: str | None, notes: list[str]) -> StepCosts | None:
     if not session.module.automatic_optimization:
         notes.append("Manual optimization: what a step costs is up to training_step, so only what trains is planned.")
         return None
     try:
-        return StepCosts(session, batch)
+        return StepCosts(session, batch, device)
     except Exception as error:  # user code may raise any error on tensors without values
         notes.append(f"Time and memory are not known: {why_unknown(error)}")
         return None

@@ -21,7 +21,7 @@ from lightning_freeze.callbacks.frozen_prefix_cache import FrozenPrefixCache
 from lightning_freeze.callbacks.layer_callback import LayerCallback
 from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.namespaces import either
-from lightning_freeze.plan.options import callbacks_of_run, shown, trainer_options_of_run
+from lightning_freeze.plan.options import callbacks_of_run, device_of_run, shown, trainer_options_of_run
 from lightning_freeze.plan.phase_costs import phases_of_run
 from lightning_freeze.plan.training_plan import TrainingPlan
 from lightning_freeze.plan.unchanged import unchanged
@@ -59,7 +59,8 @@ def plan_training(
             the least freezing that does.
         **trainer_options: Further arguments of the run's Trainer. Those that decide about its course count, such as
             ``max_steps``, ``accumulate_grad_batches``, ``precision``, ``val_check_interval``,
-            ``check_val_every_n_epoch`` and ``limit_train_batches``; the others are ignored.
+            ``check_val_every_n_epoch`` and ``limit_train_batches``. With ``accelerator="gpu"`` the time is that of a
+            GPU, wherever the module is now. The others are ignored.
 
     Returns:
         The plan.
@@ -80,7 +81,7 @@ def plan_training(
     options = trainer_options_of_run(trainer_options, max_epochs, batches_per_epoch, datamodule)
     own = [_quiet(callback) for callback in given if isinstance(callback, LayerCallback)]
     uses_cache = any(isinstance(callback, FrozenPrefixCache) for callback in given)
-    planner = _Planner(uses_cache, parse_size(memory, "memory"))
+    planner = _Planner(uses_cache, parse_size(memory, "memory"), device_of_run(trainer_options.get("accelerator")))
     with unchanged(module, datamodule), _warnings_as_notes() as warned:
         trainer = Trainer(
             **options,
@@ -140,8 +141,9 @@ _NOISE = (
 class _Planner(Callback):
     """Makes the plan when the first training batch has arrived, before any other callback sees it."""
 
-    def __init__(self, uses_cache: bool, memory: int | None) -> None:
+    def __init__(self, uses_cache: bool, memory: int | None, device: str | None) -> None:
         self.plan: TrainingPlan | None = None
+        self._device = device
         self._uses_cache = uses_cache
         self._memory = memory
 
@@ -149,7 +151,7 @@ class _Planner(Callback):
         moments = Moments.of(pl_module)
         assert moments is not None
         pl_module.on_train_batch_start(batch, batch_idx)  # Lightning calls it next
-        self.plan = phases_of_run(moments.session, batch, self._uses_cache, self._memory)
+        self.plan = phases_of_run(moments.session, batch, self._uses_cache, self._memory, self._device)
         raise _PlanComplete
 
 

@@ -47,6 +47,7 @@ class StepCosts:
     Args:
         session: The fit that is about to begin.
         batch: One training batch.
+        device: The type of the device that the run trains on; by default that of the module's parameters.
 
     Attributes:
         full: Memory of a step of full fine-tuning.
@@ -55,11 +56,12 @@ class StepCosts:
         Exception: Any error of the module, for example because it reads the values of a tensor.
     """
 
-    def __init__(self, session: Session, batch: Any) -> None:
+    def __init__(self, session: Session, batch: Any, device: str | None = None) -> None:
         self._session = session
         self._batch = batch
         module = session.module
-        self._device = next((p.device.type for p in module.parameters() if p.device.type != "meta"), "cpu")
+        own = next((p.device.type for p in module.parameters() if p.device.type != "meta"), "cpu")
+        self._device = device or own
         self._weights = sum(t.nbytes for t in (*module.parameters(), *module.buffers()))
         self._known: dict[tuple[frozenset[Parameter], frozenset[int]], MeasuredStep] = {}
         self._states: dict[Parameter, int] = {}

@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from lightning_freeze.cli.command_line import main
+from lightning_freeze.data import TextDataModule
 
 FIT = ["--model.encoder", "tiny", "--model.task", "classification", "--data.data", "reviews.csv"]
 CONFIG = """
@@ -101,18 +103,103 @@ def test_written_phases_can_be_fitted(project: Path, capsys: pytest.CaptureFixtu
     ("options", "message"),
     [
         (["--output", "plan.pdf"], "plan.pdf: expected a file that ends with"),
-        (["--memory", "lots"], "lots"),
-        (["--write", "none/phases.yaml"], "none"),
+        (["--memory", "lots"], "--memory is 'lots': expected a size"),
+        (["--memory", ""], "--memory is ''"),
+        (
+            ["--write", "none/phases.yaml"],
+            "--write none/phases.yaml: expected a folder that exists, and none does not.",
+        ),
+        (["--write", "tiny"], "--write tiny: expected a file, and this is a folder."),
+        (["--write", "phases.json"], "phases.json: expected a file that ends with '.yaml'"),
+        (["--output", "tiny.html"], "tiny.html: expected a file, and this is a folder."),
         (["--trainer.callbacks+=LayerFreezing", "--trainer.callbacks.layers=hed"], "names no layer"),
     ],
 )
 def test_wrong_options(project: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str) -> None:
+    Path("tiny.html").mkdir()
     with pytest.raises(SystemExit) as ended:
         main(["plan", *FIT, *options])
     assert ended.value.code == 2
     printed = capsys.readouterr()
     assert message in printed.err
     assert "Traceback" not in printed.err
+
+
+def test_the_planned_config_is_not_overwritten(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("config.yaml").write_text(CONFIG)
+    with pytest.raises(SystemExit):
+        main(["plan", "--config", "config.yaml", "--write", "../" + project.name + "/config.yaml"])
+    assert "would replace the config that is planned" in capsys.readouterr().err
+    assert Path("config.yaml").read_text() == CONFIG
+
+
+def test_written_phases_name_all_that_they_come_after(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("config.yaml").write_text(CONFIG)
+    Path("more epochs.yaml").write_text("trainer: {max_epochs: 8}")
+    main(["plan", "--config", "config.yaml", "--config=more epochs.yaml", "--write", "phases.yaml"])
+    assert (
+        "fit --config config.yaml --config 'more epochs.yaml' --config phases.yaml" in Path("phases.yaml").read_text()
+    )
+    main(["plan", *FIT, "--trainer.callbacks+=GradualUnfreezing", "--write", "phases.yml"])
+    assert (
+        "after all other options:\n#   lightning-freeze fit ... --config phases.yml" in Path("phases.yml").read_text()
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "batches"),
+    [
+        (["--trainer.fast_dev_run=true"], 1),
+        (["--trainer.overfit_batches=2"], 6),
+        (["--trainer.limit_train_batches=2", "--trainer.max_steps=3", "--trainer.max_epochs=-1"], 3),
+        (["--trainer.max_time=00:01:00:00", "--model.lr_scheduler=ConstantLR"], None),
+    ],
+    ids=str,
+)
+def test_the_course_is_that_of_the_run(
+    project: Path, capsys: pytest.CaptureFixture[str], options: list[str], batches: int | None
+) -> None:
+    main(["plan", *FIT, *options, "--output", "plan.json"])
+    assert json.loads(Path("plan.json").read_text())["batches"] == batches
+
+
+def test_a_run_on_an_accelerator_is_planned_without_one(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gpu = [
+        "--trainer.accelerator=gpu",
+        "--trainer.precision=16-mixed",
+        "--trainer.devices=2",
+        "--trainer.strategy=fsdp",
+    ]
+    layers = ["--trainer.callbacks+=LayerFreezing", "--trainer.callbacks.layers=embeddings,:2"]
+    main(["plan", *FIT, *gpu, *layers, "--output", "gpu.json"])
+    printed = capsys.readouterr().out
+    assert "Note: One device is planned; on 2 an epoch has about 2 times fewer batches." in printed
+    assert "fp16 is not supported" not in printed
+    main(["plan", *FIT, *layers, "--trainer.precision=bf16-mixed", "--trainer.accelerator=cpu", "--output", "cpu.json"])
+    on_gpu, on_cpu = (json.loads(Path(name).read_text())["phases"][0] for name in ("gpu.json", "cpu.json"))
+    assert on_gpu["memory"] == on_cpu["memory"]
+    assert on_gpu["time"] != on_cpu["time"]
+
+
+class DataWithTensors(TextDataModule):
+    """Reads the values of tensors that it has made when it is built."""
+
+    def __init__(self, data: str) -> None:
+        super().__init__(data=data, tokenizer="tiny", batch_size=int(torch.tensor([8]).max()))
+
+
+def test_data_is_built_with_memory(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = [f"--data={DataWithTensors.__module__}.DataWithTensors", "--data.data=reviews.csv"]
+    main(["plan", "--model.encoder=tiny", "--model.task=classification", *options, "--output", "plan.json"])
+    assert json.loads(Path("plan.json").read_text())["batch_size"] == 8
+
+
+def test_a_resumed_run_is_a_note(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["fit", *FIT, "--trainer.max_epochs=1", "--trainer.accelerator=cpu"])
+    (checkpoint,) = project.rglob("*.ckpt")
+    capsys.readouterr()
+    main(["plan", *FIT, "--ckpt_path", str(checkpoint)])
+    assert "Note: The whole run is planned from its beginning" in capsys.readouterr().out
 
 
 def test_several_devices_are_a_note(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

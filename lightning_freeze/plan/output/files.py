@@ -20,12 +20,15 @@ def check_format(path: Path) -> None:
         path: The file.
 
     Raises:
-        ConfigurationError: The ending is another one, the folder does not exist, or the extra is not installed.
+        ConfigurationError: The ending is another one, it is a folder or in one that does not exist, or the extra is not
+            installed.
     """
     ending = path.suffix.lower()
     if ending not in FORMATS:
         nearest = suggest(ending, FORMATS)
         raise ConfigurationError(f"{path}: expected a file that ends with {listing(FORMATS)}.{nearest}")
+    if path.is_dir():
+        raise ConfigurationError(f"{path}: expected a file, and this is a folder.")
     if not path.parent.is_dir():
         raise ConfigurationError(f"{path}: expected a folder that exists, and {path.parent} does not.")
     missing = [name for name in ("matplotlib", "jinja2") if importlib.util.find_spec(name) is None]

@@ -1,6 +1,6 @@
 """The pictures of a plan: when each layer trains at which rate, and the memory and time of a step in each phase.
 
-Needs the extra ``report`` (matplotlib). The palettes are safe for colour-blind readers (cividis, and that of Okabe
+Needs the extra ``report`` (matplotlib). The palettes are safe for colour-blind readers (viridis, and that of Okabe
 and Ito, 2008).
 """
 
@@ -13,9 +13,11 @@ from typing import Any, NamedTuple
 from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LogNorm
+from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+from numpy import linspace
 
 from lightning_freeze.plan.records import PlannedPhase, PlanRecord
 
@@ -23,6 +25,8 @@ _FROZEN = "#b8b8b8"
 _PARTS = {"weights": "#999999", "gradients": "#E69F00", "optimizer": "#56B4E9", "activations": "#009E73"}
 _FREEZING, _CACHED, _LIMIT = "#0072B2", "#E69F00", "#D55E00"
 _WIDTH = 9.0
+#: Up to how many bars the timeline is a vector drawing. More would make a page too large to be mailed.
+_MOST_BARS = 2000
 #: Placeholder for the text colour, which a page sets for its light and dark variants.
 _TEXT = "#010203"
 _STYLE: dict[Any, Any] = {
@@ -97,21 +101,25 @@ def _draw_timeline(ax: Axes, plan: PlanRecord) -> None:
     layers = plan.phases[0].layers
     rates = [rate for phase in plan.phases for layer in phase.layers for rate in layer.rates if rate > 0]
     lowest, highest = (min(rates), max(rates)) if rates else (1.0, 1.0)
-    norm = LogNorm(lowest, highest * (1.0001 if lowest == highest else 1))
-    colours = colormaps["cividis"]
+    norm = LogNorm(lowest, highest) if lowest < highest else LogNorm(lowest / 2, lowest * 2)
+    # Without its darkest part, which a dark page would hide. No colour of it looks like the grey of frozen layers.
+    colours = ListedColormap(colormaps["viridis"](linspace(0.2, 1.0, 256)))
     end = _end(plan)
+    is_large = len(layers) * len(plan.phases) > _MOST_BARS
     for phase in plan.phases:
         stop = end if phase.last_batch is None else phase.last_batch
         for row, layer in enumerate(phase.layers):
             rate = layer.rates[-1] if layer.rates else 0.0
             trains = colours(norm(rate)) if rate > 0 else colours(0.0)
             colour = trains if layer.trainable else _FROZEN
-            ax.barh(row, stop - phase.first_batch, left=phase.first_batch, height=0.86, color=colour, linewidth=0)
+            left, width = phase.first_batch, stop - phase.first_batch
+            ax.barh(row, width, left=left, height=0.86, color=colour, linewidth=0, rasterized=is_large)
         if phase.begins_open or phase.first_batch:
             ax.axvline(phase.first_batch, color=_TEXT, linewidth=0.8, linestyle=":" if phase.begins_open else "-")
-    ax.set_yticks(range(len(layers)), [_shortened(layer.name) for layer in layers])
+    ax.set_yticks(range(len(layers)), [_shortened(layer.name) for layer in layers], parse_math=False)
     ax.set_ylim(-0.6, len(layers) - 0.4)
     ax.set_xlim(0, end)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel("training batch" + (" (a dotted line is the earliest batch)" if _is_open(plan) else ""))
     if lowest == highest:
         handles = [Patch(color=_FROZEN, label="frozen")]
@@ -140,18 +148,13 @@ def _draw_memory(ax: Axes, plan: PlanRecord) -> None:
 
 def _draw_time(ax: Axes, plan: PlanRecord) -> None:
     known = [(phase, phase.time) for phase in plan.phases if phase.time is not None]
-    for offset, colour, label, values in (
-        (-0.2, _FREEZING, "freezing", [time.freezing for _, time in known]),
-        (
-            0.2,
-            _CACHED,
-            "with FrozenPrefixCache",
-            [time.freezing if time.cached is None else time.cached for _, time in known],
-        ),
-    ):
-        rows = [row + offset for row in range(len(known))]
-        bars = ax.barh(rows, values, height=0.36, color=colour, label=label)
-        ax.bar_label(bars, fmt="%.2f", padding=3, fontsize=8, color=_TEXT)
+    freezing = [(row - 0.2, time.freezing) for row, (_, time) in enumerate(known)]
+    cached = [(row + 0.2, time.cached) for row, (_, time) in enumerate(known) if time.cached is not None]
+    for bars, colour, label in ((freezing, _FREEZING, "freezing"), (cached, _CACHED, "with FrozenPrefixCache")):
+        if bars:
+            rows, values = zip(*bars, strict=True)
+            drawn = ax.barh(rows, values, height=0.36, color=colour, label=label)
+            ax.bar_label(drawn, fmt="%.2f", padding=3, fontsize=8, color=_TEXT)
     ax.axvline(1.0, color=_TEXT, linewidth=0.8, linestyle="--", label="full fine-tuning")
     ax.set_xlim(0, 1.12 * max(1.0, *(time.freezing for _, time in known)))
     _finish(ax, [f"phase {phase.number}" for phase, _ in known], "time of a training step, full fine-tuning is 1")

@@ -39,8 +39,10 @@ def plan_page(plan: PlanRecord) -> str:
 
 def _headline(plan: PlanRecord) -> list[dict[str, Any]]:
     total, cached, peak = plan.total_time(), plan.total_time(cached=True), plan.peak()
-    cards = [{"label": "phases", "value": str(len(plan.phases))}]
-    cards.append({"label": "training batches", "value": "?" if plan.batches is None else f"{plan.batches:,}"})
+    phases, batches = len(plan.phases), plan.batches
+    cards = [{"label": "phase" if phases == 1 else "phases", "value": str(phases)}]
+    label = "training batch" if batches == 1 else "training batches"
+    cards.append({"label": label, "value": "?" if batches is None else f"{batches:,}"})
     if total is not None and cached is not None:
         cards.append({"label": "of the time of full fine-tuning", "value": f"{total:.0%}"})
         if cached < total:

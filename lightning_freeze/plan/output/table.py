@@ -66,17 +66,19 @@ def rates_text(phase: PlannedPhase) -> str:
 
 def summary_lines(plan: PlanRecord) -> list[str]:
     """Sentences about the run as a whole."""
-    shapes = ", ".join(f"{name} {' x '.join(map(str, shape)) or 'scalar'}" for name, shape in plan.batch.items())
+    shapes = ", ".join(f"{name}: {' x '.join(map(str, shape)) or 'scalar'}" for name, shape in plan.batch.items())
     lines = [
         "The learning rate is the highest in the phase. Memory is what a training step keeps, time how long it takes "
         "relative to full fine-tuning.",
-        f"Planned with one batch: {shapes}.",
+        f"Planned with one batch: {shapes or 'without tensors'}.",
     ]
     total, cached = plan.total_time(), plan.total_time(cached=True)
     if total is not None and cached is not None:
         line = f"The whole run takes {total:.2f} of the time of full fine-tuning"
         if cached < total:
             line += f", {cached:.2f} with FrozenPrefixCache ({show_size(plan.cache_bytes)} for the training samples)"
+        if any(phase.ends_open for phase in plan.phases):
+            line += ", if each phase ends as early as it can"
         lines.append(f"{line}.")
     peak = plan.peak()
     if peak is not None and plan.full is not None:
@@ -89,12 +91,13 @@ def summary_lines(plan: PlanRecord) -> list[str]:
 
 
 def _what_fits(plan: PlanRecord, limit: int) -> str:
+    numbers = [str(phase.number) for phase in plan.phases]
     large = [str(phase.number) for phase in plan.phases if not plan.fits(phase)]
     if plan.peak() is None:
         return f"Whether it fits in {show_size(limit)} is not known."
     if not large:
         return f"It fits in {show_size(limit)}."
-    which = f"Phase {large[0]} does" if len(large) == 1 else f"Phases {', '.join(large)} do"
+    which = f"Phase {large[0]} does" if len(large) == 1 else f"Phases {spans(large, numbers)} do"
     if plan.fitting is None:
         return f"{which} not fit in {show_size(limit)}, and neither does training the last layer alone."
     need = show_size(plan.fitting.memory.total)

@@ -1,0 +1,182 @@
+"""Charts of numbers of each phase: time, memory, and where backward stops."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from lightning_freeze.cache.store.sizes import show_size
+from lightning_freeze.layers.wording import count, spans
+from lightning_freeze.pages.style import BLUE, FROZEN, GREEN, GREY, ORANGE, SKY_BLUE, TEXT, VERMILION
+from lightning_freeze.run_report.history.records import PhaseRecord
+from lightning_freeze.run_report.page.canvas import (
+    HALF,
+    layer_axis,
+    layers_height,
+    legend_above,
+    svg_of,
+)
+from lightning_freeze.run_report.page.view import Chart, Table, View, number, seconds_text
+
+_PARTS = (("weights", GREY), ("gradients", ORANGE), ("optimizer", SKY_BLUE))
+
+
+def time_chart(view: View) -> Chart | None:
+    """Time of a training batch in each phase; none before two batches of a phase have ended."""
+    times = [phase.batch_seconds for phase in view.phases]
+    known = [time for time in times if time is not None]
+    if not known:
+        return None
+    planned = _planned_seconds(view)
+
+    def draw(figure: Figure) -> None:
+        ax = figure.subplots()
+        offset = 0.2 if any(planned) else 0.0
+        _bars(ax, [time or 0.0 for time in times], -offset, BLUE, "measured", bool(offset))
+        if offset:
+            _bars(ax, [time or 0.0 for time in planned], offset, ORANGE, "planned", True)
+            legend_above(ax)
+        _phase_axis(ax, view)
+        ax.set_xlabel("seconds in a training batch")
+        ax.set_xlim(0, 1.15 * max([*known, *(time for time in planned if time)]))
+
+    slowest = max(known)
+    note = "From the start of a batch to its end, without loading data and without validation."
+    columns = ["phase", "trainable parameters", "batches", "time of a batch", "relative to the slowest phase"]
+    rows = []
+    for position, (phase, time) in enumerate(zip(view.phases, times, strict=True), start=1):
+        share = None if time is None else time / slowest
+        rows.append([str(position), _trainable(phase), str(phase.batches), seconds_text(time), number(share, 2)])
+    if any(planned):
+        note += " The plan knows only ratios, so it is scaled to the measured time of the run."
+        columns += ["planned", "planned, relative to full fine-tuning"]
+        for row, seconds, plan in zip(rows, planned, view.planned, strict=True):
+            row += [seconds_text(seconds), number(None if plan is None else plan.time, 2)]
+    height = 1.0 + (0.42 if any(planned) else 0.3) * max(2, len(times))
+    return Chart("time", "Time of a training batch", note, svg_of(HALF, height, draw), Table(columns, rows))
+
+
+def memory_chart(view: View) -> Chart | None:
+    """Memory in each phase beside that of full fine-tuning; none before anything was measured."""
+    memories = [phase.memory for phase in view.phases]
+    known = [memory for memory in memories if memory is not None]
+    if not known:
+        return None
+    last = max(known, key=lambda memory: memory.full_optimizer)
+    full = (last.weights, last.full_gradients, last.full_optimizer)
+    bars = [(0, 0, 0) if each is None else (each.weights, each.gradients, each.optimizer) for each in memories]
+    allocated = [None if each is None else each.allocated for each in memories]
+    limits = [None if p is None or p.gradients is None or p.optimizer is None else p.gradients + p.optimizer for p in view.planned]
+    unit, unit_name = (2**30, "GiB") if sum(full) >= 2**30 else (2**20, "MiB")
+
+    def draw(figure: Figure) -> None:
+        ax = figure.subplots()
+        rows = range(len(bars) + 1)
+        left = [0.0] * len(rows)
+        for part, (name, colour) in enumerate(_PARTS):
+            widths = [bar[part] / unit for bar in (*bars, full)]
+            ax.barh(rows, widths, left=left, color=colour, label=name, height=0.66)
+            left = [a + b for a, b in zip(left, widths, strict=True)]
+        found = [(row, size / unit) for row, size in enumerate(allocated) if size is not None]
+        if found:
+            ax.plot([s for _, s in found], [r for r, _ in found], "D", color=VERMILION, label="allocated", markersize=6)
+        plans = [(row, (memories[row].weights + size) / unit) for row, size in enumerate(limits) if size and memories[row]]
+        if plans:
+            ax.plot([s for _, s in plans], [r for r, _ in plans], "|", color=TEXT, label="planned", markersize=16, markeredgewidth=2)
+        _phase_axis(ax, view, ("full fine-tuning",))
+        ax.set_xlabel(unit_name)
+        legend_above(ax, 3 if found or plans else 5)
+
+    note = "What the tensors of a training step keep; activations come on top. Full fine-tuning is estimated from the same run."
+    if any(allocated):
+        note += " Allocated is the most that the accelerator held when backward began, activations included."
+    columns = ["phase", "weights", "gradients", "optimizer", "together", *(["allocated"] if any(allocated) else [])]
+    rows = [[str(i), *map(show_size, bar), show_size(sum(bar))] for i, bar in enumerate(bars, start=1)]
+    rows.append(["full fine-tuning", *map(show_size, full), show_size(sum(full))])
+    if any(allocated):
+        for row, size in zip(rows, (*allocated, None), strict=True):
+            row.append("-" if size is None else show_size(size))
+    if any(limits):
+        columns.append("planned gradients and optimizer")
+        for row, size in zip(rows, (*limits, None), strict=True):
+            row.append("-" if size is None else show_size(size))
+    height = 1.3 + 0.3 * (len(bars) + 1)
+    return Chart("memory", "Memory", note, svg_of(HALF, height, draw), Table(columns, rows))
+
+
+def backward_chart(view: View) -> Chart | None:
+    """Where backward stops in each phase; none before the first batch."""
+    if not view.phases:
+        return None
+    kinds = {
+        "trains": (BLUE, ""),
+        "frozen, backward runs through": (ORANGE, "xxx"),
+        "frozen, not reached": (FROZEN, ""),
+    }
+    names = list(kinds)
+
+    def draw(figure: Figure) -> None:
+        ax = figure.subplots()
+        for column, phase in enumerate(view.phases, start=1):
+            for row, index in enumerate(view.shown):
+                kind = names[0 if phase.trainable[index] else 1 if index in phase.passes else 2]
+                colour, hatch = kinds[kind]
+                ax.bar(column, 0.9, bottom=row - 0.45, width=0.9, color=colour, hatch=hatch, edgecolor=TEXT, linewidth=0)
+        layer_axis(ax, view.names)
+        every = -(-len(view.phases) // 16)
+        ax.set_xticks(range(1, len(view.phases) + 1, every))
+        ax.set_xlim(0.4, len(view.phases) + 0.6)
+        ax.set_xlabel("phase")
+        handles = [Patch(facecolor=c, hatch=h, edgecolor=TEXT, linewidth=0, label=n) for n, (c, h) in kinds.items()]
+        legend_above(ax, 2, handles=handles)
+
+    note = "Backward saves time only in the layers that it does not reach."
+    if not all(phase.passes_certain for phase in view.phases):
+        note += " Some of it follows from the order of the layers and may differ in this model."
+    rows = []
+    for position, phase in enumerate(view.phases, start=1):
+        passed = [view.history.layers[index] for index in phase.passes]
+        rows.append([str(position), view.trains(phase), spans(passed, view.history.layers) or "none", _lowest(view, phase)])
+    columns = ["phase", "trains", "frozen layers that backward runs through", "lowest layer with a gradient"]
+    height = 1.1 + layers_height(len(view.names), 2.0)
+    return Chart("backward", "Where backward stops", note, svg_of(HALF, height, draw), Table(columns, rows, (1, 2, 3)))
+
+
+def _lowest(view: View, phase: PhaseRecord) -> str:
+    return "-" if phase.lowest is None else view.history.layers[phase.lowest]
+
+
+def _planned_seconds(view: View) -> list[float | None]:
+    """The planned time of a batch in each phase, scaled so that all phases together take as long as they did."""
+    pairs = [
+        (phase.seconds, phase.timed * plan.time)
+        for phase, plan in zip(view.phases, view.planned, strict=True)
+        if plan is not None and plan.time is not None and phase.timed
+    ]
+    units = sum(planned for _, planned in pairs)
+    if not units:
+        return [None] * len(view.phases)
+    scale = sum(seconds for seconds, _ in pairs) / units
+    return [None if plan is None or plan.time is None else plan.time * scale for plan in view.planned]
+
+
+def _bars(ax: Axes, values: Sequence[float], offset: float, colour: str, label: str, is_thin: bool) -> None:
+    rows = [row + offset for row in range(len(values))]
+    bars = ax.barh(rows, values, height=0.36 if is_thin else 0.66, color=colour, label=label)
+    texts = [seconds_text(value) if value else "" for value in values]
+    ax.bar_label(bars, texts, padding=3, fontsize=8, color=TEXT)
+
+
+def _phase_axis(ax: Axes, view: View, more: Sequence[str] = ()) -> None:
+    labels = [f"phase {position}" for position in range(1, len(view.phases) + 1)]
+    every = -(-len(labels) // 30)
+    labels = [label if row % every == 0 else "" for row, label in enumerate(labels)]
+    ax.set_yticks(range(len(labels) + len(more)), [*labels, *more])
+    ax.invert_yaxis()
+
+
+def _trainable(phase: PhaseRecord) -> str:
+    return count(sum(phase.trainable))

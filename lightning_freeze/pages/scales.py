@@ -42,6 +42,7 @@ def log_colorbar(axes: Axes | list[Axes], norm: LogNorm, colours: Colormap, labe
     """
     first = axes[0] if isinstance(axes, list) else axes
     bar = first.figure.colorbar(ScalarMappable(norm, colours), ax=axes, label=label, pad=0.01)
-    bar.solids.set_rasterized(True)  # one picture instead of 256 shapes
+    if bar.solids is not None:
+        bar.solids.set_rasterized(True)  # one picture instead of 256 shapes
     plain_log_ticks(bar.ax.yaxis)
     return bar

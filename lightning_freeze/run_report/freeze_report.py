@@ -24,7 +24,7 @@ from lightning_freeze.run_report.measures.warning_log import WarningLog
 from lightning_freeze.run_report.plan_file import read_plan
 from lightning_freeze.run_report.recorder import Recorder
 from lightning_freeze.run_report.report_file import ReportFile
-from lightning_freeze.run_report.start import start_recorder
+from lightning_freeze.run_report.start import stack_from, stack_of_run, start_recorder
 
 
 class FreezeReport(Callback):
@@ -133,11 +133,13 @@ class FreezeReport(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         # A broadcast, so every process takes part in it.
         folder = self.dirpath or trainer.log_dir or trainer.default_root_dir
+        own_stack = None if self.groups is None else stack_from(pl_module, self.groups)
         if not trainer.is_global_zero:
             return
         with self._guarded():
             is_own = self._is_loaded or bool(trainer.global_step or trainer.current_epoch)
-            self._recorder = start_recorder(self, trainer, pl_module, self._state if is_own else {})
+            stack = own_stack or stack_of_run(pl_module)
+            self._recorder = start_recorder(self, trainer, pl_module, stack, self._state if is_own else {})
             for text in self._early_warnings:
                 self._recorder.history.add_warning(self._recorder.position, text)
             is_written = not getattr(trainer, "fast_dev_run", False) and not missing_libraries()
@@ -175,19 +177,19 @@ class FreezeReport(Callback):
             with self._guarded():
                 self._recorder.end_validation(logged)
             if self._file is not None and self._file.is_old():
-                self._write(trainer)
+                self._write()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
-        self._write(trainer)
+        self._write()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
-        self._end(trainer, "training was stopped" if trainer.should_stop else "training ended as planned")
+        self._end("training was stopped" if trainer.should_stop else "training ended as planned")
         if self.verbose and self._file is not None and self._file.is_written:
             pl_module.print(f"freeze report: {os.path.relpath(self._file.path)}")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: D102
         first = str(exception).strip().partition("\n")[0]
-        self._end(trainer, f"training ended with {type(exception).__name__}{f': {first}' if first else ''}")
+        self._end(f"training ended with {type(exception).__name__}{f': {first}' if first else ''}")
         self._close()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: D102
@@ -202,18 +204,18 @@ class FreezeReport(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # noqa: D102
         self._state, self._is_loaded = state_dict, True
 
-    def _end(self, trainer: Trainer, text: str) -> None:
+    def _end(self, text: str) -> None:
         if self._recorder is not None:
             with self._guarded():
                 self._recorder.add_event(text)
-            self._write(trainer)
+            self._write(is_last=True)
 
-    def _write(self, trainer: Trainer) -> None:
+    def _write(self, is_last: bool = False) -> None:
         if self._recorder is None or self._file is None:
             return
         with self._guarded():
             self._recorder.refresh()
-            self._file.write(self._recorder.history, self._recorder.facts())
+            self._file.write(self._recorder.history, self._recorder.facts(), is_last)
 
     def _add_warning(self, text: str) -> None:
         if self._recorder is None:
@@ -234,8 +236,6 @@ class FreezeReport(Callback):
         try:
             with torch.no_grad():
                 yield
-        except ConfigurationError:
-            raise
         except Exception as error:
             self._recorder = None
             rank_zero_warn(
@@ -246,5 +246,11 @@ class FreezeReport(Callback):
     def __getstate__(self) -> dict[str, Any]:
         # A copy or a pickle of a callback is its configuration and history, never the run that it takes part in.
         own = {name: value for name, value in vars(self).items() if name not in ("log", "log_dict")}
-        run = {"_recorder": None, "_file": None, "_warnings": None, "_early_warnings": [], "_is_loaded": False}
+        run: dict[str, Any] = {
+            "_recorder": None,
+            "_file": None,
+            "_warnings": None,
+            "_early_warnings": [],
+            "_is_loaded": False,
+        }
         return own | run | {"_state": self.state_dict()}

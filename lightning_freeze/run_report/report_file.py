@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from time import monotonic
+from typing import TYPE_CHECKING
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
@@ -11,6 +12,9 @@ from lightning_freeze.run_report.facts import RunFacts
 from lightning_freeze.run_report.history.history import History
 from lightning_freeze.run_report.plan_file import PlannedNumbers
 from lightning_freeze.run_report.writing import path_in, write_atomically
+
+if TYPE_CHECKING:  # needs matplotlib
+    from lightning_freeze.run_report.page.figures import Figures
 
 _OLD_SECONDS = 60.0
 
@@ -32,6 +36,7 @@ class ReportFile:
         self.path = path_in(folder, name)
         self.is_written = False
         self._plan = plan
+        self._figures: Figures | None = None
         self._is_warned = False
         self._written_at = monotonic()
 
@@ -39,18 +44,21 @@ class ReportFile:
         """Whether more than a minute has passed since the page was written, or the run began."""
         return monotonic() - self._written_at > _OLD_SECONDS
 
-    def write(self, history: History, facts: RunFacts) -> None:
+    def write(self, history: History, facts: RunFacts, is_last: bool) -> None:
         """Write the page; if that fails, warn once, and try again the next time.
 
         Args:
             history: What happened.
             facts: What else there is to say about the run.
+            is_last: Whether the run is over.
         """
+        from lightning_freeze.run_report.page.figures import Figures
         from lightning_freeze.run_report.page.page import report_page
 
+        self._figures = self._figures or Figures()
         self._written_at = monotonic()
         try:
-            write_atomically(self.path, report_page(history, facts, self._plan))
+            write_atomically(self.path, report_page(history, facts, self._plan, self._figures, is_last))
             self.is_written = True
         except Exception as error:
             if not self._is_warned:

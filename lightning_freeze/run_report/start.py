@@ -26,22 +26,43 @@ class Options(Protocol):
     every_n_steps: int | None
     monitor: str | None
     mode: Any
-    groups: Groups | None
 
 
-def start_recorder(options: Options, trainer: Trainer, module: LightningModule, state: Mapping[str, Any]) -> Recorder:
+def stack_from(module: LightningModule, groups: Groups) -> LayerStack:
+    """The layers that an explicit map defines.
+
+    Args:
+        module: The module that is being fitted.
+        groups: The map.
+
+    Raises:
+        ConfigurationError: If it does not fit the module.
+    """
+    try:
+        return LayerStack(module, groups=groups)
+    except ValueError as error:
+        raise ConfigurationError(f"FreezeReport: {error}") from error
+
+
+def stack_of_run(module: LightningModule) -> LayerStack:
+    """The layers as the other callbacks see them, or as they are found without any."""
+    moments = Moments.of(module)
+    return LayerStack(module) if moments is None else moments.session.stack
+
+
+def start_recorder(
+    options: Options, trainer: Trainer, module: LightningModule, stack: LayerStack, state: Mapping[str, Any]
+) -> Recorder:
     """Make what fills the history of a fit.
 
     Args:
         options: The options of the report.
         trainer: The running trainer, about to train.
         module: The module that is being fitted.
+        stack: Its layers.
         state: The state of the run that is continued; empty for a new one.
-
-    Raises:
-        ConfigurationError: If ``groups`` does not fit the module.
     """
-    layers = RunLayers(_stack(options, module))
+    layers = RunLayers(stack)
     taken = trainer.global_step
     history = _continued(state, layers)
     start = StartingWeights(layers)
@@ -55,16 +76,6 @@ def start_recorder(options: Options, trainer: Trainer, module: LightningModule, 
     start.keep()
     watched = watched_metrics(trainer, options.monitor, options.mode)
     return Recorder(trainer, module, layers, history, start, options.every_n_steps, watched, options.log_scalars)
-
-
-def _stack(options: Options, module: LightningModule) -> LayerStack:
-    moments = Moments.of(module)
-    if options.groups is not None:
-        try:
-            return LayerStack(module, groups=options.groups)
-        except ValueError as error:
-            raise ConfigurationError(f"FreezeReport: {error}") from error
-    return LayerStack(module) if moments is None else moments.session.stack
 
 
 def _continued(state: Mapping[str, Any], layers: RunLayers) -> History | None:

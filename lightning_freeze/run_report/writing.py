@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import fsspec
+from lightning.fabric.utilities.cloud_io import get_filesystem
 
 #: Stands between the name of a protocol and the path, as in ``s3://bucket/folder``.
 _PROTOCOL = "://"
@@ -28,7 +28,7 @@ def write_atomically(path: str, text: str) -> None:
     """
     content = text.encode("utf-8", errors="replace")
     if _PROTOCOL in path:  # object stores replace a file at once themselves
-        with fsspec.open(path, "wb") as remote:
+        with get_filesystem(path).open(path, "wb") as remote:
             remote.write(content)
         return
     target = Path(path)

@@ -58,7 +58,8 @@ def _joined(norm: float | None, other: float) -> float:
 
 def _norm(tensors: Sequence[Tensor]) -> Tensor:
     norms = [torch.linalg.vector_norm(values, dtype=_precision(values)) for values in map(_values, tensors)]
-    return torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
+    joined: Tensor = torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
+    return joined
 
 
 def _values(tensor: Tensor) -> Tensor:

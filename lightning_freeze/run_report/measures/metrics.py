@@ -23,15 +23,15 @@ def watched_metrics(trainer: Trainer, monitor: str | None, mode: str | None) -> 
         monitor: The metric of the report, which comes first.
         mode: Its mode, if it is given.
     """
-    found = {} if monitor is None else {monitor: mode or mode_of(monitor)}
+    found: dict[str, str] = {} if monitor is None else {monitor: mode or mode_of(monitor)}
     moments = Moments.of(trainer.lightning_module)
     for schedule in moments.session.schedules if moments is not None else ():
         for name, better in monitors(schedule.plan).items():
             found.setdefault(name, better)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        name, better = getattr(callback, "monitor", None), getattr(callback, "mode", None)
-        if isinstance(name, str) and name:
-            found.setdefault(name, better if better in ("min", "max") else mode_of(name))
+        watched, mode = getattr(callback, "monitor", None), getattr(callback, "mode", None)
+        if isinstance(watched, str) and watched:
+            found.setdefault(watched, mode if mode in ("min", "max") else mode_of(watched))
     return found
 
 

@@ -1,4 +1,4 @@
-"""Charts of numbers of each phase: time, memory, and where backward stops."""
+"""Charts of numbers of each phase: time, and where backward stops."""
 
 from __future__ import annotations
 
@@ -8,20 +8,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from lightning_freeze.cache.store.sizes import show_size
 from lightning_freeze.layers.wording import count, spans
-from lightning_freeze.pages.style import BLUE, FROZEN, GREEN, GREY, ORANGE, SKY_BLUE, TEXT, VERMILION
+from lightning_freeze.pages.style import BLUE, FROZEN, ORANGE, TEXT
 from lightning_freeze.run_report.history.records import PhaseRecord
 from lightning_freeze.run_report.page.canvas import (
-    HALF,
     layer_axis,
     layers_height,
     legend_above,
-    svg_of,
+    phase_axis,
 )
-from lightning_freeze.run_report.page.view import Chart, Table, View, number, seconds_text
-
-_PARTS = (("weights", GREY), ("gradients", ORANGE), ("optimizer", SKY_BLUE))
+from lightning_freeze.run_report.page.chart import Chart, Table
+from lightning_freeze.run_report.page.view import View, number, seconds_text
 
 
 def time_chart(view: View) -> Chart | None:
@@ -31,17 +28,19 @@ def time_chart(view: View) -> Chart | None:
     if not known:
         return None
     planned = _planned_seconds(view)
+    longest = max([*known, *(time for time in planned if time)])
+    unit = 1000 if longest < 1 else 1
 
     def draw(figure: Figure) -> None:
         ax = figure.subplots()
         offset = 0.2 if any(planned) else 0.0
-        _bars(ax, [time or 0.0 for time in times], -offset, BLUE, "measured", bool(offset))
+        _bars(ax, [unit * (time or 0.0) for time in times], -offset, BLUE, "measured", bool(offset))
         if offset:
-            _bars(ax, [time or 0.0 for time in planned], offset, ORANGE, "planned", True)
+            _bars(ax, [unit * (time or 0.0) for time in planned], offset, ORANGE, "planned", True)
             legend_above(ax)
-        _phase_axis(ax, view)
-        ax.set_xlabel("seconds in a training batch")
-        ax.set_xlim(0, 1.15 * max([*known, *(time for time in planned if time)]))
+        phase_axis(ax, view)
+        ax.set_xlabel("milliseconds in a training batch" if unit == 1000 else "seconds in a training batch")
+        ax.set_xlim(0, 1.18 * unit * longest)
 
     slowest = max(known)
     note = "From the start of a batch to its end, without loading data and without validation."
@@ -56,55 +55,7 @@ def time_chart(view: View) -> Chart | None:
         for row, seconds, plan in zip(rows, planned, view.planned, strict=True):
             row += [seconds_text(seconds), number(None if plan is None else plan.time, 2)]
     height = 1.0 + (0.42 if any(planned) else 0.3) * max(2, len(times))
-    return Chart("time", "Time of a training batch", note, svg_of(HALF, height, draw), Table(columns, rows))
-
-
-def memory_chart(view: View) -> Chart | None:
-    """Memory in each phase beside that of full fine-tuning; none before anything was measured."""
-    memories = [phase.memory for phase in view.phases]
-    known = [memory for memory in memories if memory is not None]
-    if not known:
-        return None
-    last = max(known, key=lambda memory: memory.full_optimizer)
-    full = (last.weights, last.full_gradients, last.full_optimizer)
-    bars = [(0, 0, 0) if each is None else (each.weights, each.gradients, each.optimizer) for each in memories]
-    allocated = [None if each is None else each.allocated for each in memories]
-    limits = [None if p is None or p.gradients is None or p.optimizer is None else p.gradients + p.optimizer for p in view.planned]
-    unit, unit_name = (2**30, "GiB") if sum(full) >= 2**30 else (2**20, "MiB")
-
-    def draw(figure: Figure) -> None:
-        ax = figure.subplots()
-        rows = range(len(bars) + 1)
-        left = [0.0] * len(rows)
-        for part, (name, colour) in enumerate(_PARTS):
-            widths = [bar[part] / unit for bar in (*bars, full)]
-            ax.barh(rows, widths, left=left, color=colour, label=name, height=0.66)
-            left = [a + b for a, b in zip(left, widths, strict=True)]
-        found = [(row, size / unit) for row, size in enumerate(allocated) if size is not None]
-        if found:
-            ax.plot([s for _, s in found], [r for r, _ in found], "D", color=VERMILION, label="allocated", markersize=6)
-        plans = [(row, (memories[row].weights + size) / unit) for row, size in enumerate(limits) if size and memories[row]]
-        if plans:
-            ax.plot([s for _, s in plans], [r for r, _ in plans], "|", color=TEXT, label="planned", markersize=16, markeredgewidth=2)
-        _phase_axis(ax, view, ("full fine-tuning",))
-        ax.set_xlabel(unit_name)
-        legend_above(ax, 3 if found or plans else 5)
-
-    note = "What the tensors of a training step keep; activations come on top. Full fine-tuning is estimated from the same run."
-    if any(allocated):
-        note += " Allocated is the most that the accelerator held when backward began, activations included."
-    columns = ["phase", "weights", "gradients", "optimizer", "together", *(["allocated"] if any(allocated) else [])]
-    rows = [[str(i), *map(show_size, bar), show_size(sum(bar))] for i, bar in enumerate(bars, start=1)]
-    rows.append(["full fine-tuning", *map(show_size, full), show_size(sum(full))])
-    if any(allocated):
-        for row, size in zip(rows, (*allocated, None), strict=True):
-            row.append("-" if size is None else show_size(size))
-    if any(limits):
-        columns.append("planned gradients and optimizer")
-        for row, size in zip(rows, (*limits, None), strict=True):
-            row.append("-" if size is None else show_size(size))
-    height = 1.3 + 0.3 * (len(bars) + 1)
-    return Chart("memory", "Memory", note, svg_of(HALF, height, draw), Table(columns, rows))
+    return Chart("time", "Time of a training batch", note, draw, Table(columns, rows), height)
 
 
 def backward_chart(view: View) -> Chart | None:
@@ -124,7 +75,9 @@ def backward_chart(view: View) -> Chart | None:
             for row, index in enumerate(view.shown):
                 kind = names[0 if phase.trainable[index] else 1 if index in phase.passes else 2]
                 colour, hatch = kinds[kind]
-                ax.bar(column, 0.9, bottom=row - 0.45, width=0.9, color=colour, hatch=hatch, edgecolor=TEXT, linewidth=0)
+                ax.bar(
+                    column, 0.9, bottom=row - 0.45, width=0.9, color=colour, hatch=hatch, edgecolor=TEXT, linewidth=0
+                )
         layer_axis(ax, view.names)
         every = -(-len(view.phases) // 16)
         ax.set_xticks(range(1, len(view.phases) + 1, every))
@@ -139,10 +92,12 @@ def backward_chart(view: View) -> Chart | None:
     rows = []
     for position, phase in enumerate(view.phases, start=1):
         passed = [view.history.layers[index] for index in phase.passes]
-        rows.append([str(position), view.trains(phase), spans(passed, view.history.layers) or "none", _lowest(view, phase)])
+        rows.append(
+            [str(position), view.trains(phase), spans(passed, view.history.layers) or "none", _lowest(view, phase)]
+        )
     columns = ["phase", "trains", "frozen layers that backward runs through", "lowest layer with a gradient"]
     height = 1.1 + layers_height(len(view.names), 2.0)
-    return Chart("backward", "Where backward stops", note, svg_of(HALF, height, draw), Table(columns, rows, (1, 2, 3)))
+    return Chart("backward", "Where backward stops", note, draw, Table(columns, rows, (1, 2, 3)), height)
 
 
 def _lowest(view: View, phase: PhaseRecord) -> str:
@@ -166,16 +121,8 @@ def _planned_seconds(view: View) -> list[float | None]:
 def _bars(ax: Axes, values: Sequence[float], offset: float, colour: str, label: str, is_thin: bool) -> None:
     rows = [row + offset for row in range(len(values))]
     bars = ax.barh(rows, values, height=0.36 if is_thin else 0.66, color=colour, label=label)
-    texts = [seconds_text(value) if value else "" for value in values]
+    texts = [f"{value:.3g}" if value else "" for value in values]
     ax.bar_label(bars, texts, padding=3, fontsize=8, color=TEXT)
-
-
-def _phase_axis(ax: Axes, view: View, more: Sequence[str] = ()) -> None:
-    labels = [f"phase {position}" for position in range(1, len(view.phases) + 1)]
-    every = -(-len(labels) // 30)
-    labels = [label if row % every == 0 else "" for row, label in enumerate(labels)]
-    ax.set_yticks(range(len(labels) + len(more)), [*labels, *more])
-    ax.invert_yaxis()
 
 
 def _trainable(phase: PhaseRecord) -> str:

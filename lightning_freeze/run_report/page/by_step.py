@@ -10,18 +10,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lightning_freeze.layers.wording import span
-from lightning_freeze.pages.scales import log_colorbar, log_norm, plain_log_ticks
+from lightning_freeze.pages.scales import log_colorbar, plain_log_ticks
 from lightning_freeze.pages.style import BLUE, shortened
 from lightning_freeze.run_report.history.records import Sample
 from lightning_freeze.run_report.page.canvas import (
     COLOURS,
-    HALF,
+    draw_grid,
     layer_axis,
     layers_height,
+    shade_of,
     step_axis,
-    svg_of,
 )
-from lightning_freeze.run_report.page.view import Chart, Table, View, number
+from lightning_freeze.run_report.page.chart import Chart, Table
+from lightning_freeze.run_report.page.view import View, number
 
 _COLUMNS = 300
 _MOST_ENTRIES = 12
@@ -37,7 +38,7 @@ def rates_chart(view: View) -> Chart | None:
     def draw(figure: Figure) -> None:
         ax = figure.subplots()
         for names, index, values in series:
-            found = [np.nan if not value else value for value in values]
+            found = [value if value else np.nan for value in values]
             ax.step(_steps(view), [*found, found[-1]], where="post", color=_colour(view, index), label=_label(names))
         step_axis(ax, view)
         if any(value for _, _, values in series for value in values):
@@ -47,7 +48,7 @@ def rates_chart(view: View) -> Chart | None:
         _legend(ax)
 
     note = "The highest rate within each layer, as the optimizer applies it. Layers with the same rates share a line."
-    return Chart("rates", "Learning rates", note, svg_of(HALF, 3.2, draw), _table(view, lambda s: s.rates, "frozen"))
+    return Chart("rates", "Learning rates", note, draw, _table(view, lambda s: s.rates, "frozen"), 3.2)
 
 
 def distances_chart(view: View) -> Chart | None:
@@ -66,21 +67,23 @@ def distances_chart(view: View) -> Chart | None:
         ax.set_ylabel("relative L2 distance")
         _legend(ax)
 
-    note = "How far each layer has moved from its weights at the start, relative to their norm. A frozen layer stays where it is."
+    note = "How far each layer has moved from its weights at the start, relative to their norm."
     table = _table(view, lambda sample: sample.distances, "-", ("now", final))
-    return Chart("distances", "Distance from the starting weights", note, svg_of(HALF, 3.2, draw), table)
+    return Chart("distances", "Distance from the starting weights", note, draw, table, 3.2)
 
 
 def gradients_chart(view: View) -> Chart | None:
     """Norms of the gradients; none if no gradient was seen."""
-    note = "L2 norm of the gradient of each layer before clipping. Empty where a layer had no gradient."
+    note = "L2 norm of the gradient of each layer before clipping. Hatched where it had none."
     return _heatmap(view, "gradients", "Gradient norm", note, lambda sample: sample.gradients)
 
 
 def relative_gradients_chart(view: View) -> Chart | None:
     """Norms of the gradients relative to those of the weights; none if no gradient was seen."""
     note = "The same divided by the norm of the layer's weights, so that layers of different size can be compared."
-    return _heatmap(view, "relative-gradients", "Relative gradient norm", note, lambda sample: sample.relative_gradients)
+    return _heatmap(
+        view, "relative-gradients", "Relative gradient norm", note, lambda sample: sample.relative_gradients
+    )
 
 
 def cache_chart(view: View) -> Chart | None:
@@ -99,31 +102,23 @@ def cache_chart(view: View) -> Chart | None:
     note = "Share of the samples so far whose hidden states FrozenPrefixCache read instead of computing them."
     shown = [sample for sample in view.some_samples(12) if sample.hit_rate is not None]
     table = Table(["step", "share read"], [[str(sample.step), f"{sample.hit_rate:.3f}"] for sample in shown])
-    return Chart("cache", "Cache hits", note, svg_of(HALF, 2.8, draw), table)
+    return Chart("cache", "Cache hits", note, draw, table, 2.8)
 
 
 def _heatmap(view: View, key: str, title: str, note: str, values: Values) -> Chart | None:
     grid = view.grid(values, _COLUMNS)
-    positive = [value for row in grid for value in row if value is not None and value > 0 and np.isfinite(value)]
-    if not positive:
+    if not any(value is not None and value > 0 and np.isfinite(value) for row in grid for value in row):
         return None
-    norm = log_norm(positive)
 
     def draw(figure: Figure) -> None:
         ax = figure.subplots()
-        colours = np.zeros((len(grid), _COLUMNS, 4))
-        for row, cells in enumerate(grid):
-            for column, value in enumerate(cells):
-                if value is not None and np.isfinite(value):
-                    colours[row, column] = COLOURS(norm(value) if value > 0 else 0.0)
-        extent = (view.begin, view.end, -0.5, len(grid) - 0.5)
-        ax.imshow(colours, extent=extent, origin="lower", aspect="auto", interpolation="none")
+        norm = draw_grid(ax, view, grid)
         step_axis(ax, view)
         layer_axis(ax, view.names)
         log_colorbar(ax, norm, COLOURS, title.lower())
 
     height = 0.8 + layers_height(len(view.names), 2.0)
-    return Chart(key, title, note, svg_of(HALF, height, draw), _table(view, values, "-"))
+    return Chart(key, title, note, draw, _table(view, values, "-"), height)
 
 
 def _series(view: View, values: Values) -> list[tuple[list[str], int, list[float | None]]]:
@@ -145,8 +140,8 @@ def _steps(view: View) -> list[int]:
     return [*(sample.step for sample in view.samples), view.end]
 
 
-def _colour(view: View, index: int) -> tuple[float, float, float, float]:
-    return COLOURS(0.05 + 0.9 * index / max(1, len(view.history.layers) - 1))
+def _colour(view: View, index: int) -> str:
+    return shade_of(index / max(1, len(view.history.layers) - 1))
 
 
 def _label(names: Sequence[str]) -> str:
@@ -157,7 +152,9 @@ def _legend(ax: Axes) -> None:
     handles, labels = ax.get_legend_handles_labels()
     every = -(-len(handles) // _MOST_ENTRIES)
     labels = [shortened(label, 20) for label in labels]
-    ax.legend(handles[::every], labels[::every], loc="upper left", bbox_to_anchor=(1.0, 1.02), frameon=False, fontsize=8)
+    ax.legend(
+        handles[::every], labels[::every], loc="upper left", bbox_to_anchor=(1.0, 1.02), frameon=False, fontsize=8
+    )
 
 
 def _table(view: View, values: Values, missing: str, last: tuple[str, Sequence[float | None]] | None = None) -> Table:

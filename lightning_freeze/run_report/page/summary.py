@@ -69,12 +69,15 @@ def _metric(view: View) -> list[str]:
     best = view.history.best.get(view.metric)
     if not curve or best is None:
         return []
-    phase = f" in phase {best.phase}" if len(view.phases) > 1 else ""
-    text = f"{view.metric} went from {number(curve[0][1], 4)} to {number(best.metrics[view.metric], 4)} at best{phase}"
+    value = best.metrics[view.metric]
+    phase = f", phase {best.phase}" if len(view.phases) > 1 else ""
+    where = f"step {best.step}{phase}"
     last = curve[-1][1]
-    if last != best.metrics[view.metric]:
-        text += f", and was {number(last, 4)} at last"
-    return [f"{text}."]
+    if best.step == curve[0][0]:
+        later = "" if len(curve) == 1 else f"; later validations were no better, the last one {number(last, 4)}"
+        return [f"{view.metric} was {number(value, 4)} at the first validation ({where}){later}."]
+    after = "" if best.step == curve[-1][0] else f", and ended at {number(last, 4)}"
+    return [f"{view.metric} went from {number(curve[0][1], 4)} to {number(value, 4)} at best ({where}){after}."]
 
 
 def _time(view: View) -> list[str]:

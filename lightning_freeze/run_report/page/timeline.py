@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch, Rectangle
+from matplotlib.patches import Patch
 
 from lightning_freeze.layers.wording import count
-from lightning_freeze.pages.scales import log_colorbar, log_norm
-from lightning_freeze.pages.style import BACKGROUND, BLUE, FROZEN, ORANGE, TEXT, VERMILION
+from lightning_freeze.pages.scales import log_colorbar
+from lightning_freeze.pages.style import BLUE, FROZEN, ORANGE, TEXT, VERMILION
 from lightning_freeze.run_report.page.canvas import (
     COLOURS,
+    HATCH,
+    HATCH_COLOUR,
     WIDE,
+    draw_grid,
     layer_axis,
     layers_height,
     legend_above,
     step_axis,
-    svg_of,
 )
-from lightning_freeze.run_report.page.view import Chart, Table, View, number
+from lightning_freeze.run_report.page.chart import Chart, Table
+from lightning_freeze.run_report.page.view import View, number
 
 _COLUMNS = 600
-_HATCH = "////"
-_HATCH_COLOUR = "#8f8f8f"
 
 
 def timeline_chart(view: View) -> Chart:
@@ -41,12 +39,17 @@ def timeline_chart(view: View) -> Chart:
         else:
             layers = figure.subplots()
         _draw_layers(layers, view)
+        handle = Patch(facecolor=FROZEN, edgecolor=HATCH_COLOUR, hatch=HATCH, linewidth=0, label="frozen")
+        if shows_metric:
+            layers.legend(handles=[handle], loc="upper right", bbox_to_anchor=(1.0, -0.06), frameon=False, fontsize=9)
+        else:
+            legend_above(layers, handles=[handle])
         _number_phases(curve if shows_metric else layers, view)
 
     note = "Hatched grey is frozen; a layer that trains has the colour of its learning rate, all factors included."
     if view.phases[1:]:
         note += " A line marks the beginning of each phase, whose number stands above."
-    return Chart("timeline", "When which layer trained", note, svg_of(WIDE, above + below + 0.9, draw), _table(view), True)
+    return Chart("timeline", "When which layer trained", note, draw, _table(view), above + below + 0.9, WIDE)
 
 
 def _draw_metric(ax: Axes, view: View) -> None:
@@ -55,7 +58,9 @@ def _draw_metric(ax: Axes, view: View) -> None:
     curve = view.curve(name)
     if "loss" in name.lower():
         losses = [(sample.step, sample.loss) for sample in view.samples if sample.loss is not None]
-        ax.plot(*zip(*losses, strict=True), color=ORANGE, linewidth=1, label="training loss of single batches") if losses else None
+        if losses:
+            label = "training loss of single batches"
+            ax.plot(*zip(*losses, strict=True), color=ORANGE, linewidth=1, label=label)
     ax.plot(*zip(*curve, strict=True), color=BLUE, marker="o", markersize=4, linewidth=1.6, label=name)
     best = view.history.best.get(name)
     if best is not None:
@@ -69,36 +74,10 @@ def _draw_metric(ax: Axes, view: View) -> None:
 
 
 def _draw_layers(ax: Axes, view: View) -> None:
-    rates = view.grid(lambda sample: sample.rates, _COLUMNS)
-    norm = log_norm(rate for row in rates for rate in row if rate is not None)
-    colours = np.zeros((len(view.names), _COLUMNS, 4))
-    for row, values in enumerate(rates):
-        for column, rate in enumerate(values):
-            if rate is not None:  # a rate of 0 trains nothing, and is shown as the lowest one
-                colours[row, column] = COLOURS(norm(rate) if rate > 0 else 0.0)
-    extent = (view.begin, view.end, -0.5, len(view.names) - 0.5)
-    ax.add_patch(
-        Rectangle(
-            (view.begin, -0.5),
-            view.end - view.begin,
-            len(view.names),
-            facecolor=FROZEN,
-            edgecolor=_HATCH_COLOUR,
-            hatch=_HATCH,
-            linewidth=0,
-        )
-    )
-    ax.imshow(colours, extent=extent, origin="lower", aspect="auto", interpolation="none", zorder=2)
-    for row in range(1, len(view.names)):
-        ax.axhline(row - 0.5, color=BACKGROUND, linewidth=1.5, zorder=3)
+    norm = draw_grid(ax, view, view.grid(lambda sample: sample.rates, _COLUMNS))
     step_axis(ax, view)
     layer_axis(ax, view.names)
-    handle = Patch(facecolor=FROZEN, edgecolor=_HATCH_COLOUR, hatch=_HATCH, linewidth=0, label="frozen")
     log_colorbar(ax, norm, COLOURS, "learning rate")
-    if ax.get_subplotspec().is_first_row():
-        legend_above(ax, handles=[handle])
-    else:
-        ax.legend(handles=[handle], loc="upper right", bbox_to_anchor=(1.0, -0.06), frameon=False, fontsize=9)
 
 
 def _number_phases(ax: Axes, view: View) -> None:
@@ -109,13 +88,30 @@ def _number_phases(ax: Axes, view: View) -> None:
     last = -least
     for position, phase in enumerate(view.phases, start=1):
         if phase.step - last >= least:  # numbers that would cover each other are left out
-            ax.text(phase.step + shift, 0.985, str(position), transform=ax.get_xaxis_transform(), va="top", fontsize=9, color=TEXT)
+            ax.text(
+                phase.step + shift,
+                0.985,
+                str(position),
+                transform=ax.get_xaxis_transform(),
+                va="top",
+                fontsize=9,
+                color=TEXT,
+            )
             last = phase.step
 
 
 def _table(view: View) -> Table:
     metric = [view.metric] if view.metric is not None else []
-    columns = ["phase", "trains", "first step", "steps", "epoch", "trainable parameters", "highest rate", *(f"best {m}" for m in metric)]
+    columns = [
+        "phase",
+        "trains",
+        "first step",
+        "steps",
+        "epoch",
+        "trainable parameters",
+        "highest rate",
+        *(f"best {m}" for m in metric),
+    ]
     rows = []
     for position, phase in enumerate(view.phases, start=1):
         rates = [r for s in view.samples if phase.step <= s.step < phase.end for r in s.rates if r is not None]
@@ -133,15 +129,3 @@ def _table(view: View) -> Table:
             ]
         )
     return Table(columns, rows, (1,))
-
-
-def layer_table(view: View) -> Table:
-    """The learning rate of each layer at some steps; ``frozen`` where it did not train."""
-    samples = view.some_samples()
-    rows = [_rates(view, samples, index) for index in view.shown]
-    return Table(["layer", *(f"step {sample.step}" for sample in samples)], rows)
-
-
-def _rates(view: View, samples: Sequence[object], index: int) -> list[str]:
-    rates = [sample.rates[index] for sample in view.some_samples()]
-    return [view.names[view.shown.index(index)], *("frozen" if rate is None else number(rate) for rate in rates)]

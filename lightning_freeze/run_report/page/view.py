@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from lightning_freeze.layers.wording import spans
 from lightning_freeze.run_report.facts import RunFacts
@@ -15,42 +14,6 @@ from lightning_freeze.run_report.plan_file import PlannedNumbers, matched
 
 _MOST_LAYERS = 160
 _LONGEST_NAME = 80
-
-
-@dataclass(frozen=True)
-class Table:
-    """The numbers of a chart.
-
-    Attributes:
-        columns: The heading of each column. The cells of the first one are text, those of the others numbers.
-        rows: The cells.
-        text_columns: Indices of further columns that hold text.
-    """
-
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    text_columns: Sequence[int] = ()
-
-
-@dataclass(frozen=True)
-class Chart:
-    """One chart.
-
-    Attributes:
-        key: Its id in the page.
-        title: Its title.
-        note: What it shows and how to read it, in one or two sentences.
-        svg: The figure, as an SVG element.
-        table: The same as numbers.
-        is_wide: Whether it takes the whole width of the page.
-    """
-
-    key: str
-    title: str
-    note: str
-    svg: str
-    table: Table
-    is_wide: bool = False
 
 
 class View:

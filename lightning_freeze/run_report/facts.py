@@ -22,7 +22,7 @@ class RunFacts:
         processes: Number of processes.
         written: When this was found out.
         monitor: The metrics that come first.
-        has_cache: Whether the run has a FrozenPrefixCache.
+        hit_rate: Share of the samples that FrozenPrefixCache has read so far; ``None`` if the run has none.
         cache: What it did in the last forward pass, one sentence for each tower.
     """
 
@@ -33,7 +33,7 @@ class RunFacts:
     processes: int
     written: str
     monitor: tuple[str, ...] = field(default=())
-    has_cache: bool = False
+    hit_rate: float | None = None
     cache: tuple[str, ...] = field(default=())
 
 
@@ -55,6 +55,6 @@ def facts_of(trainer: Trainer, module: LightningModule, monitor: tuple[str, ...]
         processes=trainer.world_size,
         written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         monitor=monitor,
-        has_cache=cache is not None,
+        hit_rate=None if cache is None else cache.hit_rate,
         cache=() if cache is None else tuple(cache_lines(cache)),
     )

@@ -27,6 +27,8 @@ from lightning_freeze.session.moments import Moments
 from lightning_freeze.session.observer import PhaseChange
 
 _MEASUREMENTS, _FEWEST_STEPS, _MOST_STEPS = 100, 10, 50
+#: For how many batches a measurement waits until each of several optimizers has stepped.
+_MOST_WAITED = 16
 
 
 class Recorder:
@@ -69,8 +71,9 @@ class Recorder:
         self._changes_seen = 0
         self._next = self.position
         self._is_due = True
-        self._has_stepped = False
+        self._stepped: set[int] = set()
         self._sees_steps = False
+        self._waited = 0
         self._allocated: int | None = None
         self._began: float | None = None
         self._spent = 0.0
@@ -102,11 +105,12 @@ class Recorder:
         changes = self._module.automatic_optimization and self._layers.requires_grad() != self._trains
         if self._is_due or changes:
             began = perf_counter()
-            self._is_due = self._has_stepped = True
+            self._is_due = True
             self._measure(optimizer)
             self._spent += perf_counter() - began
 
     def _measure(self, optimizer: Optimizer) -> None:
+        self._stepped.add(id(optimizer))
         self._rates.measure(optimizer)
         self._norms.measure(optimizer, (p for group in optimizer.param_groups for p in group["params"]))
 
@@ -127,9 +131,20 @@ class Recorder:
         if not self._module.automatic_optimization and not self._sees_steps and self._is_due:
             for optimizer in self._trainer.optimizers:  # the module steps them itself
                 self._measure(optimizer)
-            self._has_stepped = True
-        if self._has_stepped or is_new:
+        is_complete = self._is_complete()
+        if is_complete or is_new:
             self._add_sample(phase, outputs, is_new)
+            self._next = self._step + self._every
+            self._is_due = not is_complete  # measured again as soon as an optimizer steps
+            self._stepped.clear()
+            self._waited = 0
+
+    def _is_complete(self) -> bool:
+        """Whether every optimizer has stepped since a measurement is due, or some do so too rarely to wait for."""
+        if not self._stepped:
+            return False
+        self._waited += 1
+        return self._waited > _MOST_WAITED or {id(optimizer) for optimizer in self._trainer.optimizers} <= self._stepped
 
     def _note_phase(self) -> bool:
         """Begin a phase if other layers train now; also true in the first batch of the fit."""
@@ -167,10 +182,15 @@ class Recorder:
 
     def _add_sample(self, phase: PhaseRecord, outputs: Any, is_new: bool) -> None:
         gradients, relative = self._norms.read()
+        for optimizer in self._trainer.optimizers:
+            if id(optimizer) not in self._stepped:
+                self._rates.measure(optimizer)
+        rates = zip(self._rates.read(), phase.trainable, strict=True)
         sample = Sample(
             step=self._step,
             epoch=self._trainer.current_epoch,
-            rates=self._rates.read(),
+            # A layer that trains without a known rate is not frozen.
+            rates=[0.0 if rate is None and trainable else rate for rate, trainable in rates],
             gradients=gradients,
             relative_gradients=relative,
             # What trained before may have been put back to its best weights, so all layers are measured.
@@ -190,8 +210,6 @@ class Recorder:
             for logger in self._trainer.loggers:
                 logger.log_metrics(found, step=self._step)
         self._recent = (0.0, 0)
-        self._is_due = self._has_stepped = False
-        self._next = self._step + self._every
 
     def refresh_memory(self) -> None:
         """Note what the tensors of the running phase need."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -12,7 +14,10 @@ from lightning_freeze.layers.wording import count, spans
 from lightning_freeze.pages.style import BLUE, FROZEN, ORANGE, TEXT
 from lightning_freeze.run_report.history.records import PhaseRecord
 from lightning_freeze.run_report.page.canvas import (
+    HATCH,
+    HATCH_COLOUR,
     layer_axis,
+    layer_gaps,
     layers_height,
     legend_above,
     phase_axis,
@@ -63,27 +68,30 @@ def backward_chart(view: View) -> Chart | None:
     if not view.phases:
         return None
     kinds = {
-        "trains": (BLUE, ""),
-        "frozen, backward runs through": (ORANGE, "xxx"),
-        "frozen, not reached": (FROZEN, ""),
+        "trains": (BLUE, "", TEXT),
+        "frozen, backward runs through": (ORANGE, "xxx", TEXT),
+        "frozen, not reached": (FROZEN, HATCH, HATCH_COLOUR),
     }
     names = list(kinds)
 
     def draw(figure: Figure) -> None:
         ax = figure.subplots()
         for column, phase in enumerate(view.phases, start=1):
-            for row, index in enumerate(view.shown):
-                kind = names[0 if phase.trainable[index] else 1 if index in phase.passes else 2]
-                colour, hatch = kinds[kind]
-                ax.bar(
-                    column, 0.9, bottom=row - 0.45, width=0.9, color=colour, hatch=hatch, edgecolor=TEXT, linewidth=0
-                )
+            shown = [0 if phase.trainable[i] else 1 if i in phase.passes else 2 for i in view.shown]
+            row = 0
+            for kind, run in groupby(shown):
+                length = len(list(run))
+                colour, hatch, edge = kinds[names[kind]]
+                style: dict[str, Any] = {"color": colour, "hatch": hatch, "edgecolor": edge, "linewidth": 0}
+                ax.bar(column, length, bottom=row - 0.5, width=0.9, **style)
+                row += length
+        layer_gaps(ax, len(view.names))
         layer_axis(ax, view.names)
         every = -(-len(view.phases) // 16)
         ax.set_xticks(range(1, len(view.phases) + 1, every))
         ax.set_xlim(0.4, len(view.phases) + 0.6)
         ax.set_xlabel("phase")
-        handles = [Patch(facecolor=c, hatch=h, edgecolor=TEXT, linewidth=0, label=n) for n, (c, h) in kinds.items()]
+        handles = [Patch(facecolor=c, hatch=h, edgecolor=e, linewidth=0, label=n) for n, (c, h, e) in kinds.items()]
         legend_above(ax, 2, handles=handles)
 
     note = "Backward saves time only in the layers that it does not reach."

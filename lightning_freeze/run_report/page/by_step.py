@@ -89,8 +89,9 @@ def relative_gradients_chart(view: View) -> Chart | None:
 def cache_chart(view: View) -> Chart | None:
     """Cache hits; none without a FrozenPrefixCache."""
     found = [(sample.step, sample.hit_rate) for sample in view.samples if sample.hit_rate is not None]
-    if not view.facts.has_cache or not found:
+    if view.facts.hit_rate is None or not found:
         return None
+    found.append((view.end, view.facts.hit_rate))
 
     def draw(figure: Figure) -> None:
         ax = figure.subplots()
@@ -101,7 +102,8 @@ def cache_chart(view: View) -> Chart | None:
 
     note = "Share of the samples so far whose hidden states FrozenPrefixCache read instead of computing them."
     shown = [sample for sample in view.some_samples(12) if sample.hit_rate is not None]
-    table = Table(["step", "share read"], [[str(sample.step), f"{sample.hit_rate:.3f}"] for sample in shown])
+    rows = [[str(sample.step), f"{sample.hit_rate:.3f}"] for sample in shown]
+    table = Table(["step", "share read"], [*rows, ["now", f"{view.facts.hit_rate:.3f}"]])
     return Chart("cache", "Cache hits", note, draw, table, 2.8)
 
 

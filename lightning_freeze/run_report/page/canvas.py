@@ -104,9 +104,14 @@ def draw_grid(ax: Axes, view: View, grid: Sequence[Sequence[float | None]]) -> L
     ax.add_patch(everywhere)
     extent = (view.begin, view.end, -0.5, rows - 0.5)
     ax.imshow(colours, extent=extent, origin="lower", aspect="auto", interpolation="none", zorder=2)
-    for row in range(1, rows):
-        ax.axhline(row - 0.5, color=BACKGROUND, linewidth=1.5 if rows < 40 else 0.5, zorder=3)
+    layer_gaps(ax, rows)
     return norm
+
+
+def layer_gaps(ax: Axes, count: int) -> None:
+    """Draw gaps between the rows of layers."""
+    for row in range(1, count):
+        ax.axhline(row - 0.5, color=BACKGROUND, linewidth=1.5 if count < 40 else 0.5, zorder=3)
 
 
 def step_axis(ax: Axes, view: View, label: str = "step") -> None:

@@ -23,9 +23,8 @@ def headline(view: View) -> list[tuple[str, str]]:
     seconds = _training_seconds(view)
     if seconds is not None:
         cards.append((seconds_text(seconds), "in training batches"))
-    hit_rate = next((sample.hit_rate for sample in reversed(view.samples) if sample.hit_rate is not None), None)
-    if hit_rate is not None:
-        cards.append((f"{hit_rate:.0%}", "of the samples read from the cache"))
+    if view.facts.hit_rate is not None:
+        cards.append((f"{view.facts.hit_rate:.0%}", "of the samples read from the cache"))
     return cards
 
 
@@ -43,7 +42,10 @@ def changes(view: View) -> list[str]:
         begun = f"Phase {position}, epoch {phase.epoch}, step {phase.step}"
         trains = view.trains(phase)
         plural = "train" if "," in trains or "..." in trains or trains == "embeddings" else "trains"
-        lines.append(f"{begun}: {trains} {plural} ({share}), because {phase.cause}.")
+        if position == 1:
+            lines.append(f"{begun} ({phase.cause}): {trains} {plural} ({share}).")
+        else:
+            lines.append(f"{begun}: {trains} {plural} ({share}), because {phase.cause}.")
     if view.history.later_phases:
         lines.append(
             f"What trains changed {view.history.later_phases} more times; all of that is shown as phase {len(lines)}."

@@ -61,8 +61,8 @@ class FreezeCLI(LightningCLI):
 
     The tokenizer is the model's encoder and the data's task is the model's unless they are given; the number and names
     of the classes come from the data, or from the checkpoint where there is no training data. Logs go to a CSV file,
-    the checkpoint with the lowest ``val_loss`` is kept, and training lasts 3 epochs if nothing says how long. A page about
-    the run is written unless ``report`` is false; see :class:`~lightning_freeze.FreezeReport`.
+    the checkpoint with the lowest ``val_loss`` is kept, and training lasts 3 epochs if nothing says how long. A page
+    about the run is written unless ``report`` is false; see :class:`~lightning_freeze.FreezeReport`.
     Any other data module works too (``data.class_path``); for a task with classes it needs the attributes
     ``num_classes`` and ``labels`` (the names, or None).
 

@@ -376,7 +376,7 @@ def test_two_reports_and_wrong_groups_are_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ConfigurationError, match="2 FreezeReport callbacks: expected one"):
         fit(make(), report(), Another(), tmp_path=tmp_path)
-    with pytest.raises(ConfigurationError, match="FreezeReport: .*nothing"):
+    with pytest.raises(ConfigurationError, match=r"FreezeReport: .*nothing"):
         fit(make(), report(groups={"stem": ["nothing"]}), tmp_path=tmp_path)
 
 

@@ -39,7 +39,7 @@ def rates_chart(view: View) -> Chart | None:
         ax = figure.subplots()
         for names, index, values in series:
             found = [value if value else np.nan for value in values]
-            ax.step(_steps(view), [*found, found[-1]], where="post", color=_colour(view, index), label=_label(names))
+            ax.plot(_steps(view), [*found, found[-1]], color=_colour(view, index), label=_label(names))
         step_axis(ax, view)
         if any(value for _, _, values in series for value in values):
             ax.set_yscale("log")

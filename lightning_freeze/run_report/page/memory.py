@@ -82,7 +82,9 @@ def _draw(figure: Figure, view: View, bars: Sequence[_Bar]) -> None:
     _mark(ax, [bar.planned for bar in bars], unit, "planned", marker="|", color=TEXT, markersize=16, markeredgewidth=2)
     phase_axis(ax, view, ("full fine-tuning",))
     ax.set_xlabel(name)
-    legend_above(ax, 3)
+    handles, labels = ax.get_legend_handles_labels()
+    order = sorted(range(len(labels)), key=lambda i: labels[i] in ("allocated", "planned"))  # the parts come first
+    legend_above(ax, 3, handles=[handles[i] for i in order], labels=[labels[i] for i in order])
 
 
 def _mark(ax: Axes, sizes: Sequence[int | None], unit: int, label: str, **style: object) -> None:

@@ -6,6 +6,8 @@ from lightning_freeze.cache.store.sizes import show_size
 from lightning_freeze.layers.wording import count
 from lightning_freeze.run_report.page.view import View, number, seconds_text
 
+_MOST_IN_A_SENTENCE = 6
+
 
 def headline(view: View) -> list[tuple[str, str]]:
     """The most important numbers: value and label."""
@@ -79,7 +81,12 @@ def _metric(view: View) -> list[str]:
         later = "" if len(curve) == 1 else f"; later validations were no better, the last one {number(last, 4)}"
         return [f"{view.metric} was {number(value, 4)} at the first validation ({where}){later}."]
     after = "" if best.step == curve[-1][0] else f", and ended at {number(last, 4)}"
-    return [f"{view.metric} went from {number(curve[0][1], 4)} to {number(value, 4)} at best ({where}){after}."]
+    lines = [f"{view.metric} went from {number(curve[0][1], 4)} to {number(value, 4)} at best ({where}){after}."]
+    by_phase = [view.best_in_phase(position) for position in range(1, len(view.phases) + 1)]
+    if 1 < sum(best is not None for best in by_phase) <= _MOST_IN_A_SENTENCE:
+        values = ", ".join(f"{number(v, 4)} in phase {i}" for i, v in enumerate(by_phase, start=1) if v is not None)
+        lines.append(f"The best {view.metric} of each phase: {values}.")
+    return lines
 
 
 def _time(view: View) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -61,12 +63,12 @@ def _draw_metric(ax: Axes, view: View) -> None:
         if losses:
             label = "training loss of single batches"
             ax.plot(*zip(*losses, strict=True), color=ORANGE, linewidth=1, label=label)
-    ax.plot(*zip(*curve, strict=True), color=BLUE, marker="o", markersize=4, linewidth=1.6, label=name)
+    # Points at the end of the axis are shown whole.
+    ax.plot(*zip(*curve, strict=True), color=BLUE, marker="o", markersize=4, linewidth=1.6, label=name, clip_on=False)
     best = view.history.best.get(name)
     if best is not None:
-        ax.plot(
-            [best.step], [best.metrics[name]], color=VERMILION, marker="*", markersize=12, linestyle="", label="best"
-        )
+        star: dict[str, Any] = {"color": VERMILION, "marker": "*", "markersize": 12, "linestyle": "", "clip_on": False}
+        ax.plot([best.step], [best.metrics[name]], label="best", **star)
     ax.set_ylabel(name if len(name) <= 22 else "metric")
     step_axis(ax, view, "")
     ax.tick_params(labelbottom=False)

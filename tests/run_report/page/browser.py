@@ -74,9 +74,7 @@ def open_page(page: str, width: int, folder: Path, is_dark: bool = False) -> See
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"]
     options += [f"--blink-settings=preferredColorScheme={0 if is_dark else 1}", f"--user-data-dir={folder / 'profile'}"]
     options += ["--enable-logging=stderr", "--v=0", f"--window-size={width + 40},2000", "--dump-dom"]
-    done = subprocess.run(
-        [program, *options, frame.as_uri()], capture_output=True, text=True, timeout=120, check=False
-    )
+    done = subprocess.run([program, *options, frame.as_uri()], capture_output=True, text=True, timeout=120, check=False)
     assert _MARK in done.stdout, done.stderr[-2000:]
     found = done.stdout.partition(f'{_MARK}"')[2].partition('"')[0]
     console = [line for line in done.stderr.splitlines() if ":CONSOLE" in line]

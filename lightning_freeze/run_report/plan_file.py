@@ -21,14 +21,12 @@ class PlannedNumbers:
         time: Time of a training step, relative to full fine-tuning; ``None`` if the plan does not know it.
         gradients: Bytes of the gradients; ``None`` if the plan does not know them.
         optimizer: Bytes of the optimizers' state.
-        activations: Bytes that the forward pass keeps for the backward pass.
     """
 
     trainable: int
     time: float | None
     gradients: int | None
     optimizer: int | None
-    activations: int | None
 
 
 def read_plan(path: str | Path) -> list[PlannedNumbers]:
@@ -45,7 +43,7 @@ def read_plan(path: str | Path) -> list[PlannedNumbers]:
         return [_numbers(phase, bool(plan["uses_cache"])) for phase in plan["phases"]]
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"FreezeReport(plan={str(path)!r}): the file cannot be read ({error}).") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise ConfigurationError(
             f"FreezeReport(plan={str(path)!r}): expected a file that `lightning-freeze plan --output plan.json` has "
             f"written."
@@ -69,10 +67,10 @@ def matched(phases: Sequence[PhaseRecord], plan: Sequence[PlannedNumbers]) -> li
 
 
 def _numbers(phase: dict[str, Any], uses_cache: bool) -> PlannedNumbers:
-    time, memory = phase["time"], phase["memory"] or {}
+    time, memory = phase["time"], phase["memory"]
     relative = None
     if time is not None:
-        relative = time["cached"] if uses_cache and time["cached"] is not None else time["freezing"]
-    return PlannedNumbers(
-        int(phase["trainable"]), relative, memory.get("gradients"), memory.get("optimizer"), memory.get("activations")
-    )
+        relative = float(time["cached"] if uses_cache and time["cached"] is not None else time["freezing"])
+    if memory is None:
+        return PlannedNumbers(int(phase["trainable"]), relative, None, None)
+    return PlannedNumbers(int(phase["trainable"]), relative, int(memory["gradients"]), int(memory["optimizer"]))

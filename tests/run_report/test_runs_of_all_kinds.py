@@ -16,7 +16,13 @@ import pytorch_lightning
 import torch
 from compatibility_toys import gan
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import BackboneFinetuning, EarlyStopping
+from lightning.pytorch.callbacks import (
+    BackboneFinetuning,
+    EarlyStopping,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+)
+from lightning.pytorch.loggers import CSVLogger
 from namespaces.test_both import module as module_of
 from run_report.reading import CHARTS, Page
 from torch import nn
@@ -117,6 +123,51 @@ def test_several_optimizers_that_take_turns(tmp_path: Path) -> None:
     sample = data["samples"]["records"][-1]
     assert all(sample["gradients"])
     assert sample["rates"] == [0.1, 0.1, 0.1, 0.2]
+
+
+def test_the_order_of_callbacks_does_not_matter(tmp_path: Path) -> None:
+    """The first callback in the list is told of a batch before a schedule has decided about it."""
+    starts = []
+    for first in (True, False):
+        callback = report()
+        schedule = GradualUnfreezing(stop="2", verbose=False)
+        fit(make(), *([callback, schedule] if first else [schedule, callback]), tmp_path=tmp_path)
+        history = callback.state_dict()["history"]
+        starts.append([(phase["step"], phase["cause"], phase["lowest"]) for phase in history["phases"]])
+        records = history["samples"]["records"]
+        assert [sample["step"] for sample in records if sample["starts_phase"]] == [0, 4, 8]
+        assert all(sum(map(bool, s["gradients"])) == 1 + s["step"] // 4 for s in records)
+    assert starts[0] == starts[1]
+
+
+def test_accumulation_that_changes(tmp_path: Path) -> None:
+    callback = FreezeReport(verbose=False)
+    fit(make(), callback, GradientAccumulationScheduler({0: 1, 1: 2}), tmp_path=tmp_path)
+    assert len(callback.state_dict()["history"]["samples"]["records"]) == 1
+
+
+def test_finders_leave_no_trace(tmp_path: Path) -> None:
+    class Tuned(Toy):
+        lr = 0.1
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=self.lr)
+
+    callback = report()
+    finder = LearningRateFinder(num_training_steps=5, early_stop_threshold=None)
+    fit(Tuned(), finder, callback, GradualUnfreezing(stop="2", verbose=False), tmp_path=tmp_path, batches=8)
+    history = callback.state_dict()["history"]
+    assert history["batches"] == 24
+    assert [phase["step"] for phase in history["phases"]] == [0, 8, 16]
+
+
+def test_memory_of_an_accelerator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightning_freeze.run_report.recorder.allocated_memory", lambda device: 3 * 2**30)
+    logger = CSVLogger(tmp_path)
+    callback = report()
+    fit(make(), callback, tmp_path=tmp_path, logger=logger)
+    assert Page(callback.path or "").tables["memory"][1][-1] == "3.0 GiB"
+    assert "freeze/allocated_bytes" in Path(logger.log_dir, "metrics.csv").read_text()
 
 
 def test_a_gan(tmp_path: Path) -> None:
@@ -243,13 +294,15 @@ def test_a_killed_run_has_the_report_of_its_last_epoch(tmp_path: Path) -> None:
     assert len(Page(path).data["samples"]["records"]) == 8
 
 
-def test_two_processes_write_one_report(tmp_path: Path) -> None:
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_processes_write_one_report(strategy: str, tmp_path: Path) -> None:
     sys.path.insert(0, str(Path(__file__).parents[1] / "distributed"))
     from distributed_processes import run_script
 
-    run_script("report_script.py", tmp_path)
+    run_script("report_script.py", tmp_path, strategy)
     (path,) = tmp_path.rglob("*.html")
     page = Page(path)
     assert "on 2 processes" in page.text
     assert [phase["step"] for phase in page.data["phases"]] == [0, 4, 8]
+    assert page.data["distances"][0] == 0 < page.data["distances"][-1]
     assert set(page.charts) == set(CHARTS)

@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import argparse
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator, XLAAccelerator
 
 from lightning_freeze.cache.store.sizes import parse_size
+from lightning_freeze.cli.planned_fit import is_missing, plan_of_fit
 from lightning_freeze.cli.trainer_commands import FreezeCLI
 from lightning_freeze.cli.written_phases import phases_yaml
 from lightning_freeze.errors import ConfigurationError, suggest
-from lightning_freeze.plan import TrainingPlan, plan_training
-from lightning_freeze.plan.options import COURSE
+from lightning_freeze.plan import TrainingPlan
 from lightning_freeze.plan.output.files import check_format
 
 _OPTIONS = ("output", "write", "memory")
 _OPTIONS_OF_FIT = frozenset(
     {
         *("config", "print_config", "help", "seed_everything", "ckpt_path", "weights_only"),
-        *("model", "data", "trainer", "optimizer", "lr_scheduler"),
+        *("model", "data", "trainer", "optimizer", "lr_scheduler", "report"),
     }
 )
 
@@ -69,7 +68,7 @@ class PlanCLI(FreezeCLI):
             **kwargs: Trainer arguments that come before the config's.
         """
         settings = self.config_init["fit"]["trainer"]
-        if _is_missing(settings.get("accelerator")):
+        if is_missing(settings.get("accelerator")):
             devices = settings.get("devices")
             count = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdigit() else 1
             kwargs.update(accelerator="cpu", devices=max(1, count), strategy="auto", precision=None)
@@ -83,16 +82,7 @@ class PlanCLI(FreezeCLI):
             datamodule: The data.
             **kwargs: Further arguments of ``Trainer.fit``.
         """
-        settings = self.config_init["fit"]["trainer"]
-        options = {name: settings[name] for name in COURSE if settings.get(name) is not None}
-        if not (options.get("max_time") or options.get("fast_dev_run")):
-            options["max_epochs"] = self.trainer.max_epochs  # 3 where nothing says how long
-        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
-        is_missing = _is_missing(settings.get("accelerator"))
-        accelerator = settings["accelerator"] if is_missing else self.trainer.accelerator
-        plan = plan_training(
-            model, callbacks, datamodule=datamodule, memory=self._memory, accelerator=accelerator, **options
-        )
+        plan = plan_of_fit(self.trainer, self.config_init["fit"]["trainer"], model, datamodule, self._memory)
         if kwargs.get("ckpt_path") is not None:
             note = "The whole run is planned from its beginning, not what is left of it after the checkpoint."
             plan = replace(plan, notes=(*plan.notes, note))
@@ -115,6 +105,9 @@ class PlanCLI(FreezeCLI):
         text = phases_yaml(entries, callbacks, self.plan.schedules, configs, str(path))
         path.write_text(text, encoding="utf-8")
         return path
+
+    def before_fit(self) -> None:
+        """No report is written, so it needs no plan."""
 
     def after_fit(self) -> None:
         """Nothing was trained."""
@@ -188,13 +181,6 @@ def _built_without_memory(class_type: type[LightningModule], *args: Any, **kwarg
     kwargs.pop("applied_instantiation_links", None)
     with torch.device("meta"):
         return class_type(*args, **kwargs)
-
-
-def _is_missing(accelerator: object) -> bool:
-    """Whether this machine has no such accelerator."""
-    cuda, mps, tpu = CUDAAccelerator.is_available, MPSAccelerator.is_available, XLAAccelerator.is_available
-    named: dict[object, Callable[[], bool]] = {"gpu": lambda: cuda() or mps(), "cuda": cuda, "mps": mps, "tpu": tpu}
-    return isinstance(accelerator, str) and accelerator in named and not named[accelerator]()
 
 
 def _parser() -> argparse.ArgumentParser:

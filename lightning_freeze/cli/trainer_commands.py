@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from lightning_freeze.cli.parsing.class_defaults import check_order, check_value
 from lightning_freeze.cli.parsing.config_files import problems
 from lightning_freeze.cli.parsing.given_options import check_sections, refuse_out_of_range, remember_options
 from lightning_freeze.cli.parsing.parser import FreezeArgumentParser
+from lightning_freeze.cli.planned_fit import plan_of_fit
 from lightning_freeze.data import TextDataModule
 from lightning_freeze.data.predictions import prediction_rows, write_predictions
 from lightning_freeze.errors import ConfigurationError
@@ -159,6 +161,18 @@ class FreezeCLI(LightningCLI):
             rank_zero_info(f"Training for {DEFAULT_EPOCHS} epochs: neither max_epochs nor max_steps is set.")
         kwargs["callbacks"] = self._callbacks(settings)
         return super().instantiate_trainer(**kwargs)
+
+    def before_fit(self) -> None:
+        """Plan the run, so that its report can compare what happens with it."""
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        reports = [each for each in callbacks if isinstance(each, FreezeReport) and each.plan is None]
+        # Other data modules may do anything when they are set up, so that happens only once.
+        is_planned = isinstance(self.datamodule, TextDataModule) and self.trainer.world_size == 1
+        if not reports or not is_planned or getattr(self.trainer, "fast_dev_run", False):
+            return
+        settings = self.config_init[self.subcommand]["trainer"]
+        with suppress(Exception):  # the fit itself reports a wrong set-up
+            reports[0].compare_with(plan_of_fit(self.trainer, settings, self.model, self.datamodule))
 
     def before_test(self) -> None:
         """Say so when an untrained head is about to be used."""

@@ -20,8 +20,9 @@ from lightning_freeze.callbacks.layer_callback import Groups
 from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.namespaces import Callback
 from lightning_freeze.pages.rendering import missing_libraries
+from lightning_freeze.plan.training_plan import TrainingPlan
 from lightning_freeze.run_report.measures.warning_log import WarningLog
-from lightning_freeze.run_report.plan_file import read_plan
+from lightning_freeze.run_report.plan_file import numbers_of, read_plan
 from lightning_freeze.run_report.recorder import Recorder
 from lightning_freeze.run_report.report_file import ReportFile
 from lightning_freeze.run_report.start import stack_from, stack_of_run, start_recorder
@@ -52,8 +53,8 @@ class FreezeReport(Callback):
             callback watches, or ``val_loss``.
         mode: Whether a lower (``"min"``) or a higher (``"max"``) value of ``monitor`` is better. ``None`` for what its
             name suggests.
-        plan: A file that ``lightning-freeze plan --output plan.json`` has written. The page then compares the time and
-            memory of each phase with it.
+        plan: A file that ``lightning-freeze plan --output plan.json`` or ``TrainingPlan.save`` has written. The page
+            then compares the time and memory of each phase with it. ``lightning-freeze fit`` makes a plan by itself.
         groups: An explicit, ordered map from layer name to module-name prefixes, instead of the layers that the other
             callbacks use, or that are found automatically.
         verbose: Whether to print the path of the page at the end.
@@ -113,6 +114,14 @@ class FreezeReport(Callback):
     def path(self) -> str | None:
         """Path of the page; ``None`` before a fit, and where none is written."""
         return None if self._file is None else self._file.path
+
+    def compare_with(self, plan: TrainingPlan) -> None:
+        """Compare the run with a plan that is no file.
+
+        Args:
+            plan: What :func:`~lightning_freeze.plan_training` returned for this run.
+        """
+        self._plan = numbers_of(plan.to_dict())
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: D102
         others = [c for c in trainer.callbacks if isinstance(c, FreezeReport)]  # type: ignore[attr-defined]

@@ -1,9 +1,9 @@
-"""Reads a plan that ``lightning-freeze plan --output plan.json`` has written, to compare a run with it."""
+"""Reads the numbers of a plan with which a run is compared."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,8 +39,7 @@ def read_plan(path: str | Path) -> list[PlannedNumbers]:
         ConfigurationError: If it cannot be read, or is no plan.
     """
     try:
-        plan = json.loads(Path(path).read_text(encoding="utf-8"))
-        return [_numbers(phase, bool(plan["uses_cache"])) for phase in plan["phases"]]
+        return numbers_of(json.loads(Path(path).read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"FreezeReport(plan={str(path)!r}): the file cannot be read ({error}).") from None
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -48,6 +47,15 @@ def read_plan(path: str | Path) -> list[PlannedNumbers]:
             f"FreezeReport(plan={str(path)!r}): expected a file that `lightning-freeze plan --output plan.json` has "
             f"written."
         ) from None
+
+
+def numbers_of(plan: Mapping[str, Any]) -> list[PlannedNumbers]:
+    """The numbers of each phase.
+
+    Args:
+        plan: A plan as ``TrainingPlan.to_dict`` returns it.
+    """
+    return [_numbers(phase, bool(plan["uses_cache"])) for phase in plan["phases"]]
 
 
 def matched(phases: Sequence[PhaseRecord], plan: Sequence[PlannedNumbers]) -> list[PlannedNumbers | None]:
@@ -66,7 +74,7 @@ def matched(phases: Sequence[PhaseRecord], plan: Sequence[PlannedNumbers]) -> li
     return found
 
 
-def _numbers(phase: dict[str, Any], uses_cache: bool) -> PlannedNumbers:
+def _numbers(phase: Mapping[str, Any], uses_cache: bool) -> PlannedNumbers:
     time, memory = phase["time"], phase["memory"]
     relative = None
     if time is not None:

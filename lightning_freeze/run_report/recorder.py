@@ -23,6 +23,7 @@ from lightning_freeze.run_report.measures.prefix_cache import cache_of
 from lightning_freeze.run_report.measures.rates import LayerRates
 from lightning_freeze.run_report.measures.run_layers import RunLayers
 from lightning_freeze.run_report.scalars import scalars
+from lightning_freeze.run_warnings.record import warnings_of
 from lightning_freeze.session.moments import Moments
 from lightning_freeze.session.observer import PhaseChange
 
@@ -237,6 +238,10 @@ class Recorder:
         """Bring up to date what is not noted in each batch, before the history is shown."""
         self.refresh_memory()
         self.history.distances = self._start.distances()
+        for warned in warnings_of(self._trainer):
+            # Python shows no warning again that an earlier run in this process has shown.
+            step = warned.step if self._module.automatic_optimization else self.position
+            self.history.add_unless_known(step, warned.message)
 
     def facts(self) -> RunFacts:
         """What else there is to say about the run."""

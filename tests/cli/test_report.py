@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from csv import DictReader
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,23 @@ def test_fit_writes_a_report_beside_its_logs(project: Path, capsys: pytest.Captu
     assert set(Page(FIRST).charts) == set(CHARTS)
     assert f"freeze report: {FIRST}" in capsys.readouterr().out
     assert "freeze/grad_norm/head" in Path("lightning_logs/version_0/metrics.csv").read_text()
+
+
+def test_the_report_compares_the_run_with_its_plan(project: Path) -> None:
+    fit("--trainer.callbacks+=LayerFreezing", "--trainer.callbacks.layers=:1")
+    tables = Page(FIRST).tables
+    together, planned = (tables["memory"][0].index(name) for name in ("together", "planned"))
+    assert tables["memory"][1][together] == tables["memory"][1][planned]
+    assert 0 < float(tables["time"][1][-1]) < 1  # the time of full fine-tuning is 1
+
+
+def test_the_plan_changes_nothing(project: Path) -> None:
+    losses = []
+    for report in ("true", "false"):
+        fit(f"--report={report}")
+        with Path(f"lightning_logs/version_{len(losses)}/metrics.csv").open() as lines:
+            losses.append([row["val_loss"] for row in DictReader(lines) if row["val_loss"]])
+    assert losses[0] == losses[1] != []
 
 
 def test_it_can_be_turned_off_and_the_saved_config_says_so(project: Path) -> None:

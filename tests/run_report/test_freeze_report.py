@@ -312,6 +312,27 @@ def test_warnings_are_listed_once_and_still_shown(tmp_path: Path) -> None:
     assert "old" not in [warned["text"] for warned in page.data["warnings"]]
 
 
+def test_a_warning_that_an_earlier_run_has_shown_is_listed(tmp_path: Path) -> None:
+    texts = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("once")
+        for run in range(2):
+            callback = report()
+            freezing = LayerFreezing(":2", verbose=False)
+            fit(make(make_optimizers=adamw), freezing, callback, tmp_path=tmp_path / str(run))
+            texts.append([warned["text"] for warned in Page(callback.path or "").data["warnings"]])
+    assert any("backward still runs" in text for text in texts[0])
+    assert texts[0] == texts[1]
+
+
+def test_a_plan_need_not_be_a_file(tmp_path: Path) -> None:
+    callback = report()
+    freezing = LayerFreezing(verbose=False, layers="embeddings,:1")
+    callback.compare_with(plan_training(make(make_optimizers=adamw), [freezing], next(iter(loader())), max_epochs=1))
+    fit(make(make_optimizers=adamw), freezing, callback, tmp_path=tmp_path, max_epochs=1)
+    assert "planned" in Page(callback.path or "").tables["memory"][0]
+
+
 def test_a_failure_of_the_report_does_not_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: Any) -> Any:
         raise RuntimeError("no norms")

@@ -109,13 +109,21 @@ class History:
     def add_warning(self, step: int, text: str) -> None:
         """Add a warning, or count it if it is known."""
         text = text[:_LONGEST_TEXT]
-        known = next((warned for warned in self.warnings if warned.text == text), None)
+        known = self._known(text)
         if known is not None:
             known.times += 1
         elif len(self.warnings) < _MOST_WARNINGS:
             self.warnings.append(Warned(step, text))
         else:
             self.other_warnings += 1
+
+    def add_unless_known(self, step: int, text: str) -> None:
+        """Add a warning that may have been added already."""
+        if self._known(text[:_LONGEST_TEXT]) is None:
+            self.add_warning(step, text)
+
+    def _known(self, text: str) -> Warned | None:
+        return next((warned for warned in self.warnings if warned.text == text), None)
 
     def state_dict(self) -> dict[str, Any]:
         """The history as plain data."""

@@ -7,7 +7,7 @@
 # make fuzz   a thousand wrong command lines, config files and constructor calls, in under a minute
 # make dist   the wheel and the source archive, checked
 # make docs   the documentation site, in build/site; any warning is an error
-# make docs-pictures  the pictures of the site and the README (needs the data of make demo)
+# make docs-pictures  the pictures of the site and the README (after make demo)
 # make lint   ruff, mypy and import-linter
 # make clean  remove the environment and what runs left here; the user cache stays
 
@@ -80,7 +80,7 @@ docs: $(READY_DOCS)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --clean
 
 docs-pictures: $(READY_DEV)
-	$(BIN)/python experiments/reviews/prepare.py
+	test -e $(DEMO_RUN)/freeze_report.html || $(MAKE) demo
 	HF_HUB_OFFLINE=1 $(BIN)/python docs/pictures.py
 
 $(CREATED):

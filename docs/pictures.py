@@ -2,13 +2,14 @@
 
     python docs/pictures.py
 
-- ``docs/pictures/timeline.svg``: when each layer trains at which rate, from the plan of
-  experiments/reviews/gradual.yaml. It needs the reviews and the encoder (``python experiments/reviews/prepare.py``).
+- ``docs/pictures/timeline.svg``: the timeline in the report of ``make demo``, which must have been run.
 - ``docs/pictures/speed.svg``: the chart of the table "What was measured" in docs/performance.md.
 """
 
 from __future__ import annotations
 
+import html
+import json
 import re
 import sys
 from pathlib import Path
@@ -17,13 +18,17 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from lightning_freeze.cli.plan import PlanCLI
-from lightning_freeze.plan.output.figures import draw_figure, pictures_of
+from lightning_freeze.pages.style import STYLE
+from lightning_freeze.pages.svg import as_svg
+from lightning_freeze.run_report.facts import RunFacts
+from lightning_freeze.run_report.history.history import History
+from lightning_freeze.run_report.page.timeline import timeline_chart
+from lightning_freeze.run_report.page.view import View
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs" / "pictures"
 PERFORMANCE = ROOT / "docs" / "performance.md"
-CONFIG = "experiments/reviews/gradual.yaml"
+REPORT = ROOT / "runs" / "reviews" / "demo" / "freeze_report.html"
 #: Column of the table to its colour (Okabe and Ito, 2008).
 SERIES = {"LayerFreezing": "#0072B2", "cache, cold": "#56B4E9", "cache, warm": "#E69F00", "ideal": "#999999"}
 #: Label to the beginning of the row of the table.
@@ -86,16 +91,37 @@ def save(figure: Figure, path: Path) -> None:
     """Write a figure on a white ground, the same bytes for the same picture."""
     with rc_context(_STYLE):
         figure.savefig(path, format="svg", facecolor="white", metadata={"Date": None})
-    # Files end with one newline and no line with blanks, as the checks of this repository expect.
-    lines = (line.rstrip() for line in path.read_text(encoding="utf-8").splitlines())
+    write(path.read_text(encoding="utf-8"), path)
+
+
+def write(svg: str, path: Path) -> None:
+    """Write a picture as the checks of this repository expect: one newline at the end, and no line ends with blanks."""
+    lines = (line.rstrip() for line in svg.splitlines())
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def timeline() -> Figure:
-    """The first picture of the plan of the review experiment."""
-    plan = PlanCLI(["--config", CONFIG], memory=None).plan
-    assert plan is not None
-    return draw_figure(plan, pictures_of(plan)[:1], titles=False)
+def timeline(report: Path) -> str:
+    """The first picture of a report, on a white ground.
+
+    Args:
+        report: The page.
+
+    Raises:
+        ValueError: The page has no numbers or no picture.
+    """
+    numbers = re.search(r'<details id="data">.*?<pre>(.*?)</pre>', report.read_text("utf-8"), re.DOTALL)
+    if numbers is None:
+        raise ValueError(f"{report}: expected the numbers of the run in it.")
+    history = History.from_state_dict(json.loads(html.unescape(numbers[1])))
+    facts = RunFacts("", (), epoch=0, epochs=None, processes=1, written="", monitor=("val_loss",))
+    chart = timeline_chart(View(history, facts))
+    if chart is None:
+        raise ValueError(f"{report}: expected a run in which something trained.")
+    with rc_context(STYLE):
+        figure = Figure(figsize=(chart.width, chart.height), layout="constrained")
+        chart.draw(figure)
+        svg = as_svg(figure, text="#1c1c1e", background="white")
+    return svg.replace(">", '><rect width="100%" height="100%" fill="white"/>', 1)
 
 
 def main() -> None:
@@ -103,7 +129,7 @@ def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     with rc_context(_STYLE):
         save(speed_chart(measured(PERFORMANCE.read_text(encoding="utf-8"))), FOLDER / "speed.svg")
-        save(timeline(), FOLDER / "timeline.svg")
+    write(timeline(REPORT), FOLDER / "timeline.svg")
     print(f"Drawn: {', '.join(sorted(path.name for path in FOLDER.glob('*.svg')))}", file=sys.stderr)
 
 

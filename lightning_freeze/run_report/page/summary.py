@@ -32,7 +32,7 @@ def headline(view: View) -> list[tuple[str, str]]:
 
 def sentences(view: View) -> list[str]:
     """What happened, and whether freezing paid off, as far as the run itself can tell."""
-    return [*_progress(view), *_metric(view), *_time(view), *_memory(view)]
+    return [*_progress(view), *_metric(view), *_time(view), *_planned_time(view), *_memory(view)]
 
 
 def changes(view: View) -> list[str]:
@@ -101,6 +101,17 @@ def _time(view: View) -> list[str]:
         f"A batch took {seconds_text(least[2])} with {count(sum(least[1].trainable))} trainable parameters (phase "
         f"{least[0]}) and {seconds_text(most[2])} with {count(sum(most[1].trainable))} (phase {most[0]})."
     ]
+
+
+def _planned_time(view: View) -> list[str]:
+    """The run cannot know how long full fine-tuning takes; the plan does."""
+    found = [(p.batches, plan.time) for p, plan in zip(view.phases, view.planned, strict=True) if plan is not None]
+    known = [(batches, time) for batches, time in found if time is not None]
+    batches = sum(batches for batches, _ in known)
+    if not batches or len(known) < len(view.phases):
+        return []
+    share = sum(batches * time for batches, time in known) / batches
+    return [f"By the plan, training takes {share:.2f} of the time of full fine-tuning in these phases."]
 
 
 def _memory(view: View) -> list[str]:

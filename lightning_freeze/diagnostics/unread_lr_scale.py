@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from torch.optim import Optimizer
 
-from lightning_freeze.rates.driven_optimizers import driven_by
+from lightning_freeze.optimizers.driven_optimizers import driven_by
 from lightning_freeze.run_warnings.record import warn_in_run
 from lightning_freeze.session.observer import Observer
 from lightning_freeze.session.session import Session

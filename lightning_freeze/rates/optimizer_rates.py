@@ -10,11 +10,11 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from lightning_freeze.errors import ConfigurationError
-from lightning_freeze.rates.driven_optimizers import driven_by, held_by
-from lightning_freeze.rates.optimizer_checks import check_optimizer
+from lightning_freeze.optimizers.driven_optimizers import driven_by, held_by
+from lightning_freeze.optimizers.optimizer_checks import check_optimizer
+from lightning_freeze.optimizers.step_hooks import runs_hooks
+from lightning_freeze.optimizers.trial_step import moves_without_gradient
 from lightning_freeze.rates.step_groups import StepGroups
-from lightning_freeze.rates.step_hooks import runs_hooks
-from lightning_freeze.rates.trial_step import moves_without_gradient
 
 State = list[list[dict[str, Any]]]
 
@@ -99,26 +99,6 @@ class OptimizerRates:
             if group.get("lr") is not None
             for parameter in group["params"]
         }
-
-    def layer_rates(
-        self, optimizers: Sequence[Optimizer], layers: Mapping[str, Iterable[Parameter]]
-    ) -> dict[str, list[float]]:
-        """The different rates within each layer now, in ascending order, under names such as ``lr-AdamW/head``.
-
-        The name of the optimizer is that of ``LearningRateMonitor``: ``lr-AdamW``, and ``lr-AdamW-1`` for a second one.
-        """
-        found: dict[str, list[float]] = {}
-        names: list[str] = []
-        for optimizer in optimizers:
-            name = f"lr-{type(optimizer).__name__}"
-            number = names.count(name)
-            names.append(name)
-            rates = self.rates_of(optimizer)
-            for layer, parameters in layers.items():
-                values = sorted({rates[parameter] for parameter in parameters if parameter in rates})
-                if values:
-                    found[f"{name}-{number}/{layer}" if number else f"{name}/{layer}"] = values
-        return found
 
     def state_dict(self) -> State | None:
         """What optimizers keep in the groups that they see; ``None`` if they keep nothing there."""

@@ -8,9 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import Parameter
 
-from lightning_freeze.rates.group_values import copy_value, is_equal, is_unchanged, mark, scaled
-
-PER_PARAMETER = ("params", "param_names")
+from lightning_freeze.optimizers.group_values import PER_PARAMETER, copy_value, is_equal, is_unchanged, mark, scaled
 
 
 class _Part:

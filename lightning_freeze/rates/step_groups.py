@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from lightning_freeze.rates.driven_optimizers import driven_by
+from lightning_freeze.optimizers.driven_optimizers import driven_by
+from lightning_freeze.optimizers.step_hooks import StepHooks, runs_hooks
 from lightning_freeze.rates.split_group import SplitGroup
-from lightning_freeze.rates.step_hooks import StepHooks, runs_hooks
 
 Group = dict[str, Any]
 

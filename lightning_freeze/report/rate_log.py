@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from lightning.pytorch import Trainer
+from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from lightning_freeze.layers import LayerStack
+from lightning_freeze.rates.optimizer_rates import OptimizerRates
 from lightning_freeze.session.observer import Observer
 from lightning_freeze.session.session import Session
 
@@ -39,9 +41,35 @@ class RateLog(Observer):
         if not trainer.loggers or not _should_log(trainer):
             return
         layers = {layer.name: layer.parameters() for stack in self._stacks for layer in stack}
-        rates = self._session.rates.layer_rates(trainer.optimizers, layers)
+        rates = layer_rates(self._session.rates, trainer.optimizers, layers)
         for logger in trainer.loggers:
             logger.log_metrics({name: values[-1] for name, values in rates.items()}, step=_step(trainer))
+
+
+def layer_rates(
+    rates: OptimizerRates, optimizers: Sequence[Optimizer], layers: Mapping[str, Iterable[Parameter]]
+) -> dict[str, list[float]]:
+    """The different rates within each layer now, in ascending order, under names such as ``lr-AdamW/head``.
+
+    The name of the optimizer is that of ``LearningRateMonitor``: ``lr-AdamW``, and ``lr-AdamW-1`` for a second one.
+
+    Args:
+        rates: The rates of the run.
+        optimizers: Its optimizers.
+        layers: The parameters of each layer, by its name.
+    """
+    found: dict[str, list[float]] = {}
+    names: list[str] = []
+    for optimizer in optimizers:
+        name = f"lr-{type(optimizer).__name__}"
+        number = names.count(name)
+        names.append(name)
+        rate_of = rates.rates_of(optimizer)
+        for layer, parameters in layers.items():
+            values = sorted({rate_of[parameter] for parameter in parameters if parameter in rate_of})
+            if values:
+                found[f"{name}-{number}/{layer}" if number else f"{name}/{layer}"] = values
+    return found
 
 
 def _should_log(trainer: Trainer) -> bool:

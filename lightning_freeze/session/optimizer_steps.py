@@ -14,7 +14,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from lightning_freeze.rates.step_hooks import is_nested
+from lightning_freeze.optimizers.step_hooks import is_nested
 
 
 class OptimizerSteps:

@@ -12,7 +12,7 @@ from lightning_freeze.distributed import before_change, resynchronise
 from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.layers import LayerStack
 from lightning_freeze.layers.analysis.unused_copies import unused_copies
-from lightning_freeze.rates.driven_optimizers import driven_by
+from lightning_freeze.optimizers.driven_optimizers import driven_by
 from lightning_freeze.schedule import checks, phases
 from lightning_freeze.schedule.best_weights import BestWeights
 from lightning_freeze.schedule.missed_validation import catch_up, validation_is_due
@@ -192,11 +192,15 @@ class PhaseRunner(Schedule):
         self.progress = Progress(phase, [begun] * (phase + 1))
         self._hold()
 
+    def _reason(self, clock: Clock) -> str:
+        """Why the running phase ends, for a report."""
+        until = self.plan[self.phase].until
+        return "" if until is None else until.reason(self.progress.trigger, clock)
+
     def _change(self, progress: Progress) -> None:
         session, before = self.session, self.phase
         clock = progress.starts[-1]
-        ended = self.plan[before].until
-        reason = "" if ended is None else ended.reason(self.progress.trigger, clock)
+        reason = self._reason(clock)
         before_change(session.module)
         restored = self._best.restore(session.module) if self.owner.restore_best else None
         for parameter in session.module.parameters():

@@ -95,6 +95,9 @@ class DynamicRunner(PhaseRunner):
             session.since.update(dict.fromkeys(self.resolved.trains[self.phase], self.progress.starts[-1]))
             self._hold()
 
+    def _reason(self, clock: Clock) -> str:
+        return f"turn {self._turn(clock) + 1} of {self._name} began"
+
     def _turn(self, clock: Clock) -> int:
         return (clock.step - self.progress.starts[0].step) // int(self.progress.trigger["interval"])
 

@@ -12,6 +12,7 @@ from torch.optim import LBFGS, SGD, AdamW, Optimizer
 
 from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.rates.optimizer_rates import OptimizerRates
+from lightning_freeze.report.rate_log import layer_rates
 from lightning_freeze.session.optimizer_steps import OptimizerSteps
 
 
@@ -334,13 +335,13 @@ def test_rates_of_layers_have_stable_names() -> None:
         "lr-AdamW/head": [0.1],
         "lr-SGD-1/head": [0.3],
     }
-    assert rates.layer_rates(optimizers, layers) == expected
+    assert layer_rates(rates, optimizers, layers) == expected
     for optimizer in optimizers:
         set_gradients(parameters, 0)
         optimizer.step()
-    assert rates.layer_rates(optimizers, layers) == expected
+    assert layer_rates(rates, optimizers, layers) == expected
     rates.detach()
-    assert rates.layer_rates(optimizers[:1], layers) == {"lr-SGD/embeddings": [0.1], "lr-SGD/layer1": [0.1]}
+    assert layer_rates(rates, optimizers[:1], layers) == {"lr-SGD/embeddings": [0.1], "lr-SGD/layer1": [0.1]}
 
 
 def test_rates_without_sources_are_the_users() -> None:

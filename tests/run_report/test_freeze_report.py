@@ -18,11 +18,13 @@ from toys import fit, loader, make, trainer, weights
 
 from lightning_freeze import (
     DiscriminativeLR,
+    DynamicFreezing,
     EpochTrigger,
     FreezeReport,
     FrozenPrefixCache,
     GradualUnfreezing,
     LayerFreezing,
+    OneLayerAtATime,
     Phase,
     PhasedFineTuning,
     PlateauTrigger,
@@ -407,3 +409,10 @@ def test_a_copy_holds_no_run(tmp_path: Path) -> None:
     twin = pickle.loads(pickle.dumps(callback))
     assert twin.state_dict()["history"] == callback.state_dict()["history"]
     assert twin.path is None
+
+
+def test_the_turns_of_a_policy_are_phases(tmp_path: Path) -> None:
+    callback = report()
+    fit(make(), DynamicFreezing(OneLayerAtATime(), interval=3), callback, tmp_path=tmp_path, max_epochs=2)
+    causes = [phase["cause"] for phase in callback.state_dict()["history"]["phases"]]
+    assert causes == ["the run began", "turn 2 of DynamicFreezing began", "turn 3 of DynamicFreezing began"]

@@ -11,8 +11,8 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_freeze.rates.group_values import copy_value
-from lightning_freeze.rates.optimizer_copy import copy_optimizer
+from lightning_freeze.optimizers.group_values import copy_value
+from lightning_freeze.optimizers.optimizer_copy import copy_optimizer
 
 
 def fake_optimizer(

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_freeze.rates.group_values import copy_value
+from lightning_freeze.optimizers.group_values import copy_value
 
 
 def copy_optimizer(optimizer: Optimizer, groups: list[dict[str, Any]], stand_ins: Mapping[int, Tensor]) -> Optimizer:

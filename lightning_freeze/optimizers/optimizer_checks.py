@@ -9,9 +9,9 @@ from torch.nn import Parameter
 from torch.optim import LBFGS, Optimizer
 
 from lightning_freeze.errors import ConfigurationError
-from lightning_freeze.rates.driven_optimizers import driven_by, held_by
-from lightning_freeze.rates.step_hooks import runs_hooks
-from lightning_freeze.rates.trial_step import refusal_of_rates
+from lightning_freeze.optimizers.driven_optimizers import driven_by, held_by
+from lightning_freeze.optimizers.step_hooks import runs_hooks
+from lightning_freeze.optimizers.trial_step import refusal_of_rates
 
 _LEAVE_OUT = "leave out DiscriminativeLR, warmup_steps, and the lr and factors of phases"
 

@@ -15,9 +15,8 @@ import torch
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from lightning_freeze.rates.group_values import copy_value, scaled
-from lightning_freeze.rates.optimizer_copy import copy_optimizer
-from lightning_freeze.rates.split_group import PER_PARAMETER
+from lightning_freeze.optimizers.group_values import PER_PARAMETER, copy_value, scaled
+from lightning_freeze.optimizers.optimizer_copy import copy_optimizer
 
 
 def has_known_step(optimizer: Optimizer) -> bool:

@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+#: What a group has for each of its parameters, rather than once for all.
+PER_PARAMETER = ("params", "param_names")
+
 
 class _TensorMark(NamedTuple):
     tensor: Tensor

@@ -142,7 +142,7 @@ def _draw_time(ax: Axes, plan: PlanRecord) -> None:
 
 def _finish(ax: Axes, labels: Sequence[str], xlabel: str) -> None:
     ax.set_yticks(range(len(labels)), labels)
-    ax.invert_yaxis()
+    ax.set_ylim(len(labels) - 0.5, -0.5)  # also where a row has one bar of two; the first row on top
     ax.set_xlabel(xlabel)
     _legend(ax)
 

@@ -7,6 +7,7 @@
     python benchmarks/speed.py gradual                    gradual unfreezing of BERT-base, 12 epochs
     python benchmarks/speed.py bert-75 --memory           what training keeps in memory, instead of its time
     python benchmarks/speed.py bert-75 --save             the same tables as files in benchmarks/results
+    python benchmarks/speed.py --publish                  everything in docs/performance.md: a night, resumable
 
 Every contender runs end to end through ``Trainer.fit``: data loading, callbacks, validation and optimizer included.
 The ideal is a model cut by hand to what trains, in a plain loop, on activations in RAM. Contenders take turns
@@ -28,9 +29,10 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks.saved_results import Figure, Provenance, Table, add_option, save
+from benchmarks.saved_results import RESULTS, Figure, Provenance, Table, add_option, save
 from benchmarks.speedtest import limits, measure, memory
 from benchmarks.speedtest.contenders import GRADUAL, STATIC, Contender
+from benchmarks.speedtest.publish import PARTS, QUICK_PARTS, publish
 from benchmarks.speedtest.subjects import FULL, QUICK, Subject
 
 #: What else is compared: times faster than, or, for the ideal, as long as.
@@ -59,6 +61,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--without", nargs="*", default=[], metavar="CONTENDER", help="leave some out")
     parser.add_argument("--memory", action="store_true", help="measure memory, each in a process of its own")
+    parser.add_argument(
+        "--publish",
+        action="store_true",
+        help="run and save everything of docs/performance.md that is not of this commit",
+    )
     parser.add_argument("--markdown", type=Path, help="file to append the tables to, beside printing them")
     add_option(parser)
     options = parser.parse_args()
@@ -66,6 +73,13 @@ def main() -> None:
     options.rounds = options.rounds or (1 if options.quick else 3)
     quiet(options.threads)
     known = QUICK if options.quick else FULL
+    if options.publish:
+        parts = QUICK_PARTS if options.quick else PARTS
+        try:
+            print(publish(parts, options.save or RESULTS, made, say).with_suffix(".md").read_text(encoding="utf-8"))
+        except RuntimeError as error:
+            parser.error(str(error))
+        return
     given = {name: getattr(options, name) for name in ("batches", "epochs", "batch_size")}
     own = {name: number for name, number in given.items() if number is not None}
     if own and options.memory:

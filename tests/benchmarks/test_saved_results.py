@@ -141,5 +141,7 @@ def test_the_cost_of_one_and_of_four_callbacks_is_measured_and_saved(tmp_path: P
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "overhead.json").read_text())["tables"][0]["rows"]
-    assert [name.split(":")[0] for name in rows][::3] == ["one callback", "four callbacks"]
+    names = [name.split(":")[0] for name in rows]
+    assert names[0] == "one callback"
+    assert "four callbacks" in names
     assert all(cells["time / time by hand"]["median"] > 0 for cells in rows.values())

@@ -1,0 +1,135 @@
+"""``speed.py --publish``: everything behind docs/performance.md, of one commit, resumable, and a summary of it.
+
+Each part runs in a process of its own and saves its tables. A part whose file is of this commit and of the same command
+is not run again, so an interrupted night goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.saved_results import ROOT, Cell, Provenance, Table, save
+
+_BASE = "full fine-tuning"
+#: Column of the summary to the contender of the tables.
+_COLUMNS = {
+    "LayerFreezing": "LayerFreezing",
+    "cache, cold": "LayerFreezing + cache, cold",
+    "cache, warm": "LayerFreezing + cache, warm",
+    "ideal": "ideal, cut by hand",
+}
+_FASTER, _STEP = f"times faster than {_BASE}", "a step, times faster"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One command of a publication.
+
+    Attributes:
+        command: The script and its arguments, relative to the root of the repository.
+        result: Name of the file that it saves.
+    """
+
+    command: tuple[str, ...]
+    result: str
+
+
+def _speed(subject: str, *arguments: str, suffix: str = "") -> Part:
+    return Part(("benchmarks/speed.py", subject, *arguments), f"speed-{subject}{suffix}")
+
+
+#: Three rounds of the models whose round takes minutes, one of the others; what most people look at comes first.
+PARTS: tuple[Part, ...] = (
+    _speed("bert-75", "--rounds", "3"),
+    _speed("vit-75", "--rounds", "3"),
+    _speed("minilm", "--rounds", "3"),
+    _speed("bert-75-10-epochs", "--rounds", "3"),
+    _speed("bert-8", "--rounds", "3"),
+    Part(("benchmarks/overhead.py",), "overhead"),
+    Part(("benchmarks/cache_overhead.py",), "cache_overhead"),
+    Part(("benchmarks/plan_accuracy.py", "--rounds", "3"), "plan-accuracy"),
+    *(_speed(name, "--memory", suffix="-memory") for name in ("bert-75", "vit-75", "gpt2-classifier", "t5-80")),
+    _speed("gradual", "--rounds", "1"),
+    _speed("gpt2-classifier", "--rounds", "1"),
+    _speed("gpt2-lm", "--rounds", "1"),
+    _speed("t5-80", "--rounds", "1"),
+    _speed("t5-80-short-source", "--rounds", "1"),
+)
+#: The same of small models, in minutes.
+QUICK_PARTS: tuple[Part, ...] = (
+    *(_speed(name, "--quick", "--rounds", "1", suffix="-quick") for name in ("bert-75", "vit-75", "gradual")),
+    _speed("bert-75", "--quick", "--memory", suffix="-memory-quick"),
+)
+
+
+def publish(parts: Sequence[Part], folder: Path, made: Provenance, say: Callable[[str], None]) -> Path:
+    """Run what is missing, and write the summary.
+
+    Args:
+        parts: The commands, in their order.
+        folder: Where the results are.
+        made: How this run was started.
+        say: Prints progress.
+
+    Returns:
+        The summary, a JSON file with a page of the same name beside it.
+
+    Raises:
+        RuntimeError: If files differ from the commit, or a part fails. What was measured before is kept.
+    """
+    if made.is_dirty or made.commit is None:
+        raise RuntimeError("Files differ from the commit: commit them first, so that the numbers are of one code.")
+    for number, part in enumerate(parts, start=1):
+        name = " ".join(part.command)
+        if _is_current(folder / f"{part.result}.json", part, made):
+            say(f"{number} of {len(parts)}: {name}: measured before")
+            continue
+        say(f"{number} of {len(parts)}: {name}")
+        begun = time.monotonic()
+        command = [sys.executable, *part.command, "--save-to", str(folder)]
+        if subprocess.run(command, cwd=ROOT, check=False).returncode:
+            raise RuntimeError(f"{name} failed. Run the same command again to go on from there.")
+        say(f"{number} of {len(parts)}: {name}: {(time.monotonic() - begun) / 60:.1f} minutes")
+    return save("speed", "Speed", [summary(parts, folder)], made, folder)
+
+
+def summary(parts: Sequence[Part], folder: Path) -> Table:
+    """One row for each model: how many times as fast as full fine-tuning each set-up is.
+
+    Args:
+        parts: The commands whose results are summarised.
+        folder: Where the results are.
+    """
+    rows: dict[str, dict[str, Cell]] = {}
+    for part in parts:
+        (table, *_) = json.loads((folder / f"{part.result}.json").read_text(encoding="utf-8"))["tables"]
+        found = table["rows"]
+        if _FASTER not in next(iter(found.values())) or _COLUMNS["LayerFreezing"] not in found:
+            continue
+        row: dict[str, Cell] = {n: _median(found.get(c), _FASTER) for n, c in _COLUMNS.items()}
+        row["a warm step"] = _median(found.get(_COLUMNS["cache, warm"]), _STEP)
+        row["a step of the ideal"] = _median(found.get(_COLUMNS["ideal"]), _STEP)
+        rows[table["title"]] = row
+    about = "How many times as fast as full fine-tuning, medians of the rounds; the pages of the models have the rest."
+    return Table("What was measured", rows, about)
+
+
+def _median(row: dict[str, Any] | None, column: str) -> Cell:
+    return "-" if row is None else float(row[column]["median"])
+
+
+def _is_current(path: Path, part: Part, made: Provenance) -> bool:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))["provenance"]
+    except (OSError, ValueError, KeyError):
+        return False
+    words = found["command"].split()
+    asked = ["python", *part.command]
+    return found["commit"] == made.commit and not found["is_dirty"] and words[: len(asked)] == asked

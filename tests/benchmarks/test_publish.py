@@ -1,0 +1,83 @@
+"""Everything behind docs/performance.md is measured on one commit, and an interrupted run goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+from benchmarks.saved_results import Figure, Provenance, Table, save  # noqa: E402
+from benchmarks.speedtest import publish as module  # noqa: E402
+from benchmarks.speedtest.publish import PARTS, Part, publish, summary  # noqa: E402
+
+MADE = Provenance("python benchmarks/speed.py --publish", "abc", False, "2026-11-28", "3.11", {})
+SCRIPT = f"""
+import sys
+from pathlib import Path
+sys.path.insert(0, {str(ROOT)!r})
+from benchmarks.saved_results import Figure, Provenance, Table, save
+name, folder = sys.argv[1], Path(sys.argv[-1])
+with (folder / "runs").open("a") as runs:
+    runs.write(name + chr(10))
+if name == "fails" and not (folder / "mended").exists():
+    sys.exit(1)
+made = Provenance("python part.py " + " ".join(sys.argv[1:]), "abc", False, "2026-11-28", "3.11", {{}})
+rows = {{n: {{"times faster than full fine-tuning": Figure([f]), "a step, times faster": Figure([f])}}
+        for n, f in (("full fine-tuning", 1.0), ("LayerFreezing", 2.0), ("ideal, cut by hand", 4.0))}}
+save(name, name, [Table(name + " model", rows)], made, folder)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "part.py").write_text(SCRIPT)
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    return tmp_path
+
+
+def parts(*names: str) -> list[Part]:
+    return [Part(("part.py", name), name) for name in names]
+
+
+def test_an_interrupted_publication_goes_on_where_it_was(folder: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"part.py fails failed. Run the same command again"):
+        publish(parts("one", "fails", "two"), folder, MADE, lambda _: None)
+    (folder / "mended").touch()
+    said: list[str] = []
+    path = publish(parts("one", "fails", "two"), folder, MADE, said.append)
+    assert (folder / "runs").read_text().split() == ["one", "fails", "fails", "two"]
+    assert "measured before" in said[0]
+    page = path.with_suffix(".md").read_text()
+    assert "| one model | 2.00 | - | - | 4.00 | - | 4.00 |" in page
+    assert "- commit: `abc`" in page
+
+
+def test_results_of_another_commit_or_command_are_measured_again(folder: Path) -> None:
+    publish(parts("one"), folder, MADE, lambda _: None)
+    publish(parts("one"), folder, replace(MADE, commit="def"), lambda _: None)
+    publish([Part(("part.py", "one", "--rounds", "3"), "one")], folder, MADE, lambda _: None)
+    assert (folder / "runs").read_text().split() == ["one"] * 3
+
+
+def test_uncommitted_changes_are_refused(folder: Path) -> None:
+    with pytest.raises(RuntimeError, match="commit them first"):
+        publish(parts("one"), folder, replace(MADE, is_dirty=True), lambda _: None)
+    assert not (folder / "runs").exists()
+
+
+def test_results_without_ratios_are_no_rows(folder: Path) -> None:
+    save("memory", "Memory", [Table("Memory", {"full fine-tuning": {"weights": Figure([1.0])}})], MADE, folder)
+    publish(parts("one"), folder, MADE, lambda _: None)
+    table = summary([*parts("one"), Part(("part.py", "memory"), "memory")], folder)
+    assert list(table.rows) == ["one model"]
+
+
+def test_every_part_exists_and_has_a_result_of_its_own() -> None:
+    assert len({part.result for part in PARTS}) == len(PARTS)
+    assert all((ROOT / part.command[0]).is_file() for part in PARTS)
+    assert json.dumps([part.command for part in PARTS]).count("--memory") == 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from benchmarks.speedtest.publish import PARTS, Part, publish, summary  # noqa: 
 
 MADE = Provenance("python benchmarks/speed.py --publish", "abc", False, "2026-11-28", "3.11", {})
 SCRIPT = f"""
+import subprocess
 import sys
 from pathlib import Path
 sys.path.insert(0, {str(ROOT)!r})
@@ -81,3 +83,11 @@ def test_every_part_exists_and_has_a_result_of_its_own() -> None:
     assert len({part.result for part in PARTS}) == len(PARTS)
     assert all((ROOT / part.command[0]).is_file() for part in PARTS)
     assert json.dumps([part.command for part in PARTS]).count("--memory") == 4
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_a_gpu_can_be_tried_without_one(tmp_path: Path) -> None:
+    command = [sys.executable, "benchmarks/gpu.py", "bert", "--quick", "--device", "cpu", "--save-to", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "+ cache: the same weights as without the cache, bit for bit" in (tmp_path / "gpu-quick.md").read_text()

@@ -10,7 +10,7 @@ from distributed_processes import (
     run_script,
 )
 from fsdp2_script import SHARDED_ONLY, TENSOR_PARALLEL
-from resume_script import CHECKPOINTS
+from resume_script import CHECKPOINTS, SCHEDULES
 
 
 @pytest.mark.slow
@@ -40,7 +40,10 @@ def test_modules_without_storage_and_mixed_precision(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["sharded", "full"])
-def test_a_resumed_run_equals_the_straight_one(kind, tmp_path):
-    run_script("resume_script.py", tmp_path, kind)
+@pytest.mark.parametrize(
+    ("kind", "schedule"),
+    [*(("sharded", schedule) for schedule in SCHEDULES), ("full", "phases"), ("full", "autofreeze")],
+)
+def test_a_resumed_run_equals_the_straight_one(kind, schedule, tmp_path):
+    run_script("resume_script.py", tmp_path, kind, schedule)
     assert_resumed_runs_are_straight(tmp_path, CHECKPOINTS)

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from torch.optim import Optimizer
 
+from lightning_freeze.distributed import before_change
 from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.layers import LayerStack
 from lightning_freeze.schedule.phases import Phase, Progress
@@ -129,6 +130,7 @@ class DynamicRunner(PhaseRunner):
         return {**super().__getstate__(), "_measurement": None}
 
     def _begin_turn(self, turn: int, clock: Clock) -> None:
+        before_change(self.session.module)  # the layers of a new phase are looked up, as parameters of the module
         self.statistics = self.statistics.after(self.chosen, self.measurement.finish(self.session))
         number = self._choose(turn)
         self.progress.trigger["turn"] = turn

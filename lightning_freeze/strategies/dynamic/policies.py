@@ -81,7 +81,7 @@ class MeasuringPolicy(Policy):
 
     def preview(self, layers: Sequence[str]) -> list[Sequence[str]]:
         """The choice of the first turn; later ones depend on what is measured."""
-        return [self.choose(layers, 0)]
+        return [self.choose(layers, 0, NOTHING_MEASURED)]
 
 
 class RandomLayers(Policy):

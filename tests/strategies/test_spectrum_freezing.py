@@ -21,8 +21,8 @@ def with_spectra(*spectra, **options):
     return module
 
 
-# Ratios of 30 / 1 / 8, 15 / 6 / 8, 25 / 1 / 8 and 0: twice the spread of the quartiles lies below all values of the first
-# and the third, above all but two of the second, and above all of the fourth.
+# Ratios of 30 / 1 / 8, 15 / 6 / 8, 25 / 1 / 8 and 0: the edge of the noise lies below all values of the first and the
+# third, above all but two of the second, and above all of the fourth.
 NOISY = [[8, 4, 4, 4, 3, 3, 2, 2], [8, 7, 1, 1, 1, 1, 1, 1], [8, 3, 3, 3, 2, 2, 2, 2], [9, 8, 7, 1, 1, 1, 0.5, 0.5]]
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import Any
 
-import torch
-from torch import Tensor
+from lightning.pytorch import LightningModule, Trainer
 
 from lightning_freeze.arguments import check_arguments
 from lightning_freeze.callbacks.layer_callback import Groups
@@ -17,43 +17,7 @@ from lightning_freeze.layers import LayerStack
 from lightning_freeze.session.session import Session
 from lightning_freeze.strategies.dynamic.statistics import Statistics
 from lightning_freeze.strategies.dynamic.turns import TurnByTurn
-
-
-def signal_to_noise(matrix: Tensor) -> float:
-    """The sum of the singular values above the noise, over that of the others, over the largest one.
-
-    What random noise alone would give is the upper edge of the Marchenko-Pastur distribution, for a standard deviation
-    that is estimated from the interquartile range of the singular values.
-
-    Args:
-        matrix: A weight matrix.
-
-    Returns:
-        The ratio, 0 or more; infinite for a matrix without noise.
-    """
-    values = torch.linalg.svdvals(matrix.detach().to(torch.promote_types(matrix.dtype, torch.float32)))
-    deviation = (torch.quantile(values, 0.75) - torch.quantile(values, 0.25)) / 1.349
-    threshold = deviation * (1 + math.sqrt(min(matrix.shape) / max(matrix.shape)))
-    signal, noise = float(values[values > threshold].sum()), float(values[values <= threshold].sum())
-    if not signal:
-        return 0.0
-    # As published, a matrix all of whose values are signal has a noise of 1.
-    noise = noise if bool((values <= threshold).any()) else 1.0
-    return signal / noise / float(values[0]) if noise else math.inf
-
-
-def highest(ratios: Mapping[str, Mapping[str, float]], top_percent: float) -> list[str]:
-    """The matrices with the highest ratios of each type.
-
-    Args:
-        ratios: The ratio of each matrix, by its full name, by type.
-        top_percent: How many of each type, in percent, rounded down.
-    """
-    found = []
-    for matrices in ratios.values():
-        ranked = sorted(matrices, key=lambda name: matrices[name], reverse=True)
-        found += ranked[: int(len(ranked) * top_percent / 100)]
-    return found
+from lightning_freeze.strategies.signal_to_noise import highest, signal_to_noise
 
 
 class SpectrumFreezing(TurnByTurn):
@@ -63,7 +27,7 @@ class SpectrumFreezing(TurnByTurn):
     data: the singular values of a matrix are compared with those of random noise. Matrices of one type, such as
     ``self_attn.q_proj`` of all blocks, are compared with each other. Biases train with their matrix; norms stay frozen.
 
-    The choice is made once, when the fit begins, from the weights that the module has then. A resumed run keeps it.
+    The choice is made once, from the weights at the start of the fit. A resumed run keeps it.
 
     Args:
         top_percent: How many of the matrices of each type train, in percent, above 0 and at most 100; 50 in the
@@ -76,7 +40,7 @@ class SpectrumFreezing(TurnByTurn):
         verbose: See :class:`DynamicFreezing`.
 
     Raises:
-        ConfigurationError: If ``top_percent`` is out of range or chooses nothing, or the weights do not exist yet.
+        ConfigurationError: If ``top_percent`` is out of range or chooses nothing, or there are no weights.
     """
 
     def __init__(
@@ -95,42 +59,69 @@ class SpectrumFreezing(TurnByTurn):
                 f"SpectrumFreezing(top_percent={top_percent!r}): expected a number above 0 and at most 100."
             )
         self.top_percent = top_percent
-        self.matrices: list[str] = []
+        self._found: list[str] = []
+        self._is_provisional = False
         always = ",".join([*(["embeddings"] if embeddings else []), *(["head"] if head else [])])
         super().__init__(None, layers, always or None, True, groups, frozen_eval, verbose)
 
+    @property
+    def matrices(self) -> list[str]:
+        """Full names of the matrices that train in the fit, or trained in the last one."""
+        return [name for name in self._runner.chosen if not name.endswith("bias")]
+
     def prepare(self, session: Session) -> None:  # noqa: D102
-        found = highest(self.ratios(self.stack), self.top_percent)
+        self._decide(session.trainer)
+        super().prepare(session)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        if self._is_provisional and not self._runner.progress.starts:
+            self._decide(trainer)
+            self._runner.choose_again()
+        super().on_train_start(trainer, pl_module)
+
+    def on_train_batch_start(  # noqa: D102
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self._is_provisional and not self._runner.progress.starts:
+            raise ConfigurationError(
+                f"SpectrumFreezing compares weights, and those of {type(pl_module).__name__} are on the meta device. "
+                f"Load them in __init__ or configure_model."
+            )
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+
+    def _decide(self, trainer: Trainer) -> None:
+        ratios = self.ratios(self.stack)
+        # Without weights, as in a plan, the highest blocks stand for those that will be chosen.
+        self._is_provisional = any(math.isnan(ratio) for matrices in ratios.values() for ratio in matrices.values())
+        if self._is_provisional:
+            ratios = {kind: {name: i for i, name in enumerate(matrices)} for kind, matrices in ratios.items()}
+        found = highest(ratios, self.top_percent)
         if not found:
             raise ConfigurationError(
                 f"SpectrumFreezing(top_percent={self.top_percent!r}) chooses no weight matrix of "
                 f"{self.layers_to_choose!r}: expected a higher number, or more blocks."
             )
         # Machines of different kinds may compute the last digits of a singular value differently.
-        self.matrices = session.trainer.strategy.broadcast(found)
-        super().prepare(session)
+        self._found = trainer.strategy.broadcast(found)
 
     def ratios(self, stack: LayerStack) -> dict[str, dict[str, float]]:
-        """The signal-to-noise ratio of each weight matrix, by its full name, by type; must be called on all ranks."""
+        """The signal-to-noise ratio of each weight matrix, by its full name, by type; must be called on all ranks.
+
+        NaN stands for the ratio of a matrix on the meta device.
+        """
         found: dict[str, dict[str, float]] = {}
         for layer in (stack[name] for name in self.choices(stack)):
             for name, parameter in layer.named_parameters():
-                if parameter.dim() != 2 or not parameter.is_floating_point():
-                    continue
-                if parameter.is_meta:
-                    raise ConfigurationError(
-                        f"SpectrumFreezing reads the weights when the fit begins, and {name} has none yet: it is on "
-                        f"the meta device. Load the weights before, in __init__ or configure_model."
-                    )
-                prefix = next((p for p in layer.prefixes if name.startswith(f"{p}.")), "")
-                kind = f"{layer.tower}:{name[len(prefix) :]}"
-                found.setdefault(kind, {})[name] = signal_to_noise(whole(parameter.detach()))
+                if parameter.dim() == 2 and parameter.is_floating_point():
+                    prefix = next((p for p in layer.prefixes if name.startswith(f"{p}.")), "")
+                    ratio = math.nan if parameter.is_meta else signal_to_noise(whole(parameter.detach()))
+                    found.setdefault(f"{layer.tower}:{name[len(prefix) :]}", {})[name] = ratio
         return found
 
     def choose(self, stack: LayerStack, turn: int, statistics: Statistics) -> Sequence[str]:  # noqa: D102
         names = stack.parameter_names
-        biases = [name[: -len("weight")] + "bias" for name in self.matrices if name.endswith("weight")]
-        return [*self.matrices, *(name for name in biases if name in names)]
+        biases = [name[: -len("weight")] + "bias" for name in self._found if name.endswith("weight")]
+        return [*self._found, *(name for name in biases if name in names)]
 
     def preview(self, stack: LayerStack) -> Sequence[Sequence[str]]:  # noqa: D102
         return [self.choose(stack, 0, Statistics())]

@@ -12,6 +12,7 @@ from lightning_freeze import (
     GrowingPrefix,
     LargestFisherNext,
     LargestUpdates,
+    LayerFreezing,
     MeasuringPolicy,
     SlimFit,
     Statistics,
@@ -26,10 +27,10 @@ def adamw(module):
     return torch.optim.AdamW(module.parameters(), lr=0.01, weight_decay=0.1)
 
 
-def run(callback, **options):
+def run(*callbacks, **options):
     """What trains in each step, as far as the weights show it, and the module."""
     module, recorder = make(make_optimizers=adamw), Moved()
-    fit(module, callback, recorder, **{"max_epochs": 6, **options})
+    fit(module, *callbacks, recorder, **{"max_epochs": 6, **options})
     return recorder, module
 
 
@@ -320,6 +321,17 @@ def test_a_run_resumed_from_any_step_equals_the_straight_one_bit_for_bit(name, s
         the_trainer.fit(module, StatefulLoader(), loader(2, seed=2), ckpt_path=tmp_path / f"step={step}.ckpt")
         assert recorder.trains == whole.trains[step:], step
         same(module, straight)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_layers_that_another_callback_freezes_do_not_stand_in_the_way(name):
+    recorder, _ = run(STRATEGIES[name](), LayerFreezing("embeddings,:2", verbose=False))
+    assert all(moved <= {"2", "3", "head"} for moved in recorder.moved)
+    assert set().union(*recorder.moved[-12:]) >= {"3", "head"}
+    if name == "autofreeze":
+        assert recorder.trains[-1] == {"3", "head"}
+    if name == "slimfit":
+        assert {"2", "head"} in recorder.moved[10:] or {"2", "3", "head"} in recorder.moved[10:]
 
 
 class OnlyTrainable(Toy):

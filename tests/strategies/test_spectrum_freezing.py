@@ -7,9 +7,9 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from toys import Recorder, StatefulLoader, Toy, fit, layer_of, loader, make, moved, trainer, weights
 
-from lightning_freeze import LayerStack, SpectrumFreezing
+from lightning_freeze import LayerStack, SpectrumFreezing, plan_training
 from lightning_freeze.errors import ConfigurationError
-from lightning_freeze.strategies.spectrum_freezing import highest, signal_to_noise
+from lightning_freeze.strategies.signal_to_noise import highest, signal_to_noise
 
 
 def with_spectra(*spectra, **options):
@@ -93,10 +93,11 @@ def test_a_resumed_run_keeps_the_choice(tmp_path):
     the_trainer = trainer(SpectrumFreezing(verbose=False), whole, saving, max_epochs=3, enable_checkpointing=True)
     the_trainer.fit(straight, StatefulLoader(), loader(2, seed=2))
     for step in (1, 4, 9):
-        module, recorder = with_spectra(*reversed(NOISY), seed=9), Recorder()
-        the_trainer = trainer(SpectrumFreezing(verbose=False), recorder, max_epochs=3)
+        module, recorder, callback = with_spectra(*reversed(NOISY), seed=9), Recorder(), SpectrumFreezing(verbose=False)
+        the_trainer = trainer(callback, recorder, max_epochs=3)
         the_trainer.fit(module, StatefulLoader(), loader(2, seed=2), ckpt_path=tmp_path / f"step={step}.ckpt")
         assert recorder.trains == whole.trains[step:] == [{"embeddings", "0", "2", "head"}] * (12 - step)
+        assert callback.matrices == ["encoder.layers.0.linear.weight", "encoder.layers.2.linear.weight"]
         mine, theirs = weights(module), weights(straight)
         assert all(torch.equal(mine[key], theirs[key]) for key in theirs), step
 
@@ -115,7 +116,12 @@ def test_refused():
     with pytest.raises(ConfigurationError, match="chooses no weight matrix"):
         fit(make(), SpectrumFreezing(20, verbose=False))
 
+
+def test_weights_on_the_meta_device_have_no_ratio_yet():
     with torch.device("meta"):
-        stack = LayerStack(Toy())
-    with pytest.raises(ConfigurationError, match="on the meta device"):
-        SpectrumFreezing(verbose=False).ratios(stack)
+        module = Toy()
+    ratios = SpectrumFreezing().ratios(LayerStack(module))
+    assert [len(matrices) for matrices in ratios.values()] == [4]
+    assert all(math.isnan(ratio) for matrices in ratios.values() for ratio in matrices.values())
+    plan = plan_training(module, SpectrumFreezing(), next(iter(loader())))
+    assert [layer.name for layer in plan.phases[0].layers if layer.status != "frozen"]

@@ -4,5 +4,5 @@ A policy is a pure function of its settings, the layers, the number of the turn 
 puts its choices into effect, measures what it asks for, and keeps both in checkpoints.
 
 May import every room that ``strategies`` may. Begin reading with ``policies.py``, then ``dynamic_freezing.py`` (the
-callback), ``dynamic_runner.py`` (a run) and ``measurement.py``; the other callbacks are cases of it.
+callback), ``dynamic_runner.py`` (a run) and ``measuring/``; the other callbacks are cases of it.
 """

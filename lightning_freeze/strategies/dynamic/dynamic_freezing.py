@@ -10,9 +10,9 @@ from lightning.pytorch import Trainer
 from lightning_freeze.arguments import check_arguments
 from lightning_freeze.callbacks.layer_callback import Groups
 from lightning_freeze.layers import LayerStack
+from lightning_freeze.strategies.dynamic.measuring.turn_measurement import TurnMeasurement
 from lightning_freeze.strategies.dynamic.policies import MeasuringPolicy, Policy
 from lightning_freeze.strategies.dynamic.statistics import Statistics
-from lightning_freeze.strategies.dynamic.turn_measurement import TurnMeasurement
 from lightning_freeze.strategies.dynamic.turns import TurnByTurn
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from torch.optim import Optimizer
 
@@ -12,22 +12,11 @@ from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.layers import LayerStack
 from lightning_freeze.schedule.phases import Phase, Progress
 from lightning_freeze.schedule.triggers import Clock
-from lightning_freeze.session.phase_runner import PhaseRunner, ScheduleOwner
+from lightning_freeze.session.phase_runner import PhaseRunner
 from lightning_freeze.session.session import Session
+from lightning_freeze.strategies.dynamic.measuring.turn_measurement import TurnMeasurement
 from lightning_freeze.strategies.dynamic.statistics import Statistics
-from lightning_freeze.strategies.dynamic.turn_measurement import TurnMeasurement
-
-
-class TurnOwner(ScheduleOwner, Protocol):
-    """The callback that decides about turns; see :class:`~lightning_freeze.DynamicFreezing`."""
-
-    def choose(self, stack: LayerStack, turn: int, statistics: Statistics) -> Sequence[str]: ...  # noqa: D102
-
-    def phase_of(self, stack: LayerStack, chosen: Sequence[str]) -> Phase: ...  # noqa: D102
-
-    def turn_length(self) -> int: ...  # noqa: D102
-
-    def measurement(self, stack: LayerStack, chosen: Sequence[str]) -> TurnMeasurement: ...  # noqa: D102
+from lightning_freeze.strategies.dynamic.turn_owner import TurnOwner
 
 
 class DynamicRunner(PhaseRunner):
@@ -128,6 +117,12 @@ class DynamicRunner(PhaseRunner):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_measurement": None}
+
+    def choose_again(self) -> None:
+        """Repeat the choice of the first turn, before the run has begun."""
+        before_change(self.session.module)
+        self.progress.phase = self._choose(0)
+        self._hold()
 
     def _begin_turn(self, turn: int, clock: Clock) -> None:
         before_change(self.session.module)  # the layers of a new phase are looked up, as parameters of the module

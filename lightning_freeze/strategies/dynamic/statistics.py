@@ -12,7 +12,8 @@ class Statistics:
 
     Attributes:
         trained: The layers that the policy chose for the turn that has ended; none before the first turn.
-        latest: For each layer that has been measured, the value of the last turn in which it was.
+        latest: For each layer that has been measured, the value of the last turn in which it was; 0 for a layer that
+            has had no gradient, such as one that another callback freezes.
         previous: For each layer that has been measured twice, the value before that.
     """
 

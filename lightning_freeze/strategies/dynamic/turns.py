@@ -16,8 +16,8 @@ from lightning_freeze.layers import LayerStack
 from lightning_freeze.schedule.phases import Phase
 from lightning_freeze.schedule.triggers import StepTrigger
 from lightning_freeze.strategies.dynamic.dynamic_runner import DynamicRunner
+from lightning_freeze.strategies.dynamic.measuring.turn_measurement import TurnMeasurement
 from lightning_freeze.strategies.dynamic.statistics import Statistics
-from lightning_freeze.strategies.dynamic.turn_measurement import TurnMeasurement
 
 
 class TurnByTurn(PhasedFineTuning):
@@ -113,6 +113,8 @@ class TurnByTurn(PhasedFineTuning):
                 f"{type(self).__name__} counts the steps of one optimizer, and {type(pl_module).__name__} optimizes "
                 f"manually. Use automatic optimization."
             )
+
+    _runner: DynamicRunner
 
     def _make_runner(self) -> DynamicRunner:
         return DynamicRunner(self, self.phases)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_freeze.distributed import whole
-from lightning_freeze.strategies.dynamic.measurement import Measurement, NamedParameters, exact
+from lightning_freeze.strategies.dynamic.measuring.measurement import Measurement, NamedParameters, exact
 
 
 class UpdateSize(Measurement):
@@ -33,10 +33,10 @@ class UpdateSize(Measurement):
             changes = [_change(before[name], parameter.detach()) for name, parameter in named if name in before]
             if changes:
                 total, count = torch.stack(changes).sum(0).tolist()
-                self._values[layer] = total / count if count else 0.0
+                self._values[layer] = total / max(1.0, count)
 
     def values(self) -> dict[str, float]:  # noqa: D102
-        return dict(self._values)
+        return {layer: self._values.get(layer, 0.0) for layer in self.layers}
 
     def state_dict(self) -> dict[str, Any]:  # noqa: D102
         return dict(self._values)

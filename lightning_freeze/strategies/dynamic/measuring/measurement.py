@@ -36,7 +36,7 @@ class Measurement(ABC):
 
     @abstractmethod
     def values(self) -> dict[str, float]:
-        """The value of each layer, as far as it could be measured; must be called on all ranks."""
+        """The value of each layer, 0 for one that has had no gradient; must be called on all ranks."""
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:

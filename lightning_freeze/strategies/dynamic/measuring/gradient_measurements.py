@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_freeze.distributed import gathered, whole, write
-from lightning_freeze.strategies.dynamic.measurement import Measurement, NamedParameters, exact
+from lightning_freeze.strategies.dynamic.measuring.measurement import Measurement, NamedParameters, exact
 
 
 class AccumulatedGradient(Measurement):
@@ -29,8 +29,7 @@ class AccumulatedGradient(Measurement):
 
     def values(self) -> dict[str, float]:  # noqa: D102
         norms = {name: float(whole(torch.linalg.vector_norm(total, 1))) for name, total in self._sums.items()}
-        found = {layer: [norms[n] for n, _ in named if n in norms] for layer, named in self.layers.items()}
-        return {layer: sum(each) for layer, each in found.items() if each}
+        return {layer: sum(norms.get(name, 0.0) for name, _ in named) for layer, named in self.layers.items()}
 
     def state_dict(self) -> dict[str, Any]:  # noqa: D102
         return {name: gathered(total) for name, total in self._sums.items()}
@@ -61,7 +60,8 @@ class FisherTrace(Measurement):
                 self._sums[layer] = total + self._sums[layer] if layer in self._sums else total
 
     def values(self) -> dict[str, float]:  # noqa: D102
-        return {layer: float(total) / self._steps for layer, total in self._sums.items()}
+        steps = max(1, self._steps)
+        return {layer: float(self._sums[layer]) / steps if layer in self._sums else 0.0 for layer in self.layers}
 
     def state_dict(self) -> dict[str, Any]:  # noqa: D102
         return {"steps": self._steps, "sums": {layer: float(total) for layer, total in self._sums.items()}}

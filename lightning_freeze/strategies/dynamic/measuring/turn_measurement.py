@@ -12,10 +12,10 @@ from lightning_freeze.distributed import mean_of_each, resynchronise
 from lightning_freeze.layers import LayerStack
 from lightning_freeze.layers.discovery.module_tree import clean_name
 from lightning_freeze.session.session import Session
-from lightning_freeze.strategies.dynamic.gradient_measurements import AccumulatedGradient, FisherTrace
-from lightning_freeze.strategies.dynamic.measurement import Measurement
+from lightning_freeze.strategies.dynamic.measuring.gradient_measurements import AccumulatedGradient, FisherTrace
+from lightning_freeze.strategies.dynamic.measuring.measurement import Measurement
+from lightning_freeze.strategies.dynamic.measuring.update_size import UpdateSize
 from lightning_freeze.strategies.dynamic.policies import MeasuringPolicy, Policy
-from lightning_freeze.strategies.dynamic.update_size import UpdateSize
 
 _KINDS: dict[str, type[Measurement]] = {"gradient": AccumulatedGradient, "fisher": FisherTrace, "update": UpdateSize}
 

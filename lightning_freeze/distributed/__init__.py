@@ -6,11 +6,11 @@ it. Strategies that do not support a schedule are refused.
 May import ``layers`` and ``errors``. Begin reading with ``support.py`` (what is refused) and ``changes.py``.
 """
 
-from lightning_freeze.distributed.agreement import mean_over_ranks
+from lightning_freeze.distributed.agreement import mean_of_each, mean_over_ranks
 from lightning_freeze.distributed.changes import before_change, resynchronise
 from lightning_freeze.distributed.optimizer_state import restore_where_saved
 from lightning_freeze.distributed.replaced import Snapshot
-from lightning_freeze.distributed.sharding import gathered, reshard, write
+from lightning_freeze.distributed.sharding import gathered, reshard, whole, write
 from lightning_freeze.distributed.support import check_strategy, check_wrapped, foreign_wrapper
 
 __all__ = [
@@ -20,9 +20,11 @@ __all__ = [
     "check_wrapped",
     "foreign_wrapper",
     "gathered",
+    "mean_of_each",
     "mean_over_ranks",
     "reshard",
     "restore_where_saved",
     "resynchronise",
+    "whole",
     "write",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
@@ -20,10 +22,26 @@ def mean_over_ranks(trainer: Trainer, metric: Tensor | None) -> float | None:
     Returns:
         The same number on all ranks, ``None`` if no rank has one.
     """
-    device = trainer.strategy.root_device
-    dtype = torch.float32 if device.type == "mps" else torch.float64
-    pair = torch.zeros(2, device=device, dtype=dtype)
+    pair = torch.zeros(2, device=trainer.strategy.root_device, dtype=_dtype(trainer))
     if metric is not None:
-        pair[0], pair[1] = metric.detach().to(device, dtype).mean(), 1.0
+        pair[0], pair[1] = metric.detach().to(pair).mean(), 1.0
     total, count = trainer.strategy.reduce(pair, reduce_op="sum").tolist()
     return total / count if count else None
+
+
+def mean_of_each(trainer: Trainer, values: Mapping[str, float]) -> dict[str, float]:
+    """The mean over the ranks of each of several numbers; must be called on all ranks, with the same names.
+
+    Args:
+        trainer: The running trainer.
+        values: The numbers on this rank.
+    """
+    if trainer.world_size == 1 or not values:
+        return dict(values)
+    numbers = torch.tensor(list(values.values()), device=trainer.strategy.root_device, dtype=_dtype(trainer))
+    total = trainer.strategy.reduce(numbers, reduce_op="sum") / trainer.world_size
+    return dict(zip(values, total.tolist(), strict=True))
+
+
+def _dtype(trainer: Trainer) -> torch.dtype:
+    return torch.float32 if trainer.strategy.root_device.type == "mps" else torch.float64

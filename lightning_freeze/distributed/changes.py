@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from torch.nn.parallel import DistributedDataParallel
@@ -27,6 +30,26 @@ def resynchronise(trainer: Trainer, module: LightningModule) -> None:
     strategy = trainer.strategy
     if isinstance(strategy, either(DDPStrategy)) and isinstance(strategy.model, DistributedDataParallel):
         strategy.model = module
-        strategy.configure_ddp()
+        with _parameters_are_in_sync(strategy):
+            strategy.configure_ddp()
     else:
         renew(module)
+
+
+@contextmanager
+def _parameters_are_in_sync(strategy: DDPStrategy) -> Iterator[None]:
+    """Have ``DistributedDataParallel`` send no parameters when it wraps the model.
+
+    It sends all of them, and the buffers, from the first rank to the others, which takes longer than a step. The ranks
+    have had the same parameters since the first wrap: they apply the same gradients, and load the same checkpoint.
+    Buffers are sent by each forward pass that needs them.
+    """
+    # Private; no public name changes the arguments of a strategy that exists.
+    arguments = strategy._ddp_kwargs
+    before = dict(arguments)
+    arguments["init_sync"] = False
+    try:
+        yield
+    finally:
+        arguments.clear()
+        arguments.update(before)

@@ -52,6 +52,12 @@ def gathered(tensor: Tensor) -> Tensor:
     return whole.cpu() if torch.distributed.get_rank() == 0 else torch.empty(0)
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """A whole tensor, on every rank and its own device; must be called on all ranks if it is sharded."""
+    sharded: Any = tensor
+    return sharded.full_tensor() if is_sharded(tensor) else tensor
+
+
 @torch.no_grad()
 def write(target: Tensor, source: Tensor) -> None:
     """Copy a tensor, or this rank's part of it if ``target`` is sharded and ``source`` is not."""

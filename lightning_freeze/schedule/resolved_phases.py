@@ -49,6 +49,24 @@ class ResolvedPhases:
             found.freezes.append((frozen, stack.modules_within(frozen) if frozen_eval else ()))
         return found
 
+    def add(self, stack: LayerStack, phase: Phase, frozen_eval: bool) -> int:
+        """Add a phase, unless there is one that trains the same; returns its number.
+
+        Args:
+            stack: See :meth:`on`.
+            phase: The phase.
+            frozen_eval: See :meth:`on`.
+        """
+        for number, known in enumerate(self.plan):
+            if known.train == phase.train:
+                return number
+        added = ResolvedPhases.on(stack, [phase], frozen_eval)
+        self.plan.extend(added.plan)
+        self.trains.extend(added.trains)
+        self.factors.extend(added.factors)
+        self.freezes.extend(added.freezes)
+        return len(self.plan) - 1
+
     def ever_trains(self) -> dict[Parameter, None]:
         """The parameters that train in any phase."""
         return {parameter: None for trains in self.trains for parameter in trains}

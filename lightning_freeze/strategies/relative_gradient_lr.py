@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from lightning_freeze.arguments import check_arguments
 from lightning_freeze.callbacks.layer_callback import Groups, LayerCallback
+from lightning_freeze.distributed import whole
 from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.session.session import Session
 
@@ -116,11 +117,6 @@ class RelativeGradientLR(LayerCallback):
 
 
 def _ratio(gradient: Tensor, weights: Tensor) -> float:
-    size = float(_whole(torch.linalg.vector_norm(weights.detach())))
-    norm = float(_whole(torch.linalg.vector_norm(gradient)))
+    size = float(whole(torch.linalg.vector_norm(weights.detach())))
+    norm = float(whole(torch.linalg.vector_norm(gradient)))
     return norm / size if size else float("inf")
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    """A norm over all ranks, where parameters are sharded."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor

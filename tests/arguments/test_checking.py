@@ -17,14 +17,20 @@ from lightning_freeze import (
     L2SP,
     LISA,
     AnyTrigger,
+    AutoFreeze,
     BlockCoordinate,
     ChainThaw,
     DiscriminativeLR,
     DynamicFreezing,
     EpochTrigger,
+    FisherUnfreezing,
+    FreezeOut,
     FreezeReport,
     FrozenPrefixCache,
     GradualUnfreezing,
+    GrowingPrefix,
+    LargestFisherNext,
+    LargestUpdates,
     LayerFreezing,
     LinearProbeThenFineTune,
     OneLayerAtATime,
@@ -34,6 +40,8 @@ from lightning_freeze import (
     RandomLayers,
     ReinitTopLayers,
     RelativeGradientLR,
+    SlimFit,
+    SpectrumFreezing,
     StepTrigger,
     TextDataModule,
     TransformerModule,
@@ -46,14 +54,22 @@ from lightning_freeze.errors import ConfigurationError
 PUBLIC = (
     L2SP,
     LISA,
+    AutoFreeze,
     BlockCoordinate,
     ChainThaw,
     DynamicFreezing,
+    FisherUnfreezing,
+    FreezeOut,
+    GrowingPrefix,
+    LargestFisherNext,
+    LargestUpdates,
     LinearProbeThenFineTune,
     OneLayerAtATime,
     RandomLayers,
     ReinitTopLayers,
     RelativeGradientLR,
+    SlimFit,
+    SpectrumFreezing,
     ULMFiT,
     AnyTrigger,
     DiscriminativeLR,
@@ -143,6 +159,8 @@ WRONG: list[tuple[Callable[[], object], str]] = [
     (lambda: BlockCoordinate(order="up"), "BlockCoordinate(order='up'): expected"),
     (lambda: DynamicFreezing(lambda layers, turn: layers), "expected a Policy."),
     (lambda: ChainThaw(trigger=1), "ChainThaw(trigger=1): expected a Trigger."),
+    (lambda: AutoFreeze("10"), "AutoFreeze(num_intervals='10'): expected a whole number."),
+    (lambda: FreezeOut(how_scale="cube"), "FreezeOut(how_scale='cube'): expected"),
     (lambda: ULMFiT(factor="2.6"), "ULMFiT(factor='2.6'): expected a number."),
 ]  # fmt: skip
 
@@ -170,8 +188,9 @@ def test_defaults_are_right() -> None:
 
 
 def test_no_public_class_is_left_out() -> None:
-    # Phases are checked by what takes them; a policy is for others to write; a plan is made by `plan_training`.
-    left_out = {"Layer", "LayerStack", "Phase", "Policy", "TrainingPlan", "Trigger"}
+    # Phases are checked by what takes them; a policy is for others to write; a plan is made by `plan_training`, and
+    # statistics by a run.
+    left_out = {"Layer", "LayerStack", "MeasuringPolicy", "Phase", "Policy", "Statistics", "TrainingPlan", "Trigger"}
     public = [name for name in lightning_freeze.__all__ if inspect.isclass(getattr(lightning_freeze, name))]
     assert {cls.__name__ for cls in PUBLIC} == set(public) - left_out
 

@@ -82,8 +82,9 @@ def test_written_phases_plan_the_same(project: Path, capsys: pytest.CaptureFixtu
 
 @pytest.mark.parametrize(
     ("strategy", "written_as"),
-    [("ULMFiT", "ULMFiT"), ("LISA", "LISA"), ("BlockCoordinate", "BlockCoordinate"),
-     ("LinearProbeThenFineTune", "PhasedFineTuning")],
+    [("ULMFiT", "ULMFiT"), ("LISA", "LISA"), ("BlockCoordinate", "BlockCoordinate"), ("AutoFreeze", "AutoFreeze"),
+     ("FisherUnfreezing", "FisherUnfreezing"), ("SlimFit", "SlimFit"), ("FreezeOut", "FreezeOut"),
+     ("SpectrumFreezing", "SpectrumFreezing"), ("LinearProbeThenFineTune", "PhasedFineTuning")],
 )  # fmt: skip
 def test_strategies_that_are_more_than_phases_stay_as_they_are(project: Path, strategy: str, written_as: str) -> None:
     main(["plan", *FIT, f"--trainer.callbacks+={strategy}", "--write", "phases.yaml"])

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.parallel.distributed as ddp
 from lightning.pytorch import Callback
 from lightning.pytorch.plugins import LayerSync
 from torch import nn
@@ -21,9 +22,12 @@ from toys import StatefulLoader, Toy
 from lightning_freeze import (
     L2SP,
     LISA,
+    AutoFreeze,
     BlockCoordinate,
     DiscriminativeLR,
     EpochTrigger,
+    FisherUnfreezing,
+    FreezeOut,
     GradualUnfreezing,
     LayerFreezing,
     Phase,
@@ -31,6 +35,8 @@ from lightning_freeze import (
     PlateauTrigger,
     ReinitTopLayers,
     RelativeGradientLR,
+    SlimFit,
+    SpectrumFreezing,
     StepTrigger,
 )
 
@@ -213,6 +219,12 @@ EVERYWHERE = {
     ),
     "lisa": Case(lambda: [LISA(2, interval=2, seed=1, verbose=False)], 8),
     "block coordinate": Case(lambda: [BlockCoordinate(interval=1, embeddings=True, verbose=False)], 16),
+    "autofreeze": Case(lambda: [AutoFreeze(num_intervals=8, verbose=False)], 3),
+    # A set that is measured between two others that train, until one layer is left.
+    "fisher": Case(lambda: [FisherUnfreezing(3, 1, verbose=False)], 6),
+    "slimfit": Case(lambda: [SlimFit(0.7, 2, verbose=False)], 7),
+    "freeze out": Case(lambda: [FreezeOut(verbose=False)], 6),
+    "spectrum": Case(lambda: [SpectrumFreezing(verbose=False)], 1),
 }
 
 DDP_ONLY = {
@@ -227,7 +239,9 @@ DDP_ONLY = {
 
 
 class Save(Callback):
-    """Saves what every rank begins and ends with, the phases, and how many elements each wrap communicates."""
+    """Saves what every rank begins and ends with, the phases, how many elements each wrap communicates, and how often
+    the parameters are sent.
+    """
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -236,6 +250,18 @@ class Save(Callback):
         self.wrap: Any = None
         self.trained: list[list[str]] = []
         self.training_norms: set[str] = set()
+        self.sent = 0
+        self.send = ddp._sync_module_states
+
+    def setup(self, trainer, pl_module, stage) -> None:
+        def send(*args: Any, **kwargs: Any) -> None:
+            self.sent += 1
+            self.send(*args, **kwargs)
+
+        ddp._sync_module_states = send
+
+    def teardown(self, trainer, pl_module, stage) -> None:
+        ddp._sync_module_states = self.send
 
     def on_train_start(self, trainer, pl_module) -> None:
         self.begun = whole(pl_module)
@@ -260,6 +286,7 @@ class Save(Callback):
             "communicated": self.communicated,
             "trained": self.trained,
             "training_norms": sorted(self.training_norms),
+            "sent": self.sent,
         }
         torch.save(content, f"{self.path}-{'alone' if trainer.world_size == 1 else trainer.global_rank}.pt")
 

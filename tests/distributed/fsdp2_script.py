@@ -16,6 +16,8 @@ from torch.distributed.tensor import DTensor, Replicate
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 from toys import Encoder, StatefulLoader
 
+from lightning_freeze import SpectrumFreezing
+
 
 class Sharded(Module):
     """Shards each block, the embeddings and what remains, as the documentation of Lightning has it."""
@@ -75,8 +77,10 @@ SHARDED_ONLY = {
     "meta": Case(lambda: [gradual(layers_per_phase=2)], 4, module=OnMeta),
     "mixed": Case(lambda: [gradual(layers_per_phase=2)], 4, module=Mixed),
 }
+# The weights exist only after the layers were found.
+LATE = {"spectrum on meta": Case(lambda: [SpectrumFreezing(verbose=False)], 1, module=OnMeta)}
 TENSOR_PARALLEL = {"tensor parallel": Case(lambda: [refreezing(restore_best=True)], 4, module=TensorParallel)}
-CASES = {**EVERYWHERE, **SHARDED_ONLY}
+CASES = {**EVERYWHERE, **SHARDED_ONLY, **LATE}
 
 
 def sharded(case: Case) -> Case:

@@ -1,6 +1,6 @@
 """Fits in two processes with a checkpoint after some steps and each validation, and resumes from them.
 
-Usage: resume_script.py OUT ddp|sharded|full
+Usage: resume_script.py OUT ddp|sharded|full phases|autofreeze|fisher|slimfit
 """
 
 import sys
@@ -12,15 +12,23 @@ from fsdp2_script import sharded, strategy
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
 
-from lightning_freeze import DiscriminativeLR
+from lightning_freeze import AutoFreeze, DiscriminativeLR, FisherUnfreezing, SlimFit
 
 # The phases begin at steps 3, 4 and 12, and the last one with the weights of step 8.
 CHECKPOINTS = ("steps/0-3", "epochs/0-4", "steps/2-9", "steps/2-12", "epochs/2-12")
 
+# Some of the checkpoints are made in the middle of a turn, with half of what is measured in it.
+SCHEDULES = {
+    "phases": lambda: [refreezing(restore_best=True, warmup_steps=3), DiscriminativeLR(0.9, verbose=False)],
+    "autofreeze": lambda: [AutoFreeze(num_intervals=5, verbose=False)],
+    "fisher": lambda: [FisherUnfreezing(4, 2, verbose=False)],
+    "slimfit": lambda: [SlimFit(0.7, 2, verbose=False)],
+}
 
-def case(*more):
+
+def case(schedule, *more):
     def callbacks():
-        return [refreezing(restore_best=True, warmup_steps=3), DiscriminativeLR(0.9, verbose=False), *more]
+        return [*SCHEDULES[schedule](), *more]
 
     return Case(callbacks, 4, {"max_epochs": 5, "enable_checkpointing": bool(more)}, module=BestIsFirst)
 
@@ -29,7 +37,7 @@ def checkpoints(out, **when):
     return ModelCheckpoint(out, filename="{epoch}-{step}", save_top_k=-1, auto_insert_metric_name=False, **when)
 
 
-def main(out, kind):
+def main(out, kind, schedule):
     def run(path, a_case, ckpt_path=None):
         if kind == "ddp":
             fit(path, a_case, DDPStrategy(process_group_backend="gloo"), ckpt_path)
@@ -39,9 +47,9 @@ def main(out, kind):
     def together(rank):
         steps = checkpoints(f"{out}/steps", every_n_train_steps=3)
         epochs = checkpoints(f"{out}/epochs", every_n_epochs=1, save_on_train_epoch_end=False)
-        run(f"{out}/straight", case(steps, epochs))
+        run(f"{out}/straight", case(schedule, steps, epochs))
         for saved in CHECKPOINTS:
-            run(f"{out}/{saved.replace('/', ' ')}", case(), f"{out}/{saved}.ckpt")
+            run(f"{out}/{saved.replace('/', ' ')}", case(schedule), f"{out}/{saved}.ckpt")
 
     run_ranks(together)
 

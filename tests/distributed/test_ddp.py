@@ -12,7 +12,7 @@ from distributed_processes import (
 )
 from lightning.pytorch import Callback
 from lightning.pytorch.strategies import SingleDeviceStrategy
-from resume_script import CHECKPOINTS
+from resume_script import CHECKPOINTS, SCHEDULES
 from toys import trainer
 
 from lightning_freeze import EpochTrigger, Phase
@@ -27,6 +27,8 @@ def assert_the_same(out, name, case):
     # Only what trains is communicated, from the first wrap on, and every phase has its own.
     assert all(registered == trainable for registered, trainable in ranks[0]["communicated"]), name
     assert len(ranks[0]["communicated"]) == case.phases, name
+    # The ranks have the same parameters after the first wrap.
+    assert ranks[0]["sent"] == 1, name
     return ranks[0]
 
 
@@ -90,6 +92,7 @@ def test_every_launcher_works(launcher, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_resumed_run_equals_the_straight_one(tmp_path):
-    run_script("resume_script.py", tmp_path, "ddp")
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_resumed_run_equals_the_straight_one(schedule, tmp_path):
+    run_script("resume_script.py", tmp_path, "ddp", schedule)
     assert_resumed_runs_are_straight(tmp_path, CHECKPOINTS)

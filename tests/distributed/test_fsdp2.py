@@ -9,8 +9,10 @@ from distributed_processes import (
     load,
     run_script,
 )
-from fsdp2_script import SHARDED_ONLY, TENSOR_PARALLEL
-from resume_script import CHECKPOINTS
+from fsdp2_script import LATE, SHARDED_ONLY, TENSOR_PARALLEL
+from resume_script import CHECKPOINTS, SCHEDULES
+
+from lightning_freeze.strategies.signal_to_noise import signal_to_noise
 
 
 @pytest.mark.slow
@@ -40,7 +42,21 @@ def test_modules_without_storage_and_mixed_precision(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["sharded", "full"])
-def test_a_resumed_run_equals_the_straight_one(kind, tmp_path):
-    run_script("resume_script.py", tmp_path, kind)
+def test_weights_that_come_late_are_compared(tmp_path):
+    run_script("fsdp2_script.py", tmp_path, *LATE)
+    ranks = [load(tmp_path, "spectrum on meta", rank) for rank in (0, 1)]
+    assert are_identical(ranks[0]["weights"], ranks[1]["weights"])
+    matrices = {name: ranks[0]["begun"][name] for name in ranks[0]["begun"] if name.endswith("linear.weight")}
+    best = sorted(matrices, key=lambda name: signal_to_noise(matrices[name]), reverse=True)[:2]
+    (trained,) = ranks[0]["trained"]
+    assert {name for name in trained if name in matrices} == set(best)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "schedule"),
+    [*(("sharded", schedule) for schedule in SCHEDULES), ("full", "phases"), ("full", "autofreeze")],
+)
+def test_a_resumed_run_equals_the_straight_one(kind, schedule, tmp_path):
+    run_script("resume_script.py", tmp_path, kind, schedule)
     assert_resumed_runs_are_straight(tmp_path, CHECKPOINTS)

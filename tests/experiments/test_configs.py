@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from lightning_freeze.cli.command_line import main
@@ -46,6 +47,19 @@ def test_fast_dev_run(config, reviews, tiny_bert_dir, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # what a config writes, it writes here
     flags = [f"--model.encoder={tiny_bert_dir}", f"--data.data={reviews}", "--trainer.fast_dev_run=true"]
     main(["fit", f"--config={config}", *flags])
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    ["autofreeze", "block_coordinate", "fisher_unfreezing", "freeze_out", "lisa", "slimfit", "spectrum_freezing"],
+)
+def test_a_strategy_trains_for_more_than_a_step(strategy, reviews, tiny_bert_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = EXPERIMENTS / "strategies" / f"{strategy}.yaml"
+    length = "--data.batch_size=4", "--trainer.max_epochs=3", "--trainer.log_every_n_steps=1"
+    main(["fit", f"--config={config}", f"--model.encoder={tiny_bert_dir}", f"--data.data={reviews}", *length])
+    (saved,) = tmp_path.rglob("*.ckpt")
+    assert torch.load(saved, weights_only=True)["global_step"] == 33
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=name)

@@ -14,7 +14,7 @@ from lightning.pytorch.strategies import Strategy
 
 from lightning_freeze.errors import suggest
 from lightning_freeze.schedule.triggers import Trigger
-from lightning_freeze.strategies.policies import Policy
+from lightning_freeze.strategies.dynamic.policies import Policy
 
 # The base class by the last part of an option's name.
 _BASES: dict[str, tuple[type, ...]] = {

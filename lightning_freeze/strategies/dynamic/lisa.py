@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from lightning_freeze.arguments import check_arguments
 from lightning_freeze.callbacks.layer_callback import Groups
-from lightning_freeze.strategies.dynamic_freezing import DynamicFreezing
-from lightning_freeze.strategies.policies import RandomLayers
+from lightning_freeze.strategies.dynamic.dynamic_freezing import DynamicFreezing
+from lightning_freeze.strategies.dynamic.policies import RandomLayers
 
 
 class LISA(DynamicFreezing):

@@ -1,14 +1,17 @@
-"""Policies of dynamic freezing: pure functions from the layers of a model and a turn to the layers that train in it."""
+"""Policies of dynamic freezing: pure functions of the layers, the turn and what was measured to what trains in it."""
 
 from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 from lightning_freeze.arguments import check_arguments
 from lightning_freeze.errors import ConfigurationError
+from lightning_freeze.strategies.dynamic.statistics import NOTHING_MEASURED, Statistics
+
+_CYCLES = 2  # how many times the number of layers, in turns, are looked at before the run
 
 
 class Policy(ABC):
@@ -27,8 +30,58 @@ class Policy(ABC):
             turn: Number of the turn, 0 for the first.
         """
 
+    def preview(self, layers: Sequence[str]) -> list[Sequence[str]]:
+        """The choices that are checked and shown before a run, that of the first turn first.
+
+        Args:
+            layers: See :meth:`choose`.
+        """
+        return [self.choose(layers, turn) for turn in range(_CYCLES * len(layers))]
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
+
+
+class MeasuringPolicy(Policy):
+    """Chooses from what is measured in the course of each turn; subclasses must not keep any state.
+
+    The policy says what is measured, of which layers, and on how many steps. All else is done for it: the values are
+    those of all ranks, and of all shards. They are kept in checkpoints, so a resumed run makes the choices of the
+    straight run.
+
+    Attributes:
+        measures: ``"gradient"``: the L1 norm of the sum of a layer's gradients. ``"fisher"``: the trace of the
+            empirical Fisher information, which is the mean of the squared norm of the gradient. ``"update"``: the mean
+            relative change of a weight by one optimizer step.
+    """
+
+    measures: ClassVar[Literal["gradient", "fisher", "update"]]
+
+    @abstractmethod
+    def choose(  # noqa: D102
+        self, layers: Sequence[str], turn: int, statistics: Statistics = NOTHING_MEASURED
+    ) -> Sequence[str]: ...
+
+    def measured_layers(self, layers: Sequence[str], chosen: Sequence[str]) -> Sequence[str]:
+        """The layers that are measured in a turn; those that do not train in it get gradients on the measured steps.
+
+        Args:
+            layers: Names of all layers to choose from.
+            chosen: Names of those that train in the turn.
+        """
+        return chosen
+
+    def measured_steps(self, interval: int) -> int:
+        """On how many optimizer steps, the last ones of a turn, the layers are measured; on all by default.
+
+        Args:
+            interval: How many optimizer steps a turn lasts.
+        """
+        return interval
+
+    def preview(self, layers: Sequence[str]) -> list[Sequence[str]]:
+        """The choice of the first turn; later ones depend on what is measured."""
+        return [self.choose(layers, 0, NOTHING_MEASURED)]
 
 
 class RandomLayers(Policy):

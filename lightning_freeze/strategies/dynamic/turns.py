@@ -1,71 +1,43 @@
-"""Dynamic freezing: other layers train in each turn, as a policy chooses."""
+"""Callbacks whose layers are chosen anew in each turn of a few optimizer steps."""
 
 from __future__ import annotations
 
-import math
+from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
-from lightning_freeze.arguments import check_arguments
 from lightning_freeze.callbacks.layer_callback import Groups
 from lightning_freeze.callbacks.phased_fine_tuning import PhasedFineTuning
 from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.layers import LayerStack
 from lightning_freeze.schedule.phases import Phase
 from lightning_freeze.schedule.triggers import StepTrigger
-from lightning_freeze.strategies.dynamic_runner import DynamicRunner
-from lightning_freeze.strategies.policies import Policy
+from lightning_freeze.strategies.dynamic.dynamic_runner import DynamicRunner
+from lightning_freeze.strategies.dynamic.measuring.turn_measurement import TurnMeasurement
+from lightning_freeze.strategies.dynamic.statistics import Statistics
 
-_ROUNDS = 2  # how many times the number of layers, in turns, are looked at before the run
 
-
-class DynamicFreezing(PhasedFineTuning):
-    """Trains other layers in each turn of ``interval`` optimizer steps, as a policy chooses.
-
-    The optimizer holds all layers from the start, and skips those that are frozen. Under DDP, what trains is
-    synchronised in every turn. A run that is resumed anywhere goes on with the turns of the straight run.
+class TurnByTurn(PhasedFineTuning):
+    """Trains the layers that :meth:`choose` names in each turn, beside those that train in every turn.
 
     Args:
-        policy: Chooses the layers of a turn from ``layers``.
-        interval: How many optimizer steps a turn lasts, 1 or more.
-        layers: Selector of the layers that the policy chooses from; blocks by default.
-        always: Selector of what trains in every turn, such as ``"head"`` or ``"embeddings,head"``; ``None`` for
-            nothing. All other layers stay frozen.
-        drop_optimizer_state: Whether the optimizer forgets what it has of a layer when the layer is frozen again, which
-            frees the memory.
+        interval: How many optimizer steps a turn lasts; ``None`` where :meth:`turn_length` decides.
+        layers: Selector of the layers to choose from.
+        always: Selector of what trains in every turn, ``None`` for nothing.
+        drop_optimizer_state: See :class:`PhasedFineTuning`.
         groups: See :class:`PhasedFineTuning`.
         frozen_eval: See :class:`PhasedFineTuning`.
         verbose: Whether to print the table of layers at the start and the end of a fit.
-
-    Raises:
-        ConfigurationError: If a selector matches nothing, a number is out of range, or the module optimizes manually.
-
-    Example:
-        >>> DynamicFreezing(RandomLayers(count=2), interval=20)  # doctest: +SKIP
     """
 
     does_nothing_but_phases = False
-    warns_of_wasted_backward = False  # what trains below frozen layers is the policy's choice
+    warns_of_wasted_backward = False  # what trains below frozen layers is chosen on purpose
 
     def __init__(
         self,
-        policy: Policy,
-        interval: int = 20,
-        layers: str = ":",
-        always: str | None = "head",
-        drop_optimizer_state: bool = True,
-        groups: Groups | None = None,
-        frozen_eval: bool = True,
-        verbose: bool = True,
-    ) -> None:
-        check_arguments(DynamicFreezing, locals())
-        self._begin(policy, interval, layers, always, drop_optimizer_state, groups, frozen_eval, verbose)
-
-    def _begin(
-        self,
-        policy: Policy,
         interval: int | None,
         layers: str,
         always: str | None,
@@ -78,7 +50,6 @@ class DynamicFreezing(PhasedFineTuning):
             raise ConfigurationError(
                 f"{type(self).__name__}(interval={interval!r}): expected a whole number of optimizer steps, 1 or more."
             )
-        self.policy = policy
         self.interval = interval
         self.layers_to_choose = layers
         self.always = always
@@ -90,11 +61,27 @@ class DynamicFreezing(PhasedFineTuning):
             frozen_eval=frozen_eval,
             verbose=verbose,
         )
-        self._runner = self._make_runner()
+
+    @abstractmethod
+    def choose(self, stack: LayerStack, turn: int, statistics: Statistics) -> Sequence[str]:
+        """The layers that train in a turn, beside ``always``; a pure function of its arguments and the settings."""
+
+    @abstractmethod
+    def preview(self, stack: LayerStack) -> Sequence[Sequence[str]]:
+        """The choices that are checked and shown before a run, that of the first turn first."""
+
+    def measurement(self, stack: LayerStack, chosen: Sequence[str]) -> TurnMeasurement:
+        """What is measured in a turn in which these layers train; nothing by default."""
+        return TurnMeasurement(None, stack, [], chosen)
+
+    def turn_length(self) -> int:
+        """How many optimizer steps a turn lasts."""
+        assert self.interval is not None
+        return self.interval
 
     def build_phases(self, stack: LayerStack) -> list[Phase]:  # noqa: D102
-        turns = range(_ROUNDS * len(self.choices(stack)))
-        return list({phase.train: phase for phase in (self.phase_of_turn(stack, turn) for turn in turns)}.values())
+        phases = [self.phase_of(stack, chosen) for chosen in self.preview(stack)]
+        return list({phase.train: phase for phase in phases}.values())
 
     def choices(self, stack: LayerStack) -> list[str]:
         """Names of the layers that the policy chooses from, in the order of the data flow."""
@@ -111,15 +98,13 @@ class DynamicFreezing(PhasedFineTuning):
             )
         return found
 
-    def phase_of_turn(self, stack: LayerStack, turn: int) -> Phase:
-        """What trains in a turn."""
-        chosen = self.policy.choose(self.choices(stack), turn)
-        return Phase(",".join([*chosen, *([self.always] if self.always else [])]), StepTrigger(self.interval or 1))
+    def trained_beside(self, stack: LayerStack, chosen: Sequence[str]) -> list[str]:
+        """Selectors of what trains in a turn beside the chosen layers."""
+        return [self.always] if self.always else []
 
-    def turn_length(self) -> int:
-        """How many optimizer steps a turn lasts."""
-        assert self.interval is not None
-        return self.interval
+    def phase_of(self, stack: LayerStack, chosen: Sequence[str]) -> Phase:
+        """The phase in which these layers train."""
+        return Phase(",".join([*chosen, *self.trained_beside(stack, chosen)]), StepTrigger(self.interval or 1))
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: D102
         super().setup(trainer, pl_module, stage)
@@ -129,8 +114,10 @@ class DynamicFreezing(PhasedFineTuning):
                 f"manually. Use automatic optimization."
             )
 
+    _runner: DynamicRunner
+
     def _make_runner(self) -> DynamicRunner:
-        return DynamicRunner(self, self.phases, self.phase_of_turn, self.turn_length)
+        return DynamicRunner(self, self.phases)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Refuse to go on with a policy other than the one that the checkpoint was made with."""
@@ -142,13 +129,3 @@ class DynamicFreezing(PhasedFineTuning):
                 f"with the same options, or begin a new run from the weights alone."
             )
         super().on_load_checkpoint(trainer, pl_module, checkpoint)
-
-    def __repr__(self) -> str:
-        name = type(self).__name__
-        return f"{name}({self.policy!r}, interval={self.interval!r}, {self.layers_to_choose!r}, {self.always!r})"
-
-
-def steps_in_epoch(trainer: Trainer) -> float:
-    """Optimizer steps in one epoch; infinite if the length of the training data is unknown."""
-    batches = float(trainer.num_training_batches)
-    return batches if math.isinf(batches) else math.ceil(batches / trainer.accumulate_grad_batches)

@@ -6,8 +6,8 @@ from typing import Literal
 
 from lightning_freeze.arguments import check_arguments
 from lightning_freeze.callbacks.layer_callback import Groups
-from lightning_freeze.strategies.dynamic_freezing import DynamicFreezing, steps_in_epoch
-from lightning_freeze.strategies.policies import OneLayerAtATime
+from lightning_freeze.strategies.dynamic.dynamic_freezing import DynamicFreezing, steps_in_epoch
+from lightning_freeze.strategies.dynamic.policies import OneLayerAtATime
 
 
 class BlockCoordinate(DynamicFreezing):

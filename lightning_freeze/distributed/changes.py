@@ -40,9 +40,9 @@ def resynchronise(trainer: Trainer, module: LightningModule) -> None:
 def _parameters_are_in_sync(strategy: DDPStrategy) -> Iterator[None]:
     """Have ``DistributedDataParallel`` send no parameters when it wraps the model.
 
-    It sends all of them, and the buffers, from the first rank to the others, which takes longer than a step. The ranks
-    have had the same parameters since the first wrap: they apply the same gradients, and load the same checkpoint.
-    Buffers are sent by each forward pass that needs them.
+    Otherwise it sends all of them, and the buffers, from the first rank to the others. The ranks have had the same
+    parameters since the first wrap: they apply the same gradients, and load the same checkpoint. Buffers are sent
+    before each forward pass, unless the user has turned that off.
     """
     # Private; no public name changes the arguments of a strategy that exists.
     arguments = strategy._ddp_kwargs

@@ -24,7 +24,8 @@ class GrowingPrefix(MeasuringPolicy):
     counts as settled while its relative change is below a percentile of those of all layers that train.
 
     Args:
-        percentile: The percentile, from 0 to 100; 0 freezes nothing, 100 all but the layer that changes most.
+        percentile: The percentile, from 0 to 100; 0 freezes nothing, 100 everything below the layer that
+            changes most.
 
     Raises:
         ConfigurationError: If ``percentile`` is out of range.

@@ -28,6 +28,7 @@ from lightning_freeze.data import TextDataModule
 from lightning_freeze.data.predictions import prediction_rows, write_predictions
 from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.module import TransformerModule
+from lightning_freeze.pages.rendering import missing_libraries
 from lightning_freeze.run_report import FreezeReport
 
 DEFAULT_EPOCHS = 3
@@ -168,7 +169,7 @@ class FreezeCLI(LightningCLI):
         reports = [each for each in callbacks if isinstance(each, FreezeReport) and each.plan is None]
         # Other data modules may do anything when they are set up, so that happens only once.
         is_planned = isinstance(self.datamodule, TextDataModule) and self.trainer.world_size == 1
-        if not reports or not is_planned or getattr(self.trainer, "fast_dev_run", False):
+        if not reports or not is_planned or missing_libraries() or getattr(self.trainer, "fast_dev_run", False):
             return
         settings = self.config_init[self.subcommand]["trainer"]
         with suppress(Exception):  # the fit itself reports a wrong set-up

@@ -11,6 +11,7 @@ from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.layers import LayerStack
 from lightning_freeze.schedule.phases import Phase, gradual_phases
 from lightning_freeze.schedule.triggers import PlateauTrigger, Trigger
+from lightning_freeze.strategies.candidates import candidates
 
 
 class ChainThaw(PhasedFineTuning):
@@ -85,11 +86,7 @@ class ChainThaw(PhasedFineTuning):
     def build_phases(self, stack: LayerStack) -> list[Phase]:  # noqa: D102
         first = gradual_phases(stack, self.trigger, self.head)[0].train
         in_first = {layer.name for layer in stack.select(first).layers}
-        chain = [
-            layer.name
-            for layer in sorted(stack.select(self.layers).layers, key=lambda layer: layer.index)
-            if layer.name not in in_first and not layer.is_bystander and layer.parameters()
-        ]
+        chain = candidates(stack.select(self.layers).layers, in_first)
         if not chain:
             raise ConfigurationError(
                 f"ChainThaw(layers={self.layers!r}) names no layer beside head={self.head!r}; expected further layers "

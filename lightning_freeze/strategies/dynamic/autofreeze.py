@@ -12,6 +12,7 @@ from lightning_freeze.arguments import check_arguments
 from lightning_freeze.callbacks.layer_callback import Groups
 from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.layers import LayerStack
+from lightning_freeze.strategies.candidates import candidates
 from lightning_freeze.strategies.dynamic.dynamic_freezing import DynamicFreezing
 from lightning_freeze.strategies.dynamic.policies import MeasuringPolicy
 from lightning_freeze.strategies.dynamic.statistics import NOTHING_MEASURED, Statistics
@@ -101,13 +102,8 @@ class AutoFreeze(DynamicFreezing):
 
     def below(self, stack: LayerStack) -> list[str]:
         """Names of the layers below all that can be frozen."""
-        fixed = {layer.name for layer in stack.select(self.always).layers} if self.always else set()
         lowest = min(stack[name].index for name in self.choices(stack))
-        return [
-            layer.name
-            for layer in stack
-            if layer.index < lowest and layer.name not in fixed and not layer.is_bystander and layer.parameters()
-        ]
+        return candidates((layer for layer in stack if layer.index < lowest), self.fixed(stack))
 
     def trained_beside(self, stack: LayerStack, chosen: Sequence[str]) -> list[str]:  # noqa: D102
         below = self.below(stack) if len(chosen) == len(self.choices(stack)) else []

@@ -141,8 +141,7 @@ class DynamicRunner(PhaseRunner):
         self._hold()
 
     def _reason(self, clock: Clock) -> str:
-        turn = (clock.step - self.progress.starts[0].step) // int(self.progress.trigger["interval"])
-        return f"turn {turn + 1} of {self._name} began"
+        return f"turn {self.progress.trigger['turn'] + 1} of {self._name} began"
 
     def _planned(self, turn: int) -> int:
         return self._add(self.owner.phase_of(self.stack, tuple(self.owner.choose(self.stack, turn, self.statistics))))

@@ -15,6 +15,7 @@ from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.layers import LayerStack
 from lightning_freeze.schedule.phases import Phase
 from lightning_freeze.schedule.triggers import StepTrigger
+from lightning_freeze.strategies.candidates import candidates
 from lightning_freeze.strategies.dynamic.dynamic_runner import DynamicRunner
 from lightning_freeze.strategies.dynamic.measuring.turn_measurement import TurnMeasurement
 from lightning_freeze.strategies.dynamic.statistics import Statistics
@@ -85,18 +86,18 @@ class TurnByTurn(PhasedFineTuning):
 
     def choices(self, stack: LayerStack) -> list[str]:
         """Names of the layers that the policy chooses from, in the order of the data flow."""
-        fixed = {layer.name for layer in stack.select(self.always).layers} if self.always else set()
-        found = [
-            layer.name
-            for layer in sorted(stack.select(self.layers_to_choose).layers, key=lambda layer: layer.index)
-            if layer.name not in fixed and not layer.is_bystander and layer.parameters()
-        ]
+        fixed = self.fixed(stack)
+        found = candidates(stack.select(self.layers_to_choose).layers, fixed)
         if not found:
             raise ConfigurationError(
                 f"{type(self).__name__} has no layers to choose from in {self.layers_to_choose!r} beside "
                 f"{self.always!r}; expected some of {', '.join(stack.names)}."
             )
         return found
+
+    def fixed(self, stack: LayerStack) -> set[str]:
+        """Names of the layers that train in every turn."""
+        return {layer.name for layer in stack.select(self.always).layers} if self.always else set()
 
     def trained_beside(self, stack: LayerStack, chosen: Sequence[str]) -> list[str]:
         """Selectors of what trains in a turn beside the chosen layers."""

@@ -1,0 +1,165 @@
+"""``run_fit``: one fit of one config in this process, measured."""
+
+from __future__ import annotations
+
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.utilities.model_helpers import is_overridden
+
+from lightning_freeze.callbacks.frozen_prefix_cache import FrozenPrefixCache
+from lightning_freeze.cli.divergence import check_finite
+from lightning_freeze.cli.trainer_commands import FreezeCLI
+from lightning_freeze.comparison.peak_memory import PeakMemory
+from lightning_freeze.comparison.records import FitResult
+
+#: A score of what a model could do before the fit. It is better if it is larger, unless the callable has an attribute
+#: ``higher_is_better`` that is false, as in torchmetrics.
+ForgettingMetric = Callable[[LightningModule, LightningDataModule], float]
+_QUIET = {"enable_progress_bar": False, "enable_model_summary": False}
+
+
+def run_fit(
+    config: Mapping[str, Any],
+    seed: int,
+    directory: str | Path,
+    *,
+    forgetting: ForgettingMetric | None = None,
+    keep_checkpoint: bool = False,
+) -> FitResult:
+    """Fit as ``lightning-freeze fit`` does, test the best checkpoint as ``lightning-freeze test`` does, and measure both.
+
+    Args:
+        config: The config of a fit, as dicts and lists.
+        seed: The seed of the run (``seed_everything``).
+        directory: Where the config, the logs and the checkpoints go. Anything in it is removed first.
+        forgetting: A metric that is computed before the fit and for the weights that are measured.
+        keep_checkpoint: Whether the checkpoints are left there.
+
+    Returns:
+        The measurements.
+
+    Raises:
+        ConfigurationError: If the set-up is wrong.
+        DivergedError: If a loss or a weight is not finite at the end.
+        SystemExit: With code 2 if the config cannot be parsed; the message is on stderr.
+    """
+    folder = Path(directory)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "config.yaml"
+    file.write_text(yaml.safe_dump(_logged_in(config, folder), sort_keys=False), encoding="utf-8")
+    with warnings.catch_warnings():
+        # Lightning asks for the arguments of the process, which are those of another command.
+        warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
+        cli = _MeasuredCLI([f"--config={file}", f"--seed_everything={seed}"], forgetting)
+    return _measured(cli, forgetting, keep_checkpoint)
+
+
+def _logged_in(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The config with its logs in a folder, without progress bars and without a page about each run."""
+    trainer = {**(config.get("trainer") or {}), **_QUIET, "default_root_dir": str(folder)}
+    trainer["logger"] = {
+        "class_path": "lightning.pytorch.loggers.CSVLogger",
+        "init_args": {"save_dir": str(folder), "name": "", "version": "logs"},
+    }
+    return {**config, "trainer": trainer, "report": False}
+
+
+class _MeasuredCLI(FreezeCLI):
+    """``fit`` with measurements."""
+
+    def __init__(self, args: list[str], forgetting: ForgettingMetric | None) -> None:
+        self.seconds = 0.0
+        self.score_before: float | None = None
+        self.memory = PeakMemory()
+        self.trained = _TrainedParameters()
+        self._forgetting = forgetting
+        super().__init__(args=["fit", *args], trainer_defaults={"callbacks": [self.trained]}, save_config_callback=None)
+
+    def fit(self, model: LightningModule, datamodule: LightningDataModule, **kwargs: Any) -> None:
+        """Fit, with a watch on time and memory.
+
+        Args:
+            model: The module.
+            datamodule: The data.
+            **kwargs: Further arguments of ``Trainer.fit``.
+        """
+        if self._forgetting is not None:
+            self.score_before = float(self._forgetting(model, datamodule))
+        self.memory.begin(self.trainer.strategy.root_device)
+        began = time.perf_counter()
+        self.trainer.fit(model, datamodule=datamodule, **kwargs)
+        self.memory.end()
+        self.seconds = time.perf_counter() - began
+
+    def after_fit(self) -> None:
+        """Refuse weights that are of no use."""
+        check_finite(self.trainer)
+
+
+class _TrainedParameters(Callback):
+    """Counts the parameters that train in each batch."""
+
+    def __init__(self) -> None:
+        self.most = self.total = self.batches = 0
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        trained = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
+        self.most = max(self.most, trained)
+        self.total += trained
+        self.batches += 1
+
+
+def _measured(cli: _MeasuredCLI, forgetting: ForgettingMetric | None, keep_checkpoint: bool) -> FitResult:
+    trainer, model, data = cli.trainer, cli.model, cli.datamodule
+    steps, hits = trainer.global_step, _cache_hit_rate(trainer)
+    best = str(getattr(trainer.checkpoint_callback, "best_model_path", "") or "")
+    stage = _stage(model, data)
+    if stage == "fit":
+        metrics: Mapping[str, Any] = dict(trainer.callback_metrics)
+    else:
+        run = trainer.test if stage == "test" else trainer.validate
+        metrics = {k: v for each in run(model, data, ckpt_path=best or None, verbose=False) for k, v in each.items()}
+    lost = None
+    if forgetting is not None and cli.score_before is not None:
+        change = cli.score_before - float(forgetting(model, data))
+        lost = change if getattr(forgetting, "higher_is_better", True) else -change
+    if best and not keep_checkpoint:
+        shutil.rmtree(Path(best).parent, ignore_errors=True)
+    return FitResult(
+        metrics={name: float(value) for name, value in metrics.items()},
+        stage=stage,
+        seconds=cli.seconds,
+        peak_memory=cli.memory.peak,
+        memory_of=cli.memory.of,
+        parameters=sum(p.numel() for p in model.parameters()),
+        trainable_parameters=cli.trained.most,
+        mean_trainable=cli.trained.total / max(1, cli.trained.batches),
+        steps=steps,
+        cache_hit_rate=hits,
+        forgetting=lost,
+        checkpoint=best if keep_checkpoint else "",
+    )
+
+
+def _stage(model: LightningModule, data: LightningDataModule) -> Literal["test", "validate", "fit"]:
+    """What the weights can be measured on."""
+    tables = getattr(data, "tables", None)
+    for stage, split in (("test", "test"), ("validate", "val")):
+        has_data = split in tables if tables is not None else is_overridden(f"{split}_dataloader", data)
+        if has_data and is_overridden("test_step" if stage == "test" else "validation_step", model):
+            return stage  # type: ignore[return-value]
+    return "fit"
+
+
+def _cache_hit_rate(trainer: Trainer) -> float | None:
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    return next((each.hit_rate for each in callbacks if isinstance(each, FrozenPrefixCache)), None)

@@ -6,6 +6,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ import torch
 import yaml
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lightning_freeze.callbacks.frozen_prefix_cache import FrozenPrefixCache
 from lightning_freeze.cli.divergence import check_finite
@@ -34,7 +36,7 @@ def run_fit(
     forgetting: ForgettingMetric | None = None,
     keep_checkpoint: bool = False,
 ) -> FitResult:
-    """Fit as ``lightning-freeze fit`` does, test the best checkpoint as ``lightning-freeze test`` does, and measure both.
+    """Fit as ``lightning-freeze fit`` does, test as ``lightning-freeze test`` does, and measure both.
 
     Args:
         config: The config of a fit, as dicts and lists.
@@ -52,15 +54,21 @@ def run_fit(
         SystemExit: With code 2 if the config cannot be parsed; the message is on stderr.
     """
     folder = Path(directory)
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True, exist_ok=True)
     file = folder / "config.yaml"
-    file.write_text(yaml.safe_dump(_logged_in(config, folder), sort_keys=False), encoding="utf-8")
+    if is_first_process():  # before the strategy starts further processes, which come here too
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        file.write_text(yaml.safe_dump(_logged_in(config, folder), sort_keys=False), encoding="utf-8")
     with warnings.catch_warnings():
         # Lightning asks for the arguments of the process, which are those of another command.
         warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
         cli = _MeasuredCLI([f"--config={file}", f"--seed_everything={seed}"], forgetting)
     return _measured(cli, forgetting, keep_checkpoint)
+
+
+def is_first_process() -> bool:
+    """Whether this is the process of a fit that writes its files; a strategy may have started others."""
+    return int(getattr(rank_zero_only, "rank", 0)) == 0
 
 
 def _logged_in(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -132,11 +140,12 @@ def _measured(cli: _MeasuredCLI, forgetting: ForgettingMetric | None, keep_check
     if forgetting is not None and cli.score_before is not None:
         change = cli.score_before - float(forgetting(model, data))
         lost = change if getattr(forgetting, "higher_is_better", True) else -change
-    if best and not keep_checkpoint:
+    if best and not keep_checkpoint and trainer.is_global_zero:
         shutil.rmtree(Path(best).parent, ignore_errors=True)
     return FitResult(
         metrics={name: float(value) for name, value in metrics.items()},
         stage=stage,
+        main_metric=_main_metric(model, stage, metrics),
         seconds=cli.seconds,
         peak_memory=cli.memory.peak,
         memory_of=cli.memory.of,
@@ -147,6 +156,7 @@ def _measured(cli: _MeasuredCLI, forgetting: ForgettingMetric | None, keep_check
         cache_hit_rate=hits,
         forgetting=lost,
         checkpoint=best if keep_checkpoint else "",
+        environment=_environment(trainer),
     )
 
 
@@ -158,6 +168,21 @@ def _stage(model: LightningModule, data: LightningDataModule) -> Literal["test",
         if has_data and is_overridden("test_step" if stage == "test" else "validation_step", model):
             return stage  # type: ignore[return-value]
     return "fit"
+
+
+def _main_metric(model: LightningModule, stage: str, metrics: Mapping[str, Any]) -> str:
+    prefix = {"test": "test", "validate": "val", "fit": "train"}[stage]
+    wanted = getattr(getattr(model, "task", None), "monitor", "loss")
+    losses = [name for name in metrics if name.endswith("loss")]
+    return next((name for name in (f"{prefix}_{wanted}", *losses, *metrics) if name in metrics), f"{prefix}_loss")
+
+
+def _environment(trainer: Trainer) -> str:
+    device = trainer.strategy.root_device
+    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
+    devices = f"{trainer.world_size} x {kind}" if trainer.world_size > 1 else kind
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "lightning", "lightning-freeze"))
+    return f"{devices}, {versions}"
 
 
 def _cache_hit_rate(trainer: Trainer) -> float | None:

@@ -15,6 +15,7 @@ class FitResult:
         metrics: Every metric of the weights that are kept, by name: those of the test data, of the validation data
             where there is no test data, and otherwise what was logged last in training.
         stage: Which of these: ``"test"``, ``"validate"`` or ``"fit"``.
+        main_metric: The name of the metric that counts for the task; the loss where the model does not say.
         seconds: Wall time of ``Trainer.fit``, validation included. Building the model and the test are not.
         peak_memory: The most memory in bytes: on an accelerator, what tensors took in the fit; on the CPU, the
             resident memory of the whole process in the fit, libraries included. ``None`` if it is not known.
@@ -26,10 +27,12 @@ class FitResult:
         cache_hit_rate: Share of the samples whose hidden states FrozenPrefixCache has read; ``None`` without one.
         forgetting: How much worse the metric of forgetting is than before the fit; ``None`` if there is no such metric.
         checkpoint: The checkpoint whose weights were measured; empty if it was not kept.
+        environment: The device and the versions of the libraries.
     """
 
     metrics: Mapping[str, float]
     stage: Literal["test", "validate", "fit"]
+    main_metric: str
     seconds: float
     peak_memory: int | None
     memory_of: Literal["accelerator", "process"]
@@ -40,6 +43,7 @@ class FitResult:
     cache_hit_rate: float | None = None
     forgetting: float | None = None
     checkpoint: str = ""
+    environment: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """The record as dicts and numbers, for JSON."""

@@ -43,8 +43,9 @@ def test_a_seed_decides_the_run(project: Path) -> None:
 
 
 def test_parameters_that_train_are_counted_in_each_batch(project: Path) -> None:
-    unfreezing = {"class_path": "PhasedFineTuning", "init_args": {"phases": [
-        {"train": "head", "until": {"class_path": "EpochTrigger", "init_args": {"n": 1}}}, {"train": "all"}]}}  # fmt: skip
+    until = {"class_path": "EpochTrigger", "init_args": {"n": 1}}
+    phases = [{"train": "head", "until": until}, {"train": "all"}]
+    unfreezing = {"class_path": "PhasedFineTuning", "init_args": {"phases": phases}}
     result = run_fit(config([unfreezing]), 0, "fit")
     assert result.trainable_parameters == result.parameters
     head = 2 * result.mean_trainable - result.parameters
@@ -59,7 +60,8 @@ def test_hits_of_the_cache_and_a_checkpoint_that_is_kept(project: Path) -> None:
     first = run_fit(config(callbacks), 0, "one", keep_checkpoint=True)
     second = run_fit(config(callbacks), 1, "two")
     assert Path(first.checkpoint).is_file()
-    assert first.cache_hit_rate is not None and second.cache_hit_rate == 1.0 > first.cache_hit_rate > 0
+    assert first.cache_hit_rate is not None and second.cache_hit_rate is not None
+    assert second.cache_hit_rate > 0.9 > first.cache_hit_rate > 0  # a first batch is compared with a real pass
 
 
 class _Norm:

@@ -21,6 +21,7 @@ from lightning_freeze.cli.divergence import check_finite
 from lightning_freeze.cli.trainer_commands import FreezeCLI
 from lightning_freeze.comparison.peak_memory import PeakMemory
 from lightning_freeze.comparison.records import FitResult
+from lightning_freeze.run_warnings.record import warnings_of
 
 #: A score of what a model could do before the fit. It is better if it is larger, unless the callable has an attribute
 #: ``higher_is_better`` that is false, as in torchmetrics.
@@ -129,6 +130,7 @@ class _TrainedParameters(Callback):
 def _measured(cli: _MeasuredCLI, forgetting: ForgettingMetric | None, keep_checkpoint: bool) -> FitResult:
     trainer, model, data = cli.trainer, cli.model, cli.datamodule
     steps, hits = trainer.global_step, _cache_hit_rate(trainer)
+    warned = tuple(dict.fromkeys(warning.message for warning in warnings_of(trainer)))
     best = str(getattr(trainer.checkpoint_callback, "best_model_path", "") or "")
     stage = _stage(model, data)
     if stage == "fit":
@@ -157,6 +159,7 @@ def _measured(cli: _MeasuredCLI, forgetting: ForgettingMetric | None, keep_check
         forgetting=lost,
         checkpoint=best if keep_checkpoint else "",
         environment=_environment(trainer),
+        warnings=warned,
     )
 
 

@@ -203,6 +203,8 @@ def _notes(outcomes: Sequence[FitOutcome], settings: ComparisonSettings, workers
     """Sentences on what has to be known to read the numbers."""
     results = [outcome.result for outcome in outcomes if outcome.result is not None]
     found = [f"{each.task.name} has failed: {each.error}" for each in outcomes if each.result is None]
+    warned = [(each.task.plan, text) for each in outcomes if each.result for text in each.result.warnings]
+    found += [f"{plan} has warned: {text}" for plan, text in dict.fromkeys(warned)]
     wrong = [
         each.task.name
         for each in outcomes

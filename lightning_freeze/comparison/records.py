@@ -28,6 +28,7 @@ class FitResult:
         forgetting: How much worse the metric of forgetting is than before the fit; ``None`` if there is no such metric.
         checkpoint: The checkpoint whose weights were measured; empty if it was not kept.
         environment: The device and the versions of the libraries.
+        warnings: What this package has warned of in the fit.
     """
 
     metrics: Mapping[str, float]
@@ -44,6 +45,7 @@ class FitResult:
     forgetting: float | None = None
     checkpoint: str = ""
     environment: str = ""
+    warnings: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The record as dicts and numbers, for JSON."""
@@ -60,4 +62,5 @@ class FitResult:
             TypeError: If a field is missing.
         """
         names = {each.name for each in fields(cls)}
-        return cls(**{name: value for name, value in values.items() if name in names})
+        known = {name: value for name, value in values.items() if name in names}
+        return cls(**{**known, "warnings": tuple(known.get("warnings", ()))})

@@ -59,7 +59,7 @@ def paired_test(
     mean = statistics.fmean(differences)
     if len(differences) < 2:
         return PairedTest(1, mean, None, None)
-    if len(set(differences)) == 1:
+    if all(math.isclose(difference, mean, rel_tol=1e-9, abs_tol=1e-15) for difference in differences):
         # Without any spread neither test is defined, except that equal plans are equal.
         return PairedTest(len(differences), mean, (mean, mean), 1.0 if mean == 0 else None)
     from scipy import stats

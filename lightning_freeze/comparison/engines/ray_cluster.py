@@ -41,7 +41,8 @@ class RayCluster:
         self._options: dict[str, Any] = {name: amount for name, amount in resources.items() if name in _OWN}
         custom = {name: amount for name, amount in resources.items() if name not in _OWN}
         self._options |= {"resources": custom, "max_retries": retries, "retry_exceptions": [FitKilled]}
-        if not ray.is_initialized():
+        self._is_ours = not ray.is_initialized()
+        if self._is_ours:
             try:
                 ray.init(address=address, log_to_driver=False, logging_level="ERROR")
             except (ConnectionError, ValueError, RuntimeError) as error:
@@ -60,6 +61,13 @@ class RayCluster:
         Yields:
             How each ended, as soon as it has.
         """
+        try:
+            yield from self._results(tasks)
+        finally:
+            if self._is_ours:
+                ray.shutdown()
+
+    def _results(self, tasks: Sequence[FitTask]) -> Iterator[FitOutcome]:
         remote = ray.remote(**self._options)(_run)
         paths = [path for path in sys.path if path]
         pending = {remote.remote(task, os.getcwd(), paths): task for task in tasks}

@@ -46,12 +46,12 @@ def test_all_fits_run_once_and_share_one_cache(project: Path) -> None:
     assert "4 of 4 fits to run, results in runs/compare" in done.stdout
     assert "full has the lowest mean test_loss" in done.stdout or "head_only has the lowest" in done.stdout
     assert "Up to 2 fits ran at a time" in done.stdout
-    assert [(row["plan"], row["seed"]) for row in fits()] == [
-        ("full", "0"),
-        ("full", "1"),
-        ("head_only", "0"),
-        ("head_only", "1"),
-    ] or len(fits()) == 4
+    assert [(row["seed"], row["plan"]) for row in fits()] == [
+        ("0", "full"),
+        ("0", "head_only"),
+        ("1", "full"),
+        ("1", "head_only"),
+    ]
     rows = {(row["plan"], row["seed"]): row for row in fits()}
     assert int(rows["head_only", "0"]["trainable_parameters"]) < 500 < int(rows["full", "0"]["trainable_parameters"])
     assert rows["full", "0"]["test_loss"] != rows["full", "1"]["test_loss"]
@@ -127,7 +127,7 @@ def test_fits_that_fail_are_reported_and_tried_again(project: Path) -> None:
     assert "Traceback" in (FITS / "has_bug/seed_0.log").read_text()
     assert "Note: crashes, seed 0 has failed: its process was ended by SIGKILL." in done.stdout
     assert "failed" in Path("runs/compare/comparison.html").read_text()
-    Path("crash.py").write_text(f"{SLOW}    pass\n\n\nCrash = Bug = Slow\n".replace("Slow(", "Slow("))
+    Path("crash.py").write_text(f"{SLOW}    pass\n\n\nCrash = Bug = Slow\n")
     again = run("--config=compare.yaml")
     assert "2 fits were done before" in again.stdout and "crashes, seed 0: test_loss" in again.stdout
 
@@ -138,10 +138,11 @@ def test_python_a_forgetting_metric_and_checkpoints(project: Path, capsys: pytes
         "    def __call__(self, module, datamodule):\n"
         "        return self.scale * float(sum(p.detach().pow(2).sum() for p in module.parameters()))\n"
     )
+    freezing = {"class_path": "LayerFreezing", "init_args": {"layers": "embeddings"}}
     config = {
         "base": "base.yaml",
         "seeds": [4],
-        "plans": {"full": {}, "frozen": {"trainer.callbacks+": [{"class_path": "LayerFreezing"}]}},
+        "plans": {"full": {}, "frozen": {"trainer.callbacks+": [freezing]}},
         "forgetting": {"class_path": "norms.Norm", "init_args": {"scale": 2.0}},
         "keep_checkpoints": True,
     }
@@ -155,24 +156,9 @@ def test_python_a_forgetting_metric_and_checkpoints(project: Path, capsys: pytes
     assert saved["plans"][0]["forgetting"] == found.plans[0].forgetting
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "message"),
-    [
-        ("base: base.yaml", "base: bse.yaml", "base is 'bse.yaml', .* Did you mean 'base.yaml'"),
-        ("class_path: LayerFreezing", "class_path: LayerFreezin",
-         "plan 'head_only': .*'LayerFreezin' is not the name of a class. Did you mean 'LayerFreezing'"),
-        ("layers:", "layrs:", "plan 'head_only': .*no argument 'layrs'. Did you mean 'layers'"),
-        ("  full:", "  full: {trainer.max_epoch: 3}", "plan 'full': .*max_epoch.*Did you mean 'trainer.max_epochs'"),
-        ("  full:", "  full:\n  full:", "the key 'full' stands twice, in lines 6 and 7"),
-        ("seeds: 2", "seeds: two", "seeds is 'two': expected a number of seeds"),
-        ("seeds: 2", "forgetting: os.pathh", "forgetting is 'os.pathh', and 'os' has no 'pathh'. Did you mean 'path'"),
-        ("seeds: 2", "seed_options: [data.splt_seed]", "no option 'data.splt_seed'. Did you mean 'data.split_seed'"),
-        ("seeds: 2", "seeds: [", "compare.yaml' is no YAML"),
-    ],
-)  # fmt: skip
-def test_wrong_comparison_files(old: str, new: str, message: str, project: Path) -> None:
-    edit("compare.yaml", old, new)
-    with pytest.raises(ConfigurationError, match=message):
+def test_a_wrong_comparison_file_is_an_error_before_any_fit(project: Path) -> None:
+    edit("compare.yaml", "class_path: LayerFreezing", "class_path: LayerFreezin")
+    with pytest.raises(ConfigurationError, match=r"plan 'head_only': .*Did you mean 'LayerFreezing'"):
         compare("compare.yaml")
     assert not FITS.exists()
 

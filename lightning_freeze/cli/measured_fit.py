@@ -75,10 +75,11 @@ def is_first_process() -> bool:
 def _logged_in(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """The config with its logs in a folder, without progress bars and without a page about each run."""
     trainer = {**(config.get("trainer") or {}), **_QUIET, "default_root_dir": str(folder)}
-    trainer["logger"] = {
-        "class_path": "lightning.pytorch.loggers.CSVLogger",
-        "init_args": {"save_dir": str(folder), "name": "", "version": "logs"},
-    }
+    if not trainer.get("barebones"):
+        trainer["logger"] = {
+            "class_path": "lightning.pytorch.loggers.CSVLogger",
+            "init_args": {"save_dir": str(folder), "name": "", "version": "logs"},
+        }
     return {**config, "trainer": trainer, "report": False}
 
 
@@ -110,7 +111,14 @@ class _MeasuredCLI(FreezeCLI):
         self.seconds = time.perf_counter() - began
 
     def after_fit(self) -> None:
-        """Refuse weights that are of no use."""
+        """Refuse weights that are of no use, and a fit that a signal has ended early.
+
+        Raises:
+            DivergedError: If a loss or a weight is not finite.
+            KeyboardInterrupt: If the fit was interrupted.
+        """
+        if self.trainer.interrupted:
+            raise KeyboardInterrupt
         check_finite(self.trainer)
 
 

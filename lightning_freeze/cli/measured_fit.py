@@ -87,15 +87,14 @@ class _MeasuredCLI(FreezeCLI):
     """``fit`` with measurements."""
 
     def __init__(self, args: list[str], forgetting: ForgettingMetric | None) -> None:
-        self.seconds = 0.0
         self.score_before: float | None = None
         self.memory = PeakMemory()
-        self.trained = _TrainedParameters()
+        self.watch = _FitWatch()
         self._forgetting = forgetting
-        super().__init__(args=["fit", *args], trainer_defaults={"callbacks": [self.trained]}, save_config_callback=None)
+        super().__init__(args=["fit", *args], trainer_defaults={"callbacks": [self.watch]}, save_config_callback=None)
 
     def fit(self, model: LightningModule, datamodule: LightningDataModule, **kwargs: Any) -> None:
-        """Fit, with a watch on time and memory.
+        """Fit, with a watch on memory.
 
         Args:
             model: The module.
@@ -105,10 +104,8 @@ class _MeasuredCLI(FreezeCLI):
         if self._forgetting is not None:
             self.score_before = float(self._forgetting(model, datamodule))
         self.memory.begin(self.trainer.strategy.root_device)
-        began = time.perf_counter()
         self.trainer.fit(model, datamodule=datamodule, **kwargs)
         self.memory.end()
-        self.seconds = time.perf_counter() - began
 
     def after_fit(self) -> None:
         """Refuse weights that are of no use, and a fit that a signal has ended early.
@@ -122,11 +119,21 @@ class _MeasuredCLI(FreezeCLI):
         check_finite(self.trainer)
 
 
-class _TrainedParameters(Callback):
-    """Counts the parameters that train in each batch."""
+class _FitWatch(Callback):
+    """Takes the time of a fit, and counts the parameters that train in each batch."""
 
     def __init__(self) -> None:
         self.most = self.total = self.batches = 0
+        self.seconds = 0.0
+        self._began = 0.0
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._began = time.perf_counter()
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.strategy.root_device.type == "cuda":
+            torch.cuda.synchronize(trainer.strategy.root_device)
+        self.seconds = time.perf_counter() - self._began
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         trained = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
@@ -156,12 +163,12 @@ def _measured(cli: _MeasuredCLI, forgetting: ForgettingMetric | None, keep_check
         metrics={name: float(value) for name, value in metrics.items()},
         stage=stage,
         main_metric=_main_metric(model, stage, metrics),
-        seconds=cli.seconds,
+        seconds=cli.watch.seconds,
         peak_memory=cli.memory.peak,
         memory_of=cli.memory.of,
         parameters=sum(p.numel() for p in model.parameters()),
-        trainable_parameters=cli.trained.most,
-        mean_trainable=cli.trained.total / max(1, cli.trained.batches),
+        trainable_parameters=cli.watch.most,
+        mean_trainable=cli.watch.total / max(1, cli.watch.batches),
         steps=steps,
         cache_hit_rate=hits,
         forgetting=lost,

@@ -16,7 +16,8 @@ class FitResult:
             where there is no test data, and otherwise what was logged last in training.
         stage: Which of these: ``"test"``, ``"validate"`` or ``"fit"``.
         main_metric: The name of the metric that counts for the task; the loss where the model does not say.
-        seconds: Wall time of ``Trainer.fit``, validation included. Building the model and the test are not.
+        seconds: Wall time from ``on_fit_start`` to ``on_fit_end``, validation included. Building the model, tokenising
+            and starting processes come before, and the test after it.
         peak_memory: The most memory in bytes: on an accelerator, what tensors took in the fit; on the CPU, the
             resident memory of the whole process in the fit, libraries included. ``None`` if it is not known.
         memory_of: ``"accelerator"`` or ``"process"``.

@@ -155,7 +155,7 @@ def _known(tasks: Sequence[FitTask], say: Any) -> dict[str, FitOutcome]:
         count = f"{len(differences)} fit{'s' * (len(differences) != 1)}"
         say(f"plan {plan!r} has changed since its {count} ({what}), run again", flush=True)
     if found:
-        say(f"{len(found)} fits were done before", flush=True)
+        say(f"{len(found)} of {len(tasks)} fits were done before", flush=True)
     return found
 
 

@@ -64,7 +64,7 @@ def test_all_fits_run_once_and_share_one_cache(project: Path) -> None:
     before = results()
     again = run("--config", "compare.yaml")
     assert again.returncode == 0, again.stderr
-    assert "4 fits were done before" in again.stdout and "to run" not in again.stdout
+    assert "4 of 4 fits were done before" in again.stdout and "to run" not in again.stdout
     assert results() == before
 
     # Of a changed plan the fits run again, and only these. A new seed is added to all.
@@ -101,7 +101,7 @@ def test_killed_in_mid_run_it_goes_on_and_loses_only_the_running_fit(project: Pa
     (FITS / "full").joinpath(".seed_1.json.77.tmp").write_text('{"key": "')
     done = run("--config=compare.yaml")
     assert done.returncode == 0, done.stderr
-    assert "1 fits were done before" in done.stdout and "3 of 4 fits to run" in done.stdout
+    assert "1 of 4 fits were done before" in done.stdout and "3 of 4 fits to run" in done.stdout
     assert results()["full/seed_0.json"] == before["full/seed_0.json"]
     assert len(results()) == 4
 
@@ -129,7 +129,7 @@ def test_fits_that_fail_are_reported_and_tried_again(project: Path) -> None:
     assert "failed" in Path("runs/compare/comparison.html").read_text()
     Path("crash.py").write_text(f"{SLOW}    pass\n\n\nCrash = Bug = Slow\n")
     again = run("--config=compare.yaml")
-    assert "2 fits were done before" in again.stdout and "crashes, seed 0: test_loss" in again.stdout
+    assert "2 of 5 fits were done before" in again.stdout and "crashes, seed 0: test_loss" in again.stdout
 
 
 def test_python_a_forgetting_metric_and_checkpoints(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

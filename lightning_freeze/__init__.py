@@ -7,6 +7,7 @@ from lightning_freeze.callbacks import (
     LayerFreezing,
     PhasedFineTuning,
 )
+from lightning_freeze.comparison import Comparison, compare
 from lightning_freeze.data import TextDataModule
 from lightning_freeze.layers import Layer, LayerStack
 from lightning_freeze.module import TransformerModule
@@ -46,6 +47,7 @@ __all__ = [
     "AutoFreeze",
     "BlockCoordinate",
     "ChainThaw",
+    "Comparison",
     "DiscriminativeLR",
     "DynamicFreezing",
     "EpochTrigger",
@@ -79,5 +81,6 @@ __all__ = [
     "TransformerModule",
     "Trigger",
     "ULMFiT",
+    "compare",
     "plan_training",
 ]

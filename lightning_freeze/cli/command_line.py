@@ -13,7 +13,7 @@ from lightning_freeze.cli.parsing.user_errors import message_for
 from lightning_freeze.cli.trainer_commands import DEFAULT_EPOCHS, FreezeCLI
 from lightning_freeze.errors import ConfigurationError, debugging, listing, suggest
 
-COMMANDS = ("fit", "validate", "test", "predict", "plan", "layers", "cache")
+COMMANDS = ("fit", "validate", "test", "predict", "plan", "compare", "layers", "cache")
 
 __all__ = ["COMMANDS", "DEFAULT_EPOCHS", "FreezeCLI", "main"]
 
@@ -27,7 +27,7 @@ def main(args: list[str] | None = None) -> None:
         args: The arguments; by default those of the process.
     """
     given = sys.argv[1:] if args is None else args
-    _silence_known_noise()
+    silence_known_noise()
     forget_options()
     try:
         _run(given, args)
@@ -54,6 +54,10 @@ def _run(given: list[str], args: list[str] | None) -> None:
         from lightning_freeze.cli.plan import main as plan
 
         plan(given[1:])
+    elif given[:1] == ["compare"]:
+        from lightning_freeze.cli.compare import main as compare
+
+        compare(given[1:])
     elif given[:1] == ["cache"]:
         from lightning_freeze.cli.cache import main as look_after_cache
 
@@ -71,7 +75,7 @@ def _end(message: str, code: int) -> None:
     sys.exit(code)
 
 
-def _silence_known_noise() -> None:
+def silence_known_noise() -> None:
     """Hide messages that users of this command cannot act on: false alarms about small data, advertisements."""
     for message in (
         ".*does not have many workers.*",

@@ -13,8 +13,10 @@ import pytest
 import tiny_project
 from code_blocks import CodeBlock, blocks_of, commands_of
 
-from lightning_freeze.cli import plan
+from lightning_freeze.cli import compare, plan
 from lightning_freeze.cli.command_line import main
+from lightning_freeze.cli.parsing.config_files import load_yaml
+from lightning_freeze.comparison.settings import read_settings
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -95,6 +97,9 @@ def test_python_blocks_run(page: Path, folder: Path) -> None:
 @pytest.mark.parametrize(("page", "block"), YAML, ids=label)
 def test_yaml_blocks_are_read_by_the_command_line(page: Path, block: CodeBlock, folder: Path) -> None:
     (folder / "config.yaml").write_text(block.text)
+    if "\nplans:" in f"\n{block.text}":
+        read_settings(load_yaml(block.text), "config.yaml")
+        return
     reads_config("fit", "--config=config.yaml")
 
 
@@ -107,6 +112,9 @@ def test_commands_are_read_by_the_command_line(
         if shown.language == "yaml" and shown.line < block.line:
             (folder / "config.yaml").write_text(shown.text)
     subcommand, *args = shlex.split(command.removeprefix("lightning-freeze "))
+    if subcommand == "compare":
+        assert Path(compare._parser().parse_args(args).config).is_file()
+        return
     if subcommand == "plan":
         _, args = plan._parser().parse_known_args(args)
         subcommand = "fit"

@@ -9,9 +9,14 @@ import torch
 import yaml
 
 from lightning_freeze.cli.command_line import main
+from lightning_freeze.cli.comparison_worker import prepare
+from lightning_freeze.cli.parsing.config_files import load_yaml
+from lightning_freeze.comparison.fits import tasks_of
+from lightning_freeze.comparison.settings import read_settings
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
-CONFIGS = sorted(path for path in EXPERIMENTS.rglob("*.yaml") if path.name != "base.yaml")
+CONFIGS = sorted(path for path in EXPERIMENTS.rglob("*.yaml") if path.name not in ("base.yaml", "compare.yaml"))
+COMPARISONS = sorted(EXPERIMENTS.rglob("compare.yaml"))
 
 
 def name(path: Path) -> str:
@@ -75,3 +80,17 @@ def test_config_takes_in_its_base(config, capsys, monkeypatch):
     for key, value in leaves(yaml.safe_load((config.parent / "base.yaml").read_text())).items():
         if not any(key == mine or key.startswith(f"{mine}.") for mine in own) and not key.endswith("class_path"):
             assert printed[key] == value, key
+
+
+@pytest.mark.parametrize("comparison", COMPARISONS, ids=name)
+def test_every_plan_of_a_comparison_is_a_config_that_can_be_built(comparison, reviews, tiny_bert_dir, monkeypatch):
+    monkeypatch.chdir(reviews.parent)
+    data = reviews.parent / "experiments" / "reviews" / "data"
+    data.mkdir(parents=True)
+    (data / "reviews.csv").symlink_to(reviews)
+    (data / "minilm").symlink_to(tiny_bert_dir)
+    prepared = prepare(None, str(comparison))
+    plans = {path.stem for path in CONFIGS if path.parent == comparison.parent}
+    assert set(prepared["configs"]) == set(prepared["settings"]["plans"]) == plans
+    tasks = tasks_of(read_settings(load_yaml(comparison.read_text()), comparison), prepared["configs"], reviews.parent)
+    assert {(task.seed, task.config["data"]["init_args"]["split_seed"]) for task in tasks} == {(i, i) for i in range(5)}

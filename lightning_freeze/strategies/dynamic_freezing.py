@@ -38,6 +38,7 @@ class DynamicFreezing(PhasedFineTuning):
         groups: See :class:`PhasedFineTuning`.
         frozen_eval: See :class:`PhasedFineTuning`.
         verbose: Whether to print the table of layers at the start and the end of a fit.
+        save_frozen: See :class:`PhasedFineTuning`.
 
     Raises:
         ConfigurationError: If a selector matches nothing, a number is out of range, or the module optimizes manually.
@@ -59,9 +60,10 @@ class DynamicFreezing(PhasedFineTuning):
         groups: Groups | None = None,
         frozen_eval: bool = True,
         verbose: bool = True,
+        save_frozen: bool = True,
     ) -> None:
         check_arguments(DynamicFreezing, locals())
-        self._begin(policy, interval, layers, always, drop_optimizer_state, groups, frozen_eval, verbose)
+        self._begin(policy, interval, layers, always, drop_optimizer_state, groups, frozen_eval, verbose, save_frozen)
 
     def _begin(
         self,
@@ -73,6 +75,7 @@ class DynamicFreezing(PhasedFineTuning):
         groups: Groups | None,
         frozen_eval: bool,
         verbose: bool,
+        save_frozen: bool,
     ) -> None:
         if interval is not None and interval < 1:
             raise ConfigurationError(
@@ -89,6 +92,7 @@ class DynamicFreezing(PhasedFineTuning):
             groups=groups,
             frozen_eval=frozen_eval,
             verbose=verbose,
+            save_frozen=save_frozen,
         )
         self._runner = self._make_runner()
 

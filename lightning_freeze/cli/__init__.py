@@ -1,8 +1,9 @@
 """The command ``lightning-freeze``, one file for each command.
 
-The commands are ``trainer_commands.py`` (fit, validate, test, predict), ``layers.py`` and ``cache.py``. ``parsing/``
-reads options and config files. ``checkpoint_file.py`` and ``divergence.py`` check a checkpoint before the run, and
-the losses after it.
+The commands are ``trainer_commands.py`` (fit, validate, test, predict), ``layers.py``, ``cache.py``,
+``plan.py`` and ``merge_checkpoint.py``. ``parsing/`` reads options and config files. ``checkpoint_file.py`` and
+``divergence.py`` check a checkpoint before the run, and the losses after it. ``run_module.py`` builds the module of an
+earlier run.
 
 The room stands on top of the package: it may import every other room, and none imports it. Begin reading with
 ``command_line.py``, which picks the command and turns errors into messages.

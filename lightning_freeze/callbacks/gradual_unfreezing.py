@@ -35,6 +35,7 @@ class GradualUnfreezing(PhasedFineTuning):
         frozen_eval: See :class:`PhasedFineTuning`.
         verbose: See :class:`PhasedFineTuning`.
         unfreeze_all: See :class:`PhasedFineTuning`.
+        save_frozen: See :class:`PhasedFineTuning`.
 
     Raises:
         ConfigurationError: If a selector matches nothing, a count is not positive, or ``stop`` lies above ``start``.
@@ -59,6 +60,7 @@ class GradualUnfreezing(PhasedFineTuning):
         frozen_eval: bool = True,
         verbose: bool = True,
         unfreeze_all: bool = False,
+        save_frozen: bool = True,
     ) -> None:
         check_arguments(GradualUnfreezing, locals(), needs=NEEDS, own=("stop",))
         # The phases follow from the layers of a module; until one is known, two stand for them in the checks of the
@@ -74,6 +76,7 @@ class GradualUnfreezing(PhasedFineTuning):
             frozen_eval=frozen_eval,
             verbose=verbose,
             unfreeze_all=unfreeze_all,
+            save_frozen=save_frozen,
         )
         if layers_per_phase < 1:
             raise ConfigurationError(

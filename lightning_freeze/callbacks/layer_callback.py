@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
+from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from lightning_freeze.callbacks.observers import make_observers
+from lightning_freeze.checkpoints.loading import fill_when_loading
 from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.layers import LayerStack
 from lightning_freeze.namespaces import Callback
@@ -34,6 +36,7 @@ class LayerCallback(Callback):
     """
 
     freezes_layers = False
+    save_frozen = True
 
     def __init__(self, groups: Groups | None = None, verbose: bool = True) -> None:
         self.groups = groups
@@ -42,6 +45,7 @@ class LayerCallback(Callback):
         self._moments: Moments | None = None
         self._stack: LayerStack | None = None
         self._rates: State | None = None
+        self._undo_filling: Callable[[], object] = _nothing
 
     @property
     def stack(self) -> LayerStack:
@@ -63,10 +67,14 @@ class LayerCallback(Callback):
             self._stack = session.stack_for(self.groups)
             self.prepare(session)
 
+    def omitted_when_frozen(self) -> dict[Parameter, str]:  # noqa: D102
+        return {}
+
     def check(self, session: Session) -> None:
         """Check the set-up as a whole, once every callback has prepared."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: D102
+        self._undo_filling = fill_when_loading(trainer, pl_module)
         if stage == TrainerFn.FITTING:
             self._rates = None
             self._moments = Moments.join(trainer, pl_module, self, make_observers)
@@ -140,6 +148,8 @@ class LayerCallback(Callback):
 
     def _leave(self) -> None:
         self.rates_state()
+        self._undo_filling()
+        self._undo_filling = _nothing
         session, self._session, self._moments = self._session, None, None
         if session is not None:
             session.leave(self)
@@ -157,7 +167,7 @@ class LayerCallback(Callback):
         # A copy or a pickle of a callback is its configuration and progress, never the run that it takes part in.
         # `log` and `log_dict` are methods of the module, which Lightning attaches to its callbacks.
         own = {name: value for name, value in vars(self).items() if name not in ("log", "log_dict")}
-        return own | {"_session": None, "_moments": None, "_stack": None}
+        return own | {"_session": None, "_moments": None, "_stack": None, "_undo_filling": _nothing}
 
 
 class FreezingCallback(LayerCallback):
@@ -167,14 +177,27 @@ class FreezingCallback(LayerCallback):
         groups: See :class:`LayerCallback`.
         frozen_eval: Whether frozen modules are in eval mode: dropout off, BatchNorm statistics unchanged.
         verbose: See :class:`LayerCallback`.
+        save_frozen: Whether checkpoints hold the frozen weights that never changed.
     """
 
     freezes_layers = True
     warns_of_wasted_backward = True
 
-    def __init__(self, groups: Groups | None = None, frozen_eval: bool = True, verbose: bool = True) -> None:
+    def __init__(
+        self, groups: Groups | None = None, frozen_eval: bool = True, verbose: bool = True, save_frozen: bool = True
+    ) -> None:
         super().__init__(groups=groups, verbose=verbose)
         self.frozen_eval = frozen_eval
+        self.save_frozen = save_frozen
+
+    def omitted_when_frozen(self) -> dict[Parameter, str]:  # noqa: D102
+        if self.save_frozen:
+            return {}
+        return {parameter: layer.name for layer in self.stack for parameter in layer.parameters()}
+
+
+def _nothing() -> None:
+    pass
 
 
 def _has_rates(state: object) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch.nn import Parameter
+
 from lightning_freeze.arguments import check_arguments
 from lightning_freeze.callbacks.layer_callback import FreezingCallback, Groups
 from lightning_freeze.errors import ConfigurationError
@@ -23,6 +25,10 @@ class LayerFreezing(FreezingCallback):
         frozen_eval: Whether frozen modules are in eval mode: dropout off, BatchNorm statistics still. Turn it off to
             keep the noise of dropout in frozen layers.
         verbose: Whether to print the table of layers.
+        save_frozen: Whether checkpoints hold frozen weights. ``False`` leaves out what is frozen, by this callback or
+            by the module itself, and as it was when the module was built. A checkpoint then has a fingerprint of each
+            weight, and takes it from the module that loads it, which has to be built with the same base weights.
+            Frozen weights that anything has changed are saved.
 
     Raises:
         ConfigurationError: If the selector is malformed or matches nothing, or nothing is left to train.
@@ -33,10 +39,15 @@ class LayerFreezing(FreezingCallback):
     """
 
     def __init__(
-        self, layers: str, groups: Groups | None = None, frozen_eval: bool = True, verbose: bool = True
+        self,
+        layers: str,
+        groups: Groups | None = None,
+        frozen_eval: bool = True,
+        verbose: bool = True,
+        save_frozen: bool = True,
     ) -> None:
         check_arguments(LayerFreezing, locals())
-        super().__init__(groups=groups, frozen_eval=frozen_eval, verbose=verbose)
+        super().__init__(groups=groups, frozen_eval=frozen_eval, verbose=verbose, save_frozen=save_frozen)
         if not isinstance(layers, str) or not layers.strip():
             raise ConfigurationError(f"LayerFreezing(layers={layers!r}): expected a selector such as 'embeddings,:8'.")
         self.layers = layers
@@ -44,6 +55,13 @@ class LayerFreezing(FreezingCallback):
     def prepare(self, session: Session) -> None:  # noqa: D102
         selection = self.stack.select(self.layers)
         session.holds.hold(self, selection.parameters, selection.modules if self.frozen_eval else ())
+
+    def omitted_when_frozen(self) -> dict[Parameter, str]:  # noqa: D102
+        everything = super().omitted_when_frozen()
+        assert self._session is not None
+        own, holds = set(self.stack.select(self.layers).parameters), self._session.holds
+        # What the module itself has frozen, as PEFT does, no phase will train either.
+        return {p: layer for p, layer in everything.items() if p in own or not holds.given(p)}
 
     def check(self, session: Session) -> None:  # noqa: D102
         if not self.frozen_eval:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lightning_freeze.callbacks.absent_cache import AbsentCache
+from lightning_freeze.callbacks.small_checkpoints import SmallCheckpoints
 from lightning_freeze.compatibility.observer import Compatibility
 from lightning_freeze.diagnostics.decayed_rate import DecayedRate
 from lightning_freeze.diagnostics.loss_watch import LossWatch
@@ -28,6 +29,7 @@ def make_observers(session: Session) -> list[Observer]:
     logged = [member.stack for member in session.members if getattr(member, "log_rates", False)]
     stacks = {id(member.stack): member.stack for member in freezing}
     new = new_layers(session.module)
+    omitting = [member for member in freezing if not member.save_frozen]
     return [
         Compatibility(session),
         PrintedReport(session),
@@ -39,6 +41,7 @@ def make_observers(session: Session) -> list[Observer]:
         OneRate(session, new),
         LossWatch(session),
         AbsentCache(session),
+        *([SmallCheckpoints(session, omitting, new)] if omitting else []),
         *([DecayedRate(session)] if session.schedules else []),
         # A schedule may hold a validation that was due when its checkpoint was saved, so it comes last.
         *session.schedules,

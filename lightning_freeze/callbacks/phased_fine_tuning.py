@@ -50,6 +50,10 @@ class PhasedFineTuning(FreezingCallback):
         verbose: Whether to print the table of layers, and one line at each change of phase.
         unfreeze_all: Whether the schedule also decides about parameters that the module had frozen itself, in its
             ``__init__`` for instance. By default they stay frozen; what PEFT keeps beside its copies always does.
+        save_frozen: Whether checkpoints hold weights that no phase so far has trained. ``False`` leaves out those that
+            are as they were when the module was built; see :class:`LayerFreezing`. A layer is in the checkpoints as
+            soon as it trains. So that earlier checkpoints can be loaded into the same module after that, its base
+            weights are copied to host memory then.
 
     Raises:
         ConfigurationError: If there is no phase, a phase trains nothing or can never end, a selector matches nothing,
@@ -72,9 +76,10 @@ class PhasedFineTuning(FreezingCallback):
         frozen_eval: bool = True,
         verbose: bool = True,
         unfreeze_all: bool = False,
+        save_frozen: bool = True,
     ) -> None:
         check_arguments(PhasedFineTuning, locals(), needs=NEEDS, own=("phases",))
-        super().__init__(groups=groups, frozen_eval=frozen_eval, verbose=verbose)
+        super().__init__(groups=groups, frozen_eval=frozen_eval, verbose=verbose, save_frozen=save_frozen)
         name = type(self).__name__
         with self._named_in_errors():
             check_phases(phases)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,21 @@ def saved_hyperparameters(path: str | None) -> dict[str, Any]:
     """
     if path is None or path in _SPECIAL or "://" in str(path) or str(path).startswith("registry:"):
         return {}
+    if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
+        return {}
+    hyperparameters: dict[str, Any] = read_checkpoint(path).get("hyper_parameters", {})
+    return hyperparameters
+
+
+def read_checkpoint(path: str) -> dict[str, Any]:
+    """Return the content of a checkpoint; tensors are read from the file when they are needed.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ConfigurationError: If it does not exist, or is no checkpoint.
+    """
     file = Path(path)
     if not file.exists():
         names = sorted(p.name for p in file.parent.glob("*.ckpt")) if file.parent.is_dir() else []
@@ -34,16 +50,14 @@ def saved_hyperparameters(path: str | None) -> dict[str, Any]:
             f"The checkpoint {str(path)!r} does not exist: expected a .ckpt file.{suggest(file.name, names)}"
         )
     if file.is_dir():
-        if (file / "config.json").is_file():
-            raise ConfigurationError(
-                f"{str(path)!r} is the folder of a model, not a checkpoint: expected a .ckpt file of a run."
-            )
-        return {}
+        kind = "the folder of a model" if (file / "config.json").is_file() else "a folder"
+        raise ConfigurationError(f"{str(path)!r} is {kind}, not a checkpoint: expected a .ckpt file of a run.")
     try:
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, IndexError, AttributeError, KeyError, ValueError) as error:
         raise ConfigurationError(
-            f"{str(path)!r} is not a checkpoint that can be read: expected a .ckpt file of an earlier run."
+            f"{str(path)!r} is not a checkpoint that can be read{_object_in(error)}: expected a .ckpt file of an "
+            "earlier run."
         ) from error
     missing = [key for key in _KEYS if not isinstance(content, dict) or key not in content]
     if missing:
@@ -51,5 +65,9 @@ def saved_hyperparameters(path: str | None) -> dict[str, Any]:
             f"{str(path)!r} is not a checkpoint of a Trainer, it has no {missing[0]!r}: expected a .ckpt file of an "
             "earlier run."
         )
-    hyperparameters: dict[str, Any] = content.get("hyper_parameters", {})
-    return hyperparameters
+    return dict(content)
+
+
+def _object_in(error: Exception) -> str:
+    found = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
+    return f", because it holds a {found[1]}, which is not loaded as that could run code" if found else ""

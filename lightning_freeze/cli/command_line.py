@@ -13,7 +13,7 @@ from lightning_freeze.cli.parsing.user_errors import message_for
 from lightning_freeze.cli.trainer_commands import DEFAULT_EPOCHS, FreezeCLI
 from lightning_freeze.errors import ConfigurationError, debugging, listing, suggest
 
-COMMANDS = ("fit", "validate", "test", "predict", "plan", "compare", "layers", "cache")
+COMMANDS = ("fit", "validate", "test", "predict", "plan", "compare", "layers", "cache", "merge-checkpoint")
 
 __all__ = ["COMMANDS", "DEFAULT_EPOCHS", "FreezeCLI", "main"]
 
@@ -62,6 +62,10 @@ def _run(given: list[str], args: list[str] | None) -> None:
         from lightning_freeze.cli.cache import main as look_after_cache
 
         look_after_cache(given[1:])
+    elif given[:1] == ["merge-checkpoint"]:
+        from lightning_freeze.cli.merge_checkpoint import main as merge_checkpoint
+
+        merge_checkpoint(given[1:])
     else:
         if not given or (given[0] not in COMMANDS and not given[0].startswith("-")):
             what = f"{given[0]!r} is no command" if given else "No command is given"

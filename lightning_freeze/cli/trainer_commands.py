@@ -35,7 +35,8 @@ DEFAULT_EPOCHS = 3
 _DESCRIPTION = (
     "Fine-tune any transformer, with the layers frozen, unfrozen and paced as the callbacks say. "
     "`lightning-freeze layers MODEL` prints a model's layers, `lightning-freeze cache` looks after a folder of "
-    "FrozenPrefixCache. `lightning-freeze fit --data.help TextDataModule` lists the options for data."
+    "FrozenPrefixCache, `lightning-freeze merge-checkpoint` writes a whole checkpoint from one that leaves frozen "
+    "weights out. `lightning-freeze fit --data.help TextDataModule` lists the options for data."
 )
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from lightning_freeze.arguments import check_arguments, check_at_least, check_distinct, check_share, check_unused
+from lightning_freeze.checkpoints.loading import filled
 from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.module.batch import logits_of, unpack, word_starts
 from lightning_freeze.module.build import BuildSettings, build_model, count_classes
@@ -221,11 +222,16 @@ class TransformerModule(LightningModule):
             self.test_metrics.reset()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Remember that the head comes from a checkpoint.
+        """Remember that the head comes from a checkpoint, and fill in the weights that it leaves out.
 
         Args:
             checkpoint: What Lightning has read.
+
+        Raises:
+            ConfigurationError: If the checkpoint leaves out frozen weights and this module has others.
         """
+        if isinstance(state := checkpoint.get("state_dict"), dict):
+            checkpoint["state_dict"] = filled(state, self)
         self._head = Head(trained=True)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:

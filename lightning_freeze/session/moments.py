@@ -14,6 +14,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_freeze.checkpoints.base_weights import note_versions
 from lightning_freeze.distributed import Snapshot, check_strategy, check_wrapped, reshard, restore_where_saved
 from lightning_freeze.run_warnings.record import begin_run
 from lightning_freeze.session import consistency
@@ -73,6 +74,7 @@ class Moments:
     def _build(self) -> None:
         self.session.is_built = True
         reshard(self.session.module)
+        note_versions(self.session.module)  # before a member changes any weights
         for member in list(self.session.members):
             member.join(self.session)
         self._snapshot = Snapshot(self.session.module)

@@ -28,10 +28,12 @@ class Member(Hashable, Protocol):
     Attributes:
         verbose: Whether it prints.
         freezes_layers: Whether it sets ``requires_grad``.
+        save_frozen: Whether checkpoints hold what it freezes.
     """
 
     verbose: bool
     freezes_layers: bool
+    save_frozen: bool
 
     @property
     def stack(self) -> LayerStack:
@@ -43,6 +45,9 @@ class Member(Hashable, Protocol):
 
     def join(self, session: Session) -> None:
         """Called once, as soon as the module has all its parameters: hold layers, scale rates."""
+
+    def omitted_when_frozen(self) -> dict[Parameter, str]:
+        """Parameter to layer name for what checkpoints leave out while it is frozen and unchanged."""
 
     def check(self, session: Session) -> None:
         """Called once, when every member has joined: refuse what does not go together."""

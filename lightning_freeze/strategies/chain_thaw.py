@@ -38,6 +38,7 @@ class ChainThaw(PhasedFineTuning):
         groups: See :class:`PhasedFineTuning`.
         frozen_eval: See :class:`PhasedFineTuning`.
         verbose: See :class:`PhasedFineTuning`.
+        save_frozen: See :class:`PhasedFineTuning`.
 
     Raises:
         ConfigurationError: If a selector matches nothing or no layer remains beside the head, or ``restore_best`` is
@@ -65,6 +66,7 @@ class ChainThaw(PhasedFineTuning):
         groups: Groups | None = None,
         frozen_eval: bool = True,
         verbose: bool = True,
+        save_frozen: bool = True,
     ) -> None:
         check_arguments(ChainThaw, locals(), needs=NEEDS)
         super().__init__(
@@ -77,6 +79,7 @@ class ChainThaw(PhasedFineTuning):
             groups=groups,
             frozen_eval=frozen_eval,
             verbose=verbose,
+            save_frozen=save_frozen,
         )
         self.trigger = trigger
         self.lr = lr

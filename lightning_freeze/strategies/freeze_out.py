@@ -61,6 +61,7 @@ class FreezeOut(TurnByTurn):
         groups: See :class:`PhasedFineTuning`.
         frozen_eval: See :class:`PhasedFineTuning`.
         verbose: See :class:`DynamicFreezing`.
+        save_frozen: See :class:`PhasedFineTuning`.
 
     Raises:
         ConfigurationError: If ``t_0`` is out of range, or the length of the run is unknown.
@@ -74,6 +75,7 @@ class FreezeOut(TurnByTurn):
         groups: Groups | None = None,
         frozen_eval: bool = True,
         verbose: bool = True,
+        save_frozen: bool = True,
     ) -> None:
         check_arguments(FreezeOut, locals())
         if not 0 < t_0 <= 1:
@@ -83,7 +85,7 @@ class FreezeOut(TurnByTurn):
         self.scale_lr = scale_lr
         self._steps: int | None = None
         self._ends: dict[int, float] = {}  # by the height of the layer
-        super().__init__(1, "all", None, True, groups, frozen_eval, verbose)
+        super().__init__(1, "all", None, True, groups, frozen_eval, verbose, save_frozen)
 
     def prepare(self, session: Session) -> None:  # noqa: D102
         self._steps = None

@@ -33,6 +33,7 @@ class LinearProbeThenFineTune(PhasedFineTuning):
         groups: See :class:`PhasedFineTuning`.
         frozen_eval: Whether frozen modules are in eval mode, so that the probe sees the same features in every epoch.
         verbose: See :class:`PhasedFineTuning`.
+        save_frozen: See :class:`PhasedFineTuning`.
 
     Raises:
         ConfigurationError: If a selector matches nothing, or a factor is negative or not finite.
@@ -55,6 +56,7 @@ class LinearProbeThenFineTune(PhasedFineTuning):
         groups: Groups | None = None,
         frozen_eval: bool = True,
         verbose: bool = True,
+        save_frozen: bool = True,
     ) -> None:
         check_arguments(LinearProbeThenFineTune, locals(), needs=NEEDS)
         super().__init__(
@@ -66,6 +68,7 @@ class LinearProbeThenFineTune(PhasedFineTuning):
             groups=groups,
             frozen_eval=frozen_eval,
             verbose=verbose,
+            save_frozen=save_frozen,
         )
         self.trigger = trigger
         self.lr = lr

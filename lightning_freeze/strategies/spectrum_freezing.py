@@ -38,6 +38,7 @@ class SpectrumFreezing(TurnByTurn):
         groups: See :class:`PhasedFineTuning`.
         frozen_eval: See :class:`PhasedFineTuning`.
         verbose: See :class:`DynamicFreezing`.
+        save_frozen: See :class:`PhasedFineTuning`.
 
     Raises:
         ConfigurationError: If ``top_percent`` is out of range or chooses nothing, or there are no weights.
@@ -52,6 +53,7 @@ class SpectrumFreezing(TurnByTurn):
         groups: Groups | None = None,
         frozen_eval: bool = True,
         verbose: bool = True,
+        save_frozen: bool = True,
     ) -> None:
         check_arguments(SpectrumFreezing, locals())
         if not 0 < top_percent <= 100:
@@ -62,7 +64,7 @@ class SpectrumFreezing(TurnByTurn):
         self._found: list[str] = []
         self._is_provisional = False
         always = ",".join([*(["embeddings"] if embeddings else []), *(["head"] if head else [])])
-        super().__init__(None, layers, always or None, True, groups, frozen_eval, verbose)
+        super().__init__(None, layers, always or None, True, groups, frozen_eval, verbose, save_frozen)
 
     @property
     def matrices(self) -> list[str]:

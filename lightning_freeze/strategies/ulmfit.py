@@ -51,6 +51,7 @@ class ULMFiT(GradualUnfreezing):
         groups: See :class:`PhasedFineTuning`.
         frozen_eval: See :class:`PhasedFineTuning`.
         verbose: See :class:`PhasedFineTuning`.
+        save_frozen: See :class:`PhasedFineTuning`.
 
     Raises:
         ConfigurationError: If a number is out of range, a ``DiscriminativeLR`` scales the rates as well, the length of
@@ -75,6 +76,7 @@ class ULMFiT(GradualUnfreezing):
         groups: Groups | None = None,
         frozen_eval: bool = True,
         verbose: bool = True,
+        save_frozen: bool = True,
     ) -> None:
         check_arguments(ULMFiT, locals())
         for name, value in (("factor", factor), ("ratio", ratio)):
@@ -83,7 +85,14 @@ class ULMFiT(GradualUnfreezing):
         if not 0 < cut_frac < 1:
             raise ConfigurationError(f"ULMFiT(cut_frac={cut_frac!r}): expected a number between 0 and 1, such as 0.1.")
         super().__init__(
-            trigger, start, layers_per_phase, stop, groups=groups, frozen_eval=frozen_eval, verbose=verbose
+            trigger,
+            start,
+            layers_per_phase,
+            stop,
+            groups=groups,
+            frozen_eval=frozen_eval,
+            verbose=verbose,
+            save_frozen=save_frozen,
         )
         self.factor = factor
         self.cut_frac = cut_frac

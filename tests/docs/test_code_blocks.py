@@ -118,7 +118,7 @@ def test_commands_are_read_by_the_command_line(
     if subcommand == "plan":
         _, args = plan._parser().parse_known_args(args)
         subcommand = "fit"
-    if subcommand in ("layers", "cache"):
+    if subcommand in ("layers", "cache", "merge-checkpoint"):
         parse = argparse.ArgumentParser.parse_args
 
         def parse_only(self: argparse.ArgumentParser, *given: Any) -> None:

@@ -76,6 +76,7 @@ class AutoFreeze(DynamicFreezing):
         groups: See :class:`PhasedFineTuning`.
         frozen_eval: See :class:`PhasedFineTuning`.
         verbose: See :class:`DynamicFreezing`.
+        save_frozen: See :class:`PhasedFineTuning`.
 
     Raises:
         ConfigurationError: If a number is out of range, or the length of the run is unknown.
@@ -90,6 +91,7 @@ class AutoFreeze(DynamicFreezing):
         groups: Groups | None = None,
         frozen_eval: bool = True,
         verbose: bool = True,
+        save_frozen: bool = True,
     ) -> None:
         check_arguments(AutoFreeze, locals())
         if num_intervals < 1:
@@ -98,7 +100,7 @@ class AutoFreeze(DynamicFreezing):
             )
         self.num_intervals = num_intervals
         self.percentile = percentile
-        self._begin(GrowingPrefix(percentile), None, layers, always, True, groups, frozen_eval, verbose)
+        self._begin(GrowingPrefix(percentile), None, layers, always, True, groups, frozen_eval, verbose, save_frozen)
 
     def below(self, stack: LayerStack) -> list[str]:
         """Names of the layers below all that can be frozen."""

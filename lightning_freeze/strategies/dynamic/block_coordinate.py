@@ -29,6 +29,7 @@ class BlockCoordinate(DynamicFreezing):
         groups: See :class:`PhasedFineTuning`.
         frozen_eval: See :class:`PhasedFineTuning`.
         verbose: See :class:`DynamicFreezing`.
+        save_frozen: See :class:`PhasedFineTuning`.
 
     Raises:
         ConfigurationError: If ``interval`` is not positive, or a selector matches nothing.
@@ -45,10 +46,13 @@ class BlockCoordinate(DynamicFreezing):
         groups: Groups | None = None,
         frozen_eval: bool = True,
         verbose: bool = True,
+        save_frozen: bool = True,
     ) -> None:
         check_arguments(BlockCoordinate, locals())
         chosen = ",".join([*(["embeddings"] if embeddings else []), layers, *(["head"] if head else [])])
-        self._begin(OneLayerAtATime(order, seed), interval, chosen, None, True, groups, frozen_eval, verbose)
+        self._begin(
+            OneLayerAtATime(order, seed), interval, chosen, None, True, groups, frozen_eval, verbose, save_frozen
+        )
 
     def turn_length(self) -> int:  # noqa: D102
         if self.interval is not None:

@@ -34,6 +34,7 @@ class DynamicFreezing(TurnByTurn):
         groups: See :class:`PhasedFineTuning`.
         frozen_eval: See :class:`PhasedFineTuning`.
         verbose: Whether to print the table of layers at the start and the end of a fit.
+        save_frozen: See :class:`PhasedFineTuning`.
 
     Raises:
         ConfigurationError: If a selector matches nothing, a number is out of range, or the module optimizes manually.
@@ -52,9 +53,10 @@ class DynamicFreezing(TurnByTurn):
         groups: Groups | None = None,
         frozen_eval: bool = True,
         verbose: bool = True,
+        save_frozen: bool = True,
     ) -> None:
         check_arguments(DynamicFreezing, locals())
-        self._begin(policy, interval, layers, always, drop_optimizer_state, groups, frozen_eval, verbose)
+        self._begin(policy, interval, layers, always, drop_optimizer_state, groups, frozen_eval, verbose, save_frozen)
 
     def _begin(
         self,
@@ -66,9 +68,10 @@ class DynamicFreezing(TurnByTurn):
         groups: Groups | None,
         frozen_eval: bool,
         verbose: bool,
+        save_frozen: bool,
     ) -> None:
         self.policy = policy
-        super().__init__(interval, layers, always, drop_optimizer_state, groups, frozen_eval, verbose)
+        super().__init__(interval, layers, always, drop_optimizer_state, groups, frozen_eval, verbose, save_frozen)
 
     def preview(self, stack: LayerStack) -> Sequence[Sequence[str]]:  # noqa: D102
         return self.policy.preview(self.choices(stack))

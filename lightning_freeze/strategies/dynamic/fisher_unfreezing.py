@@ -78,6 +78,7 @@ class FisherUnfreezing(DynamicFreezing):
         groups: See :class:`PhasedFineTuning`.
         frozen_eval: See :class:`PhasedFineTuning`.
         verbose: See :class:`DynamicFreezing`.
+        save_frozen: See :class:`PhasedFineTuning`.
 
     Raises:
         ConfigurationError: If a number is out of range.
@@ -92,6 +93,7 @@ class FisherUnfreezing(DynamicFreezing):
         groups: Groups | None = None,
         frozen_eval: bool = True,
         verbose: bool = True,
+        save_frozen: bool = True,
     ) -> None:
         check_arguments(FisherUnfreezing, locals())
         if not 1 <= batches <= interval:
@@ -99,4 +101,6 @@ class FisherUnfreezing(DynamicFreezing):
                 f"FisherUnfreezing(batches={batches!r}): expected a whole number of optimizer steps from 1 to "
                 f"interval={interval!r}."
             )
-        self._begin(LargestFisherNext(batches), interval, layers, always, True, groups, frozen_eval, verbose)
+        self._begin(
+            LargestFisherNext(batches), interval, layers, always, True, groups, frozen_eval, verbose, save_frozen
+        )

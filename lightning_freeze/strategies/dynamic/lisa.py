@@ -27,6 +27,7 @@ class LISA(DynamicFreezing):
         groups: See :class:`PhasedFineTuning`.
         frozen_eval: See :class:`PhasedFineTuning`.
         verbose: See :class:`DynamicFreezing`.
+        save_frozen: See :class:`PhasedFineTuning`.
 
     Raises:
         ConfigurationError: If a number is out of range, or there are fewer layers than ``activated_layers``.
@@ -43,8 +44,9 @@ class LISA(DynamicFreezing):
         groups: Groups | None = None,
         frozen_eval: bool = True,
         verbose: bool = True,
+        save_frozen: bool = True,
     ) -> None:
         check_arguments(LISA, locals())
         always = ",".join([*(["embeddings"] if embeddings else []), *(["head"] if head else [])])
         policy = RandomLayers(activated_layers, seed)
-        self._begin(policy, interval, layers, always or None, True, groups, frozen_eval, verbose)
+        self._begin(policy, interval, layers, always or None, True, groups, frozen_eval, verbose, save_frozen)

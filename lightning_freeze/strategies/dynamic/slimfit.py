@@ -86,6 +86,7 @@ class SlimFit(DynamicFreezing):
         groups: See :class:`PhasedFineTuning`.
         frozen_eval: See :class:`PhasedFineTuning`.
         verbose: See :class:`DynamicFreezing`.
+        save_frozen: See :class:`PhasedFineTuning`.
 
     Raises:
         ConfigurationError: If a number is out of range, or a selector matches nothing.
@@ -102,9 +103,10 @@ class SlimFit(DynamicFreezing):
         groups: Groups | None = None,
         frozen_eval: bool = True,
         verbose: bool = True,
+        save_frozen: bool = True,
     ) -> None:
         check_arguments(SlimFit, locals())
         if not 0 <= freeze_rate < 1:
             raise ConfigurationError(f"SlimFit(freeze_rate={freeze_rate!r}): expected a share, at least 0 and below 1.")
         policy = LargestUpdates(freeze_rate, seed)
-        self._begin(policy, interval, layers, always, drop_optimizer_state, groups, frozen_eval, verbose)
+        self._begin(policy, interval, layers, always, drop_optimizer_state, groups, frozen_eval, verbose, save_frozen)

@@ -32,6 +32,7 @@ class TurnByTurn(PhasedFineTuning):
         groups: See :class:`PhasedFineTuning`.
         frozen_eval: See :class:`PhasedFineTuning`.
         verbose: Whether to print the table of layers at the start and the end of a fit.
+        save_frozen: See :class:`PhasedFineTuning`.
     """
 
     does_nothing_but_phases = False
@@ -46,6 +47,7 @@ class TurnByTurn(PhasedFineTuning):
         groups: Groups | None,
         frozen_eval: bool,
         verbose: bool,
+        save_frozen: bool,
     ) -> None:
         if interval is not None and interval < 1:
             raise ConfigurationError(
@@ -61,6 +63,7 @@ class TurnByTurn(PhasedFineTuning):
             groups=groups,
             frozen_eval=frozen_eval,
             verbose=verbose,
+            save_frozen=save_frozen,
         )
 
     @abstractmethod

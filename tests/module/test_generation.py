@@ -58,7 +58,7 @@ def dialogues(tmp_path: Path) -> Path:
 
 def fit_and_test(module: TransformerModule, path: Path, **settings: Any) -> dict[str, float]:
     data = TextDataModule(byte_level(), "causal-lm", train=str(path), test=str(path), batch_size=3, **settings)
-    trainer = Trainer(max_epochs=40, **QUIET)
+    trainer = Trainer(max_epochs=100, **QUIET)
     trainer.fit(module, data)
     return dict(trainer.test(module, data, verbose=False)[0])
 
@@ -75,7 +75,7 @@ def test_a_test_logs_exact_match_and_f1_beside_the_perplexity(dialogues: Path) -
         model(), task="causal-lm", optimizer=lambda params: torch.optim.AdamW(params, lr=1e-2), warmup_ratio=0.0
     )
     scores = fit_and_test(module, dialogues)
-    assert scores["test_perplexity"] < 1.5
+    assert scores["test_perplexity"] < 1.1
     assert scores["test_exact_match"] == scores["test_token_f1"] == 1.0, "the model has learned them by heart"
     for weight in module.parameters():
         torch.nn.init.normal_(weight, std=0.5)

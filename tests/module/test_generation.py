@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -50,15 +49,16 @@ def test_exact_match_and_f1_of_words() -> None:
 def dialogues(tmp_path: Path) -> Path:
     path = tmp_path / "dialogues.jsonl"
     rows = [
-        {"prompt": f"Where {word}?", "response": f" By the {word}."} for word in ("sea", "house", "button", "router")
+        {"prompt": "Where do you live?", "response": " By the sea."},
+        {"prompt": "What?", "response": " My name is Pip."},
     ]
-    path.write_text("\n".join(map(json.dumps, [*rows, *rows])))
+    path.write_text("\n".join(map(json.dumps, rows * 4)))
     return path
 
 
-def fit_and_test(module: TransformerModule, path: Path, **settings: Any) -> dict[str, float]:
-    data = TextDataModule(byte_level(), "causal-lm", train=str(path), test=str(path), batch_size=3, **settings)
-    trainer = Trainer(max_epochs=100, **QUIET)
+def fit_and_test(module: TransformerModule, path: Path) -> dict[str, float]:
+    data = TextDataModule(byte_level(), "causal-lm", train=str(path), test=str(path), batch_size=3)
+    trainer = Trainer(max_epochs=30, **QUIET)
     trainer.fit(module, data)
     return dict(trainer.test(module, data, verbose=False)[0])
 

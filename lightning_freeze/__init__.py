@@ -8,6 +8,7 @@ from lightning_freeze.callbacks import (
     PhasedFineTuning,
 )
 from lightning_freeze.data import TextDataModule
+from lightning_freeze.forgetting import Forgetting, ForgettingResult, TaskForgetting, task_forgetting
 from lightning_freeze.layers import Layer, LayerStack
 from lightning_freeze.module import TransformerModule
 from lightning_freeze.plan import TrainingPlan, plan_training
@@ -37,6 +38,8 @@ __all__ = [
     "DiscriminativeLR",
     "DynamicFreezing",
     "EpochTrigger",
+    "Forgetting",
+    "ForgettingResult",
     "FrozenPrefixCache",
     "GradualUnfreezing",
     "Layer",
@@ -52,10 +55,12 @@ __all__ = [
     "ReinitTopLayers",
     "RelativeGradientLR",
     "StepTrigger",
+    "TaskForgetting",
     "TextDataModule",
     "TrainingPlan",
     "TransformerModule",
     "Trigger",
     "ULMFiT",
     "plan_training",
+    "task_forgetting",
 ]

@@ -22,6 +22,7 @@ from lightning_freeze import (
     DiscriminativeLR,
     DynamicFreezing,
     EpochTrigger,
+    Forgetting,
     FrozenPrefixCache,
     GradualUnfreezing,
     LayerFreezing,
@@ -54,7 +55,8 @@ PUBLIC = (
     ReinitTopLayers,
     RelativeGradientLR,
     ULMFiT,
-    AnyTrigger, DiscriminativeLR, EpochTrigger, FrozenPrefixCache, GradualUnfreezing, LayerFreezing, PhasedFineTuning,
+    AnyTrigger, DiscriminativeLR, EpochTrigger, Forgetting, FrozenPrefixCache, GradualUnfreezing, LayerFreezing,
+    PhasedFineTuning,
     PlateauTrigger, StepTrigger, TextDataModule, TransformerModule,
 )  # fmt: skip
 PHASES = [Phase("head", EpochTrigger(1)), Phase("all")]
@@ -126,6 +128,7 @@ WRONG: list[tuple[Callable[[], object], str]] = [
     (lambda: PlateauTrigger("val_loss", mode="mean"), "PlateauTrigger(mode='mean'): expected 'min' or 'max'."),
     (lambda: PlateauTrigger("val_loss", min_delta="1"), "PlateauTrigger(min_delta='1'): expected a number."),
     (lambda: AnyTrigger([1]), "AnyTrigger"),
+    (lambda: Forgetting("a.txt", max_texts="9"), "Forgetting(max_texts='9'): expected a whole number or"),
     (lambda: LISA("2"), "LISA(activated_layers='2'): expected a whole number."),
     (lambda: BlockCoordinate(order="up"), "BlockCoordinate(order='up'): expected"),
     (lambda: DynamicFreezing(lambda layers, turn: layers), "expected a Policy."),
@@ -157,8 +160,9 @@ def test_defaults_are_right() -> None:
 
 
 def test_no_public_class_is_left_out() -> None:
-    # Phases are checked by what takes them; a policy is for others to write; a plan is made by `plan_training`.
+    # Phases are checked by what takes them; a policy is for others to write; plans and results are made by functions.
     left_out = {"Layer", "LayerStack", "Phase", "Policy", "TrainingPlan", "Trigger"}
+    left_out |= {"ForgettingResult", "TaskForgetting"}
     public = [name for name in lightning_freeze.__all__ if inspect.isclass(getattr(lightning_freeze, name))]
     assert {cls.__name__ for cls in PUBLIC} == set(public) - left_out
 

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lightning_freeze import Forgetting, FrozenPrefixCache, LayerFreezing, TextDataModule, TransformerModule
 from lightning_freeze.cli.command_line import main
 
-QUIET = {"enable_progress_bar": False, "enable_model_summary": False}
+QUIET = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
 WORDS = ("the", "a", "film", "book", "plot", "it", "was", "and", "with", "for", "good", "bad", "dull", "great", "slow")
 
 

@@ -87,7 +87,5 @@ def fail_if_called(target: Path) -> None:
 
 def test_functions_lose_their_docstring_and_keep_its_first_paragraph(sources):
     script = load(EXPERIMENTS / "code_docs" / "prepare.py")
-    source = (
-        'def add(a, b):\n    """Return the\n    sum.\n\n    More."""\n    return a + b\n\ndef bare():\n    pass\n'
-    )
+    source = 'def add(a, b):\n    """Return the\n    sum.\n\n    More."""\n    return a + b\n\ndef bare():\n    pass\n'
     assert list(script.functions(source)) == [("def add(a, b):\n    return a + b", "Return the sum.")]

@@ -15,6 +15,8 @@ from tiny_models import make_tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from lightning_freeze.data import TextDataModule
+from lightning_freeze.data.predictions import prediction_rows
+from lightning_freeze.module.tasks import get_task
 
 QUESTION = {"role": "user", "content": "Where do you live?"}
 ANSWER = {"role": "assistant", "content": "I live by the sea."}
@@ -250,3 +252,12 @@ def test_a_missing_response_column_and_an_empty_response(rows: Callable[..., Pat
     data = data_of(byte_level(), path, empty_text="drop")
     data.setup("fit")
     assert len(data.encoded["train"]) == 1
+
+
+def test_predictions_are_written_beside_what_was_read(rows: Callable[..., Path]) -> None:
+    task = get_task("causal-lm")
+    output = {"predictions": torch.tensor([[1]]), "text": ["By the sea."], "index": torch.tensor([0])}
+    for row, column in (({"prompt": "Where?"}, "prompt"), ({"messages": [QUESTION]}, "messages")):
+        data = TextDataModule(byte_level(), "causal-lm", predict=str(rows(row)))
+        (record,) = prediction_rows(data.tables["predict"], task, data.columns, [output])
+        assert record == {"line": 1, column: row[column], "prediction": "By the sea."}

@@ -9,6 +9,7 @@ from lightning_freeze.callbacks import (
 )
 from lightning_freeze.comparison import Comparison, compare
 from lightning_freeze.data import TextDataModule
+from lightning_freeze.forgetting import Forgetting, ForgettingResult, TaskForgetting, task_forgetting
 from lightning_freeze.layers import Layer, LayerStack
 from lightning_freeze.module import TransformerModule
 from lightning_freeze.plan import TrainingPlan, plan_training
@@ -52,6 +53,8 @@ __all__ = [
     "DynamicFreezing",
     "EpochTrigger",
     "FisherUnfreezing",
+    "Forgetting",
+    "ForgettingResult",
     "FreezeOut",
     "FreezeReport",
     "FrozenPrefixCache",
@@ -76,6 +79,7 @@ __all__ = [
     "SpectrumFreezing",
     "Statistics",
     "StepTrigger",
+    "TaskForgetting",
     "TextDataModule",
     "TrainingPlan",
     "TransformerModule",
@@ -83,4 +87,5 @@ __all__ = [
     "ULMFiT",
     "compare",
     "plan_training",
+    "task_forgetting",
 ]

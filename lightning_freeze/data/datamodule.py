@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal
@@ -13,9 +12,11 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
-from lightning_freeze.arguments import check_arguments, check_at_least
+from lightning_freeze.arguments import check_arguments
 from lightning_freeze.data.batching import Collator
-from lightning_freeze.data.encoding import Columns, Example, check_texts, encode
+from lightning_freeze.data.columns import Columns, GivenColumns, check_texts
+from lightning_freeze.data.encoding import Example, encode, token_limit
+from lightning_freeze.data.files import check_files, read_files, split_table
 from lightning_freeze.data.labels import (
     class_names,
     count_unlabelled_tags,
@@ -26,12 +27,11 @@ from lightning_freeze.data.labels import (
     near_duplicates,
     training_labels,
 )
-from lightning_freeze.data.loaders import LoaderFactory
+from lightning_freeze.data.language_models.packing import PackedCollator, check_packing, pack
+from lightning_freeze.data.loaders import LoaderFactory, check_sizes
 from lightning_freeze.data.model_limits import ModelLimits, model_limits
-from lightning_freeze.data.reading.readers import Table, read_table, saved_splits
-from lightning_freeze.data.reading.splits import SPLITS, split_of_file, splits_of_dataset
-from lightning_freeze.data.reading.values import group_name
-from lightning_freeze.data.splitting import check_fractions, split_rows
+from lightning_freeze.data.reading.table import Table
+from lightning_freeze.data.splitting import check_fractions
 from lightning_freeze.data.tokenizer import checked_tokenizer, load_tokenizer
 from lightning_freeze.data.unlabelled import LabelColumns, without_label_columns, without_unlabelled
 from lightning_freeze.errors import ConfigurationError, listing
@@ -39,14 +39,6 @@ from lightning_freeze.module.tasks import TaskName, get_task
 from lightning_freeze.namespaces import LightningDataModule
 
 _STAGES = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
-_DEFAULT_COLUMNS = {"token": ("tokens", "tags"), "target-token": ("source", "target")}
-
-
-# More cannot be meant, and their product still fits in 64 bits.
-_MOST = 2**31 - 1
-
-# Accepted on any machine. More than four worker processes for each CPU bring nothing, and thousands stop the machine.
-_FEW_WORKERS = 64
 
 
 class TextDataModule(LightningDataModule):
@@ -73,7 +65,7 @@ class TextDataModule(LightningDataModule):
         test: Test file.
         predict: File to make predictions for; it needs no labels.
         text: Column of the text; by default ``text``, ``tokens`` for token classification (lists), ``source`` for
-            sequence-to-sequence models.
+            sequence-to-sequence models. A causal language model learns all of it, its end included.
         text_pair: Column of the second text, for tasks with pairs.
         label: Column of the label, of any strings or numbers; by default ``label``, ``tags`` for token classification
             (lists, in which -100 leaves a word out, and -1 beside
@@ -90,6 +82,17 @@ class TextDataModule(LightningDataModule):
         bucket_batches: Training examples are sorted by length within so many batches, which saves padding; 0 for
             plain shuffling.
         seed: Seed of the order of training examples; by default the one given to ``seed_everything``, else 0.
+        prompt: Column of what a causal language model reads before its response, in place of ``text``; by default
+            ``prompt`` where the file has no column ``text``. Prompt and response are joined as they are, so a space or
+            line between them must be part of one of them.
+        response: Column of what it learns to write; by default ``response``. The loss counts the response and its end
+            token only: all other labels are -100. Where a row is too long, the beginning of its prompt is left out.
+        messages: Column of conversations, in place of both: lists of ``{"role": ..., "content": ...}``, written by the
+            chat template of the tokenizer. All messages of the assistant are responses. By default ``messages`` where
+            the file has neither ``text`` nor ``prompt``.
+        packing: Whether training examples of a causal language model are joined into rows of ``max_length`` tokens, so
+            that nearly no padding is computed. Each example is computed as if it were alone, by ``position_ids`` and a
+            block-diagonal attention; a model that cannot do so is refused. ``batch_size`` counts rows.
 
     Raises:
         ConfigurationError: An argument or a file is wrong; the message names the file and the line.
@@ -120,6 +123,10 @@ class TextDataModule(LightningDataModule):
         num_workers: int = 0,
         bucket_batches: int = 50,
         seed: int | None = None,
+        prompt: str | None = None,
+        response: str | None = None,
+        messages: str | None = None,
+        packing: bool = False,
     ) -> None:
         needs = {"group_column": "data", "split": "data", "split_seed": "data"}
         check_arguments(TextDataModule, locals(), needs=needs, own=("task", "empty_text"))
@@ -134,7 +141,7 @@ class TextDataModule(LightningDataModule):
         self.split = tuple(split)
         self.split_seed = split_seed
         self.group_column = group_column
-        self.columns = self._columns(text, text_pair, label)
+        self._given_columns = GivenColumns(text, text_pair, label, prompt, response, messages)
         self.given_labels = given_class_names(labels) if labels is not None else None
         self.empty_text = empty_text
         self.batch_size = batch_size
@@ -142,7 +149,9 @@ class TextDataModule(LightningDataModule):
         self.num_workers = num_workers
         self.bucket_batches = bucket_batches
         self.seed = seed
+        self.packing = packing
         self.encoded: dict[str, list[Example]] = {}
+        self.packed: list[Example] = []
         self._check_arguments()
 
     @cached_property
@@ -155,12 +164,29 @@ class TextDataModule(LightningDataModule):
         return load_tokenizer(self.tokenizer_name, self.task)
 
     @cached_property
+    def columns(self) -> Columns:
+        """The columns of texts and labels.
+
+        Without a name, those of a causal language model are ``text``, else ``prompt`` and ``response``, else
+        ``messages``, whichever the first file has.
+        """
+        existing = next(iter(self._read.values())).columns if self._given_columns.depends_on_file(self.task) else ()
+        return self._given_columns.resolve(self.task, existing)
+
+    @cached_property
     def tables(self) -> dict[str, Table]:
         """The rows of each split that there is: ``train``, ``val``, ``test``, ``predict``."""
-        tables = self._split_data(self.data) if self.data is not None else {}
-        for name, file in self.files.items():
-            tables[name] = self._checked_table(read_table(file, split_of_file(file, name)), name)
-        return without_unlabelled(tables, self._label_columns())
+        read = dict(self._read)
+        tables = self._split_data(read) if self.data is not None else {}
+        for name in self.files:
+            tables[name] = self._checked_table(read[name], name)
+        tables = without_unlabelled(tables, self._label_columns())
+        del self._read  # rows that were left out are needed no more
+        return tables
+
+    @cached_property
+    def _read(self) -> dict[str, Table]:
+        return read_files(self.data, self.files)
 
     @cached_property
     def labels(self) -> list[str] | None:
@@ -218,10 +244,15 @@ class TextDataModule(LightningDataModule):
             if name not in self.encoded:
                 self._encode(name, labels.get(name), limits)
             limits.check(self.tables[name], self.encoded[name], self.tokenizer)
+        if self.packing and stage == "fit":
+            self._pack(limits)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return batches of similar length in an order that changes each epoch."""
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
+        if self.packing:
+            collator = PackedCollator(self.tokenizer.pad_token_id, self._packed_length)
+            return self._loaders().train(self.packed, collator, seed, self.bucket_batches)
         return self._loaders().train(self.encoded["train"], self._collator(training=True), seed, self.bucket_batches)
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
@@ -244,49 +275,17 @@ class TextDataModule(LightningDataModule):
         side = "left" if self.task.target == "next-token" else "right"
         return loaders.predict(self.encoded["predict"], self._collator(side))
 
-    def _columns(self, text: str | None, text_pair: str | None, label: str | list[str] | None) -> Columns:
-        default_text, default_label = _DEFAULT_COLUMNS.get(self.task.target, ("text", "label"))
-        names = [default_label] if label is None else [label] if isinstance(label, str) else label
-        return Columns(default_text if text is None else text, text_pair, tuple(names))
-
     def _check_arguments(self) -> None:
-        most_workers = max(_FEW_WORKERS, 4 * (os.cpu_count() or 1))
-        ranges = {"batch_size": (1, _MOST), "num_workers": (0, most_workers), "bucket_batches": (0, _MOST)}
-        for name, (least, most) in ranges.items():
-            check_at_least(f"data.{name}", getattr(self, name), least)
-            if getattr(self, name) > most:
-                raise ConfigurationError(f"data.{name} is {getattr(self, name)}: expected at most {most:,}.")
+        check_sizes(self.batch_size, self.num_workers, self.bucket_batches)
         if self.max_length is not None and self.max_length < 3:
             raise ConfigurationError(f"data.max_length is {self.max_length}: expected at least 3 tokens.")
-        doubled = [name for name in ("train", "val", "test") if name in self.files]
-        if self.data is not None and doubled:
-            raise ConfigurationError(
-                f"data.data={self.data!r} and data.{doubled[0]}={self.files[doubled[0]]!r} are both given: expected "
-                "either one file that is split, or a file for each split."
-            )
-        if self.data is None and not self.files:
-            raise ConfigurationError("There are no files: expected data.data, or data.train and the like.")
+        check_files(self.data, self.files)
         if self.given_labels is not None and not self.task.has_classes:
             raise ConfigurationError(f"data.labels has no effect: the task {self.task.name!r} has no classes.")
-        columns = [self.columns.text, self.columns.text_pair, *self.columns.label]
-        if "" in columns:
+        self._given_columns.check(self.task)
+        if self.packing and self.task.target != "next-token":
             raise ConfigurationError(
-                "A column has an empty name: expected data.text, data.text_pair and data.label, or null."
-            )
-        repeated = [name for name, count in Counter(columns).items() if count > 1 and name is not None]
-        if repeated:
-            raise ConfigurationError(
-                f"The column {repeated[0]!r} is given twice: expected another one for each of data.text, "
-                "data.text_pair and data.label."
-            )
-        if self.task.name == "pair-classification" and self.columns.text_pair is None:
-            raise ConfigurationError(
-                "Task 'pair-classification' needs two texts: expected data.text_pair, the column of the second one."
-            )
-        if len(self.columns.label) != 1 and self.task.target != "multilabel":
-            raise ConfigurationError(
-                f"data.label is {list(self.columns.label)}: expected one column for {self.task.name!r}; several are "
-                "for the task 'multilabel'."
+                f"data.packing is for the task 'causal-lm': expected data.packing=False for {self.task.name!r}."
             )
         if self.empty_text not in ("error", "drop"):
             raise ConfigurationError(f"data.empty_text is {self.empty_text!r}: expected 'error' or 'drop'.")
@@ -301,23 +300,14 @@ class TextDataModule(LightningDataModule):
     def _label_columns(self) -> LabelColumns:
         return LabelColumns(self.task.target, self.columns.label, self.given_labels)
 
-    def _split_data(self, file: str) -> dict[str, Table]:
-        found = splits_of_dataset(file)
-        if found:
-            tables = {name: read_table(file, split) for name, split in found.items()}
+    def _split_data(self, read: dict[str, Table]) -> dict[str, Table]:
+        if "data" not in read:
+            tables = {name: table for name, table in read.items() if name not in self.files}
             tables = without_label_columns(tables, self._label_columns())
             return {name: self._checked_table(table, name) for name, table in tables.items()}
-        table = self._checked_table(read_table(file, next(iter(saved_splits(file)), None)), "data")
+        table = self._checked_table(read["data"], "data")
         table = without_unlabelled({"train": table}, self._label_columns())["train"]
-        groups = None
-        if self.group_column is not None:
-            table.require(self.group_column, "data.group_column")
-            groups = [group_name(row.get(self.group_column)) for row in table.rows]
-        try:
-            parts = split_rows(len(table), self.split, self.split_seed, groups)
-        except ValueError as error:
-            raise ConfigurationError(f"{table.name}: data.{error}") from error
-        return {name: table.take(rows) for name, rows in zip(SPLITS, parts, strict=True) if rows}
+        return split_table(table, self.split, self.split_seed, self.group_column)
 
     def _encoded_labels(self) -> dict[str, list[Any]]:
         """Encode the labels of all splits, also those that the stage does not use, so that errors show up at once."""
@@ -354,6 +344,13 @@ class TextDataModule(LightningDataModule):
             tag = "O" if "O" in self.labels else None
             fixed = {row: dict.fromkeys(words, tag) for row, words in unread.items()}
             self.tables[name] = replace(self.tables[name], fixed_tags=fixed)
+
+    def _pack(self, limits: ModelLimits) -> None:
+        examples = self.encoded["train"]
+        if self.trainer is not None and not self.packed:
+            check_packing(self.trainer.lightning_module, examples)
+        self._packed_length = token_limit(self.tokenizer, self.max_length, limits.positions)
+        self.packed = pack(examples, self._packed_length)
 
     def _loaders(self) -> LoaderFactory:
         processes = self.trainer.distributed_sampler_kwargs if self.trainer is not None else None

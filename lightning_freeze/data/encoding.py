@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,8 +13,9 @@ from rich.progress import track
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from lightning_freeze.data.columns import Columns, check_texts
+from lightning_freeze.data.language_models.conversations import encode_conversations
 from lightning_freeze.data.reading.table import Table
-from lightning_freeze.data.reading.values import is_empty, text_value, word_list
 from lightning_freeze.data.tokenizer import check_length, load_tokenizer
 from lightning_freeze.data.words import encode_words
 from lightning_freeze.errors import ConfigurationError
@@ -28,64 +28,6 @@ Example = dict[str, Any]
 
 DEFAULT_MAX_LENGTH = 512
 _CHUNK = 1000
-
-
-@dataclass(frozen=True)
-class Columns:
-    """The columns of one task's data.
-
-    Args:
-        text: The text, the source, or the list of tokens.
-        text_pair: The second text of a pair.
-        label: The label columns, the target text, or the list of tags.
-    """
-
-    text: str
-    text_pair: str | None
-    label: tuple[str, ...]
-
-
-def check_texts(table: Table, task: Task, columns: Columns, drop_empty: bool, needs_label: bool) -> Table:
-    """Check the columns and the texts of a table.
-
-    Args:
-        table: The rows.
-        task: What they are for.
-        columns: The columns that must be there.
-        drop_empty: Whether rows with an empty text are left out, or are errors.
-        needs_label: Whether the label columns must be there too.
-
-    Returns:
-        The table, without the rows that were dropped.
-
-    Raises:
-        ConfigurationError: A column is missing, a row has an empty text or something else than text, or no row is
-            left.
-    """
-    table.require(columns.text, "data.text")
-    if columns.text_pair is not None:
-        table.require(columns.text_pair, "data.text_pair")
-    if needs_label and task.target != "next-token":
-        for column in columns.label:
-            table.require(column, "data.label")
-    required = [columns.text]
-    required += [columns.text_pair] if columns.text_pair is not None else []
-    required += list(columns.label) if needs_label and task.target == "target-token" else []
-    kept = []
-    for i, row in enumerate(table.rows):
-        empty = next((column for column in required if is_empty(row.get(column), task.target == "token")), None)
-        if empty is None:
-            for column in required:
-                _text(table, i, column, task)
-            kept.append(i)
-        elif not drop_empty:
-            raise ConfigurationError(
-                f"{table.where(i)}: the text {empty!r} is empty: expected some text, or data.empty_text='drop' to "
-                "leave such rows out."
-            )
-    if not kept:
-        raise ConfigurationError(f"{table.name}: the text is empty in all rows: expected some text.")
-    return table if len(kept) == len(table) else table.take(kept)
 
 
 def encode(
@@ -121,16 +63,18 @@ def encode(
     Raises:
         ConfigurationError: A row has no tokens, or ``max_length`` leaves no room for a text.
     """
-    limit = max_length or min(int(tokenizer.model_max_length), DEFAULT_MAX_LENGTH, positions or DEFAULT_MAX_LENGTH)
+    limit = token_limit(tokenizer, max_length, positions)
     prompts = for_prediction and task.target == "next-token"
     if prompts and positions is not None:
         limit = min(limit, positions)
     check_length(tokenizer, limit, pair=columns.text_pair is not None)
+    if columns.has_responses:
+        names = (columns.prompt, columns.response, columns.messages)
+        return encode_conversations(table, tokenizer, *names, limit, for_prediction, _chunks(table))
     examples: list[Example] = []
     plain: list[int] = []
     unread = {} if unread is None else unread
-    for start in _chunks(table):
-        rows = range(start, min(start + _CHUNK, len(table)))
+    for rows in _chunks(table):
         if task.target == "token":
             chunk, dropped = encode_words(table, rows, tokenizer, columns.text, limit, labels, columns.label[0])
             examples += chunk
@@ -158,6 +102,17 @@ def encode(
     return examples
 
 
+def token_limit(tokenizer: PreTrainedTokenizerBase, max_length: int | None, positions: int | None) -> int:
+    """Return the most tokens of an example.
+
+    Args:
+        tokenizer: The tokenizer, which may know what its model can read.
+        max_length: The limit that the user asks for, or None.
+        positions: How many tokens the model can read, where that is known.
+    """
+    return max_length or min(int(tokenizer.model_max_length), DEFAULT_MAX_LENGTH, positions or DEFAULT_MAX_LENGTH)
+
+
 @contextmanager
 def _truncating(side: str, tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
     before, tokenizer.truncation_side = tokenizer.truncation_side, side
@@ -176,8 +131,8 @@ def _encode_texts(
     limit: int,
     plain: list[int],
 ) -> list[Example]:
-    texts = [_text(table, i, columns.text) for i in rows]
-    pairs = None if columns.text_pair is None else [_text(table, i, columns.text_pair) for i in rows]
+    texts = [table.text(i, columns.text) for i in rows]
+    pairs = None if columns.text_pair is None else [table.text(i, columns.text_pair) for i in rows]
     options = {"truncation": True, "max_length": limit, "padding": False, "return_attention_mask": False}
     encoded = tokenizer(texts, pairs, **options)
     examples = [{key: _ids(values[i]) for key, values in encoded.items()} for i in range(len(texts))]
@@ -214,7 +169,7 @@ def _add_labels(
             example["labels"] = example["input_ids"]
             example.pop("token_type_ids", None)
     elif task.target == "target-token":
-        targets = [_text(table, i, columns.label[0]) for i in rows]
+        targets = [table.text(i, columns.label[0]) for i in rows]
         encoded = tokenizer(text_target=targets, truncation=True, max_length=limit, padding=False)
         for example, ids in zip(chunk, encoded["input_ids"], strict=True):
             example["labels"] = _ids(ids)
@@ -231,14 +186,6 @@ def _check_tokens(chunk: list[Example], key: str, table: Table, rows: range, lea
                 f"{table.where(row)}: the tokenizer finds {len(example[key])} tokens in the text: expected at least "
                 f"{least}."
             )
-
-
-def _text(table: Table, i: int, column: str, task: Task | None = None) -> str:
-    value = table.rows[i].get(column)
-    try:
-        return " ".join(word_list(value)) if task is not None and task.target == "token" else text_value(value)
-    except ValueError as error:
-        raise table.error(i, column, error) from error
 
 
 def _ended(ids: Tensor, end: int | None, limit: int) -> Tensor:
@@ -258,7 +205,8 @@ def _ids(values: Sequence[int]) -> Tensor:
     return torch.tensor(values, dtype=torch.int32)
 
 
-def _chunks(table: Table) -> Iterator[int]:
+def _chunks(table: Table) -> Iterator[range]:
     starts = range(0, len(table), _CHUNK)
     quiet = len(starts) < 5 or getattr(rank_zero_only, "rank", 0) != 0 or not sys.stderr.isatty()
-    yield from track(starts, description=f"Tokenising {table.name}", disable=quiet, transient=True)
+    for start in track(starts, description=f"Tokenising {table.name}", disable=quiet, transient=True):
+        yield range(start, min(start + _CHUNK, len(table)))

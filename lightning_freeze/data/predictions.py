@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from lightning_freeze.data.encoding import Columns
+from lightning_freeze.data.columns import Columns
+from lightning_freeze.data.language_models.messages import read_messages
 from lightning_freeze.data.reading.table import Table
 from lightning_freeze.data.reading.values import each, text_value
 from lightning_freeze.errors import ConfigurationError
@@ -87,9 +88,11 @@ def write_predictions(folder: Path, name: str, records: Iterable[dict[str, Any]]
 def _record(table: Table, index: int, columns: Columns) -> dict[str, Any]:
     row = table.rows[index]
     record: dict[str, Any] = {table.unit: table.numbers[index]}
-    for column in (columns.text, columns.text_pair):
-        if column is not None:
-            value = row[column]
+    for column in columns.inputs:
+        value = row[column]
+        if column == columns.messages:
+            record[column] = read_messages(value)
+        else:
             record[column] = each(text_value, value) if isinstance(value, (list, tuple)) else text_value(value)
     return record
 

@@ -18,6 +18,7 @@ from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.module.batch import logits_of, unpack, word_starts
 from lightning_freeze.module.build import BuildSettings, build_model, count_classes
 from lightning_freeze.module.finite import LossWatch, describe_divergence
+from lightning_freeze.module.generation import ResponseOverlap, decode, generate_settings, split_prompts
 from lightning_freeze.module.optim import DefaultAdamW, build_optimizer, linear_warmup_decay, sets_own_rate
 from lightning_freeze.module.pooling import PooledModel, Pooling, accepted, call_with, unwrapped
 from lightning_freeze.module.pretrained.heads import Head
@@ -37,7 +38,9 @@ class TransformerModule(LightningModule):
 
     Logged are ``train_loss`` at each step, and at the end of each validation or test the loss and the task's metrics:
     ``val_loss``, ``val_accuracy``, ``val_f1``, ``test_accuracy`` and so on (``mse``, ``mae`` and ``pearson`` for
-    regression, ``perplexity`` for language models).
+    regression, ``perplexity`` for language models). A causal language model that was given prompts with responses also
+    writes responses in a test, by greedy search unless ``generate_kwargs`` says otherwise, and ``test_exact_match`` and
+    ``test_token_f1`` compare them with the expected ones, as SQuAD does.
 
     A module can be loaded again with ``TransformerModule.load_from_checkpoint(path)``; one that was built around an
     ``nn.Module`` needs that module again: ``TransformerModule.load_from_checkpoint(path, encoder=module)``.
@@ -133,6 +136,7 @@ class TransformerModule(LightningModule):
         self.model, self._head, self._takes_padding = built.model, built.head, built.takes_padding
         self.val_metrics = self.task.metrics(self.num_classes, "val_")
         self.test_metrics = self.task.metrics(self.num_classes, "test_")
+        self.response_overlap = ResponseOverlap()
 
     @property
     def head_is_trained(self) -> bool:
@@ -220,6 +224,7 @@ class TransformerModule(LightningModule):
         """As :meth:`on_validation_epoch_start`, for the test metrics."""
         with torch.inference_mode(False):
             self.test_metrics.reset()
+            self.response_overlap.reset()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Remember that the head comes from a checkpoint, and fill in the weights that it leaves out.
@@ -239,8 +244,15 @@ class TransformerModule(LightningModule):
         self._measure(batch, "val", self.val_metrics)
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
-        """Log the loss and the metrics of the test data."""
+        """Log the loss and the metrics of the test data; a causal language model also responds to its prompts."""
         self._measure(batch, "test", self.test_metrics)
+        self._score_responses(batch)
+
+    def on_test_epoch_end(self) -> None:
+        """Log how far the responses of a causal language model agree with the expected ones."""
+        if not self.response_overlap.is_empty:
+            scores = self.response_overlap.compute()  # over all processes, so all log the same
+            self.log_dict({f"test_{name}": value for name, value in scores.items()}, sync_dist=True)
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """Return predictions for one batch.
@@ -255,12 +267,10 @@ class TransformerModule(LightningModule):
         inputs, _ = unpack(batch)
         index = inputs.pop("index", None)
         result: dict[str, Any]
-        if self.task.is_language_model and callable(generate := getattr(self.model, "generate", None)):
-            inputs = accepted(self.model, prepare_inputs(self._backbone, inputs))
-            result = {"predictions": generate(**inputs, **self._generate_settings(first_tensor(inputs).shape[1]))}
-            tokenizer = getattr(getattr(self.trainer, "datamodule", None), "tokenizer", None)
-            if tokenizer is not None:
-                result["text"] = tokenizer.batch_decode(result["predictions"], skip_special_tokens=True)
+        if self._can_generate:
+            result = {"predictions": self._generate(inputs)}
+            if self._tokenizer is not None:
+                result["text"] = self._tokenizer.batch_decode(result["predictions"], skip_special_tokens=True)
         else:
             logits = self(**inputs)
             if bool(logits.isnan().any()):
@@ -293,13 +303,34 @@ class TransformerModule(LightningModule):
             settings["monitor"] = getattr(scheduler, "monitor", "val_loss")
         return {"optimizer": optimizer, "lr_scheduler": settings}  # type: ignore[return-value]
 
-    def _generate_settings(self, length: int) -> dict[str, Any]:
-        """Return the arguments for ``generate``, with no more new tokens than the model has positions for."""
-        positions, wanted = self.input_limits.positions, self.generate_kwargs["max_new_tokens"]
-        if positions is None or not isinstance(wanted, int):
-            return self.generate_kwargs
-        used = 0 if getattr(getattr(self.model, "config", None), "is_encoder_decoder", False) else length
-        return {**self.generate_kwargs, "max_new_tokens": max(1, min(wanted, positions - used))}
+    @property
+    def _can_generate(self) -> bool:
+        return self.task.is_language_model and callable(getattr(self.model, "generate", None))
+
+    @property
+    def _tokenizer(self) -> Any:
+        return getattr(getattr(self.trainer, "datamodule", None), "tokenizer", None)
+
+    def _generate(self, inputs: dict[str, Any], **defaults: Any) -> Tensor:
+        inputs = accepted(self.model, prepare_inputs(self._backbone, inputs))
+        is_encoder_decoder = getattr(getattr(self.model, "config", None), "is_encoder_decoder", False)
+        settings = {**defaults, **self.generate_kwargs}
+        length = first_tensor(inputs).shape[1]
+        settings = generate_settings(settings, self.input_limits, length, is_encoder_decoder)
+        written: Tensor = self.model.generate(**inputs, **settings)  # type: ignore[operator]
+        return written
+
+    def _score_responses(self, batch: Any) -> None:
+        """Let the model respond to the prompts of a batch, if its examples begin with prompts."""
+        inputs, labels = unpack(batch)
+        if self.task.target != "next-token" or not self._can_generate or labels is None or "input_ids" not in inputs:
+            return
+        prompts = split_prompts(inputs, labels)
+        if prompts is None:
+            return
+        written = self._generate(prompts.inputs, do_sample=False)[:, prompts.inputs["input_ids"].shape[1] :]
+        tokenizer = self._tokenizer
+        self.response_overlap.update(decode(tokenizer, list(written)), decode(tokenizer, prompts.responses))
 
     @property
     def _backbone(self) -> nn.Module:

@@ -1,12 +1,15 @@
 """Every config under experiments/ runs, on a tiny model and a tiny file, and really takes in what it shares."""
 
 import csv
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from lm_tokenizers import byte_level
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from lightning_freeze.cli.command_line import main
 from lightning_freeze.cli.comparison_worker import prepare
@@ -25,14 +28,42 @@ def name(path: Path) -> str:
 
 @pytest.fixture
 def reviews(tmp_path) -> Path:
-    """Sixty short sentences of twenty reviews."""
+    """Sixty short sentences of twenty reviews or dialogues."""
     path = tmp_path / "reviews.csv"
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["text", "label", "review"])
+        writer.writerow(["text", "label", "review", "dialogue"])
         for i in range(60):
-            writer.writerow([f"it is {'good' if i % 2 else 'bad'} number {i}", ["negative", "positive"][i % 2], i // 3])
+            text = f"it is {'good' if i % 2 else 'bad'} number {i}"
+            writer.writerow([text, ["negative", "positive"][i % 2], i // 3, i // 3])
     return path
+
+
+@pytest.fixture
+def dialogues(tmp_path) -> Path:
+    """Thirty questions with answers, as prompts with responses and as messages."""
+    path = tmp_path / "dialogues.jsonl"
+    rows = []
+    for i in range(30):
+        question, answer = f"Where is number {i}?", f"It is in house {i % 3}."
+        turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        rows.append({"prompt": question, "response": answer, "messages": turns, "module": i // 2})
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def tiny_chat_dir(tmp_path_factory) -> Path:
+    """A language model of as many blocks as the configs freeze and more, and its tokenizer with a chat template."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-chat"
+    config = GPT2Config(vocab_size=400, n_embd=8, n_layer=16, n_head=2, n_positions=64, eos_token_id=2, bos_token_id=0)
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    byte_level().save_pretrained(folder)
+    return folder
+
+
+def is_language_model(config: Path) -> bool:
+    return yaml.safe_load((config.parent / "base.yaml").read_text())["model"]["task"] == "causal-lm"
 
 
 def leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -48,9 +79,13 @@ def test_the_review_experiments_are_there():
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=name)
-def test_fast_dev_run(config, reviews, tiny_bert_dir, tmp_path, monkeypatch):
+def test_fast_dev_run(config, reviews, dialogues, tiny_bert_dir, tiny_chat_dir, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # what a config writes, it writes here
-    flags = [f"--model.encoder={tiny_bert_dir}", f"--data.data={reviews}", "--trainer.fast_dev_run=true"]
+    general = tmp_path / "experiments" / config.parent.name / "data" / "general.txt"
+    general.parent.mkdir(parents=True)
+    general.write_text("the film was good\nthe book was dull\nit is great\na slow plot\n")
+    encoder, data = (tiny_chat_dir, dialogues) if is_language_model(config) else (tiny_bert_dir, reviews)
+    flags = [f"--model.encoder={encoder}", f"--data.data={data}", "--trainer.fast_dev_run=true"]
     main(["fit", f"--config={config}", *flags])
 
 

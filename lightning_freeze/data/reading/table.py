@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from lightning_freeze.data.reading.values import text_value, word_list
 from lightning_freeze.errors import ConfigurationError, listing, suggest
 
 
@@ -52,6 +53,23 @@ class Table:
             problem: What the field is and what was expected, for example ``"is 7, expected text"``.
         """
         return ConfigurationError(f"{self.where(index)}: {column!r} {problem}.")
+
+    def text(self, index: int, column: str, words: bool = False) -> str:
+        """Return the text of one field.
+
+        Args:
+            index: Position of the row in this table.
+            column: The column of the field.
+            words: Whether the field holds a list of words, which are joined with spaces.
+
+        Raises:
+            ConfigurationError: The field holds something else; the message names the row.
+        """
+        value = self.rows[index].get(column)
+        try:
+            return " ".join(word_list(value)) if words else text_value(value)
+        except ValueError as error:
+            raise self.error(index, column, error) from error
 
     def take(self, indices: Iterable[int]) -> Table:
         """Return a table of some of the rows, which keep their numbers.

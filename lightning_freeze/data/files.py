@@ -1,0 +1,77 @@
+"""The files of a user into one table for each split."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from lightning_freeze.data.reading.readers import read_table, saved_splits
+from lightning_freeze.data.reading.splits import SPLITS, split_of_file, splits_of_dataset
+from lightning_freeze.data.reading.table import Table
+from lightning_freeze.data.reading.values import group_name
+from lightning_freeze.data.splitting import split_rows
+from lightning_freeze.errors import ConfigurationError
+
+
+def check_files(data: str | None, files: Mapping[str, str]) -> None:
+    """Check that there is one file that is split, or a file for each split.
+
+    Args:
+        data: The file that is split, or None.
+        files: The files by split.
+
+    Raises:
+        ConfigurationError: There is neither, or both.
+    """
+    doubled = [name for name in ("train", "val", "test") if name in files]
+    if data is not None and doubled:
+        raise ConfigurationError(
+            f"data.data={data!r} and data.{doubled[0]}={files[doubled[0]]!r} are both given: expected either one file "
+            "that is split, or a file for each split."
+        )
+    if data is None and not files:
+        raise ConfigurationError("There are no files: expected data.data, or data.train and the like.")
+
+
+def read_files(data: str | None, files: Mapping[str, str]) -> dict[str, Table]:
+    """Read all files.
+
+    Args:
+        data: One file or saved dataset for all splits, or None.
+        files: Further files by split.
+
+    Returns:
+        The rows by split. Those of ``data`` are ``"data"`` where it has no splits of its own.
+
+    Raises:
+        ConfigurationError: A file cannot be read; the message names the line.
+    """
+    read: dict[str, Table] = {}
+    if data is not None:
+        found = splits_of_dataset(data)
+        read = {name: read_table(data, split) for name, split in found.items()}
+        if not found:
+            read["data"] = read_table(data, next(iter(saved_splits(data)), None))
+    return {**read, **{name: read_table(file, split_of_file(file, name)) for name, file in files.items()}}
+
+
+def split_table(table: Table, fractions: Sequence[float], seed: int, group_column: str | None) -> dict[str, Table]:
+    """Split the rows of a file into training, validation and test.
+
+    Args:
+        table: The rows.
+        fractions: Shares of training, validation and test rows.
+        seed: Seed of the split.
+        group_column: Rows with the same value in this column stay together; None for none.
+
+    Raises:
+        ConfigurationError: There is no such column, or a split would be empty.
+    """
+    groups = None
+    if group_column is not None:
+        table.require(group_column, "data.group_column")
+        groups = [group_name(row.get(group_column)) for row in table.rows]
+    try:
+        parts = split_rows(len(table), fractions, seed, groups)
+    except ValueError as error:
+        raise ConfigurationError(f"{table.name}: data.{error}") from error
+    return {name: table.take(rows) for name, rows in zip(SPLITS, parts, strict=True) if rows}

@@ -1,0 +1,93 @@
+"""Responses of a causal language model, compared with the expected ones in a test."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from lm_tokenizers import byte_level
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from lightning_freeze import TextDataModule, TransformerModule
+from lightning_freeze.module.generation import ResponseOverlap, split_prompts
+
+QUIET = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+
+
+def test_prompts_are_cut_off_before_the_last_response_and_padded_on_the_left() -> None:
+    ids = torch.tensor([[5, 6, 7, 8, 0, 0], [1, 2, 3, 4, 5, 6]])
+    labels = torch.tensor([[-100, 6, 7, 8, -100, -100], [-100, 2, -100, -100, 5, 6]])
+    mask = torch.tensor([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]])
+    prompts = split_prompts({"input_ids": ids, "attention_mask": mask}, labels)
+    assert prompts is not None
+    assert prompts.inputs["input_ids"].tolist() == [[0, 0, 0, 5], [1, 2, 3, 4]]
+    assert prompts.inputs["attention_mask"].tolist() == [[0, 0, 0, 1], [1, 1, 1, 1]]
+    assert [response.tolist() for response in prompts.responses] == [[6, 7, 8], [5, 6]]
+
+
+def test_whole_texts_have_no_prompt() -> None:
+    ids = torch.tensor([[0, 5, 6], [7, 8, 9]])
+    mask = torch.tensor([[0, 1, 1], [1, 1, 1]])
+    assert split_prompts({"input_ids": ids, "attention_mask": mask}, ids.masked_fill(mask == 0, -100)) is None
+
+
+def test_exact_match_and_f1_of_words() -> None:
+    overlap = ResponseOverlap()
+    overlap.update(["The sea!", "I live in a house"], ["sea", "I live by the sea"])
+    overlap.update(["no"], ["yes"])
+    # Articles do not count: "I live in house" and "I live by sea" share 2 of 4 words each.
+    assert {name: float(value) for name, value in overlap.compute().items()} == {
+        "exact_match": pytest.approx(1 / 3),
+        "token_f1": pytest.approx((1 + 0.5 + 0) / 3),
+    }
+
+
+@pytest.fixture
+def dialogues(tmp_path: Path) -> Path:
+    path = tmp_path / "dialogues.jsonl"
+    rows = [
+        {"prompt": "Where do you live?", "response": " By the sea."},
+        {"prompt": "What?", "response": " My name is Pip."},
+    ]
+    path.write_text("\n".join(map(json.dumps, rows * 4)))
+    return path
+
+
+def fit_and_test(module: TransformerModule, path: Path) -> dict[str, float]:
+    data = TextDataModule(byte_level(), "causal-lm", train=str(path), test=str(path), batch_size=3)
+    trainer = Trainer(max_epochs=30, **QUIET)
+    trainer.fit(module, data)
+    return dict(trainer.test(module, data, verbose=False)[0])
+
+
+def model() -> GPT2LMHeadModel:
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=400, n_embd=32, n_layer=2, n_head=2, n_positions=64, eos_token_id=2, pad_token_id=0)
+    config.embd_pdrop = config.resid_pdrop = config.attn_pdrop = 0.0
+    return GPT2LMHeadModel(config)
+
+
+def test_a_test_logs_exact_match_and_f1_beside_the_perplexity(dialogues: Path) -> None:
+    module = TransformerModule(
+        model(), task="causal-lm", optimizer=lambda params: torch.optim.AdamW(params, lr=1e-2), warmup_ratio=0.0
+    )
+    scores = fit_and_test(module, dialogues)
+    assert scores["test_perplexity"] < 1.1
+    assert scores["test_exact_match"] == scores["test_token_f1"] == 1.0, "the model has learned them by heart"
+    for weight in module.parameters():
+        torch.nn.init.normal_(weight, std=0.5)
+    data = TextDataModule(byte_level(), "causal-lm", test=str(dialogues))
+    worse = Trainer(**QUIET).test(module, data, verbose=False)[0]
+    assert worse["test_exact_match"] < 1.0 and worse["test_token_f1"] < 1.0
+
+
+def test_whole_texts_are_not_generated(tmp_path: Path) -> None:
+    path = tmp_path / "texts.csv"
+    path.write_text("text\nI live by the sea.\nMy name is Pip.\n")
+    data = TextDataModule(byte_level(), "causal-lm", test=str(path))
+    module = TransformerModule(model(), task="causal-lm")
+    scores = Trainer(**QUIET).test(module, data, verbose=False)[0]
+    assert set(scores) == {"test_loss", "test_perplexity"}

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from typing_extensions import Unpack
 
+from lightning_freeze.arguments import check_unused
 from lightning_freeze.errors import ConfigurationError
+
+Interval = Literal["step", "epoch"]
 
 _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase, nn.LocalResponseNorm)
 
@@ -120,6 +125,41 @@ def _build_plain(factory: Callable[[Any], Optimizer], module: nn.Module) -> Opti
         return factory(list(module.parameters()))
     except (TypeError, ValueError) as error:
         raise ConfigurationError(f"The optimizer cannot be built: {error}") from error
+
+
+def configure_optimizers(
+    module: LightningModule,
+    factory: Callable[[Any], Optimizer],
+    scheduler_factory: Callable[[Optimizer], Any] | None,
+    interval: Interval,
+    warmup_ratio: float,
+) -> OptimizerLRScheduler:
+    """Build an optimizer over all parameters of a module, frozen ones included, and its schedule.
+
+    Args:
+        module: The module, which a Trainer fits.
+        factory: As for :func:`build_optimizer`.
+        scheduler_factory: Takes an optimizer, returns a scheduler; None for :func:`linear_warmup_decay`, or for no
+            schedule where the optimizer computes its own rate.
+        interval: Whether a scheduler that was given is stepped at each step or at each epoch.
+        warmup_ratio: As for :func:`linear_warmup_decay`.
+
+    Raises:
+        ConfigurationError: The optimizer cannot be built, or the run has no known end and no scheduler was given.
+    """
+    optimizer = build_optimizer(factory, module)
+    if scheduler_factory is None:
+        reason = "it belongs to lr_scheduler, and none is given"
+        check_unused(reason, [("lr_scheduler_interval", interval, "epoch")])
+        if sets_own_rate(optimizer):
+            return optimizer
+        schedule = linear_warmup_decay(optimizer, module.trainer.estimated_stepping_batches, warmup_ratio)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+    scheduler = scheduler_factory(optimizer)
+    settings: dict[str, Any] = {"scheduler": scheduler, "interval": interval}
+    if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        settings["monitor"] = getattr(scheduler, "monitor", "val_loss")
+    return {"optimizer": optimizer, "lr_scheduler": settings}  # type: ignore[return-value]
 
 
 def sets_own_rate(optimizer: Optimizer) -> bool:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
@@ -16,19 +16,19 @@ from lightning_freeze.arguments import check_arguments, check_at_least, check_di
 from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.module.batch import logits_of, unpack, word_starts
 from lightning_freeze.module.build import BuildSettings, build_model, count_classes
+from lightning_freeze.module.data_checks import check_data
 from lightning_freeze.module.finite import LossWatch, describe_divergence
-from lightning_freeze.module.optim import DefaultAdamW, build_optimizer, linear_warmup_decay, sets_own_rate
-from lightning_freeze.module.pooling import PooledModel, Pooling, accepted, call_with, unwrapped
+from lightning_freeze.module.optim import DefaultAdamW, Interval, configure_optimizers
+from lightning_freeze.module.pooling import PooledModel, Pooling, call_with, unwrapped
+from lightning_freeze.module.prediction import generated, predicted
 from lightning_freeze.module.pretrained.heads import Head
 from lightning_freeze.module.pretrained.limits import InputLimits, find_limits
 from lightning_freeze.module.pretrained.padding import padding_effect
 from lightning_freeze.module.pretrained.precision import warn_about_half_precision
-from lightning_freeze.module.pretrained.special_tokens import align_special_tokens, check_end_tokens, prepare_inputs
-from lightning_freeze.module.tasks import TaskName, first_tensor, get_task
+from lightning_freeze.module.pretrained.special_tokens import prepare_inputs
+from lightning_freeze.module.tasks import TaskName, get_task
 from lightning_freeze.namespaces import LightningModule
 from lightning_freeze.run_warnings.record import warn_in_run
-
-Interval = Literal["step", "epoch"]
 
 
 class TransformerModule(LightningModule):
@@ -154,20 +154,10 @@ class TransformerModule(LightningModule):
         """
         if stage == "fit" and not self._asked_for_dtype:
             warn_about_half_precision(self, str(self.trainer.precision))
-        data = getattr(self.trainer, "datamodule", None)
-        tokenizer = getattr(data, "tokenizer", None)
-        if tokenizer is None or not hasattr(tokenizer, "pad_token_id"):
-            return
-        align_special_tokens(self._backbone, tokenizer, self._takes_padding)
-        limits = self.input_limits
-        encoded = getattr(data, "encoded", None)
-        for name, examples in (encoded if isinstance(encoded, dict) else {}).items():
-            if not getattr(data, "checks_input_limits", False):
-                limits.check(examples, f"the {name} rows", len(tokenizer) - 1)
-            check_end_tokens(self._backbone, examples, f"the {name} rows")
-        if isinstance(encoded, dict) and not self.task.is_language_model and not self._measured_padding:
+        examples = check_data(self._backbone, getattr(self.trainer, "datamodule", None), self._takes_padding)
+        if examples is not None and not self.task.is_language_model and not self._measured_padding:
             self._measured_padding = True
-            self._warn_about_padding([example for examples in encoded.values() for example in examples])
+            self._warn_about_padding(examples)
 
     def forward(self, **inputs: Any) -> Tensor:
         """Return the logits of a batch.
@@ -248,52 +238,19 @@ class TransformerModule(LightningModule):
         """
         inputs, _ = unpack(batch)
         index = inputs.pop("index", None)
-        result: dict[str, Any]
-        if self.task.is_language_model and callable(generate := getattr(self.model, "generate", None)):
-            inputs = accepted(self.model, prepare_inputs(self._backbone, inputs))
-            result = {"predictions": generate(**inputs, **self._generate_settings(first_tensor(inputs).shape[1]))}
+        if self.task.is_language_model and callable(getattr(self.model, "generate", None)):
             tokenizer = getattr(getattr(self.trainer, "datamodule", None), "tokenizer", None)
-            if tokenizer is not None:
-                result["text"] = tokenizer.batch_decode(result["predictions"], skip_special_tokens=True)
+            inputs, positions = prepare_inputs(self._backbone, inputs), self.input_limits.positions
+            result = generated(self.model, inputs, self.generate_kwargs, positions, tokenizer)
         else:
-            logits = self(**inputs)
-            if bool(logits.isnan().any()):
-                rank_zero_warn(
-                    "The outputs of the model are NaN, so the predictions mean nothing: its weights are not finite."
-                )
-            result = dict(self.task.predictions(logits))
-            if self.labels and self.task.target == "token":
-                result["labels"] = self._tags(result["predictions"], word_starts(batch))
-            elif self.labels:
-                result["labels"] = self._names(result["predictions"])
-        if index is not None:
-            result["index"] = index
-        return result
+            result = predicted(self(**inputs), self.task, self.labels, word_starts(batch))
+        return result if index is None else {**result, "index": index}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimizer over all parameters, frozen ones included, and the schedule."""
-        optimizer = build_optimizer(self.optimizer_factory, self)
-        if self.lr_scheduler_factory is None:
-            reason = "it belongs to lr_scheduler, and none is given"
-            check_unused(reason, [("lr_scheduler_interval", self.lr_scheduler_interval, "epoch")])
-            if sets_own_rate(optimizer):
-                return optimizer
-            total = self.trainer.estimated_stepping_batches
-            schedule = linear_warmup_decay(optimizer, total, self.warmup_ratio)
-            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-        scheduler = self.lr_scheduler_factory(optimizer)
-        settings: dict[str, Any] = {"scheduler": scheduler, "interval": self.lr_scheduler_interval}
-        if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
-            settings["monitor"] = getattr(scheduler, "monitor", "val_loss")
-        return {"optimizer": optimizer, "lr_scheduler": settings}  # type: ignore[return-value]
-
-    def _generate_settings(self, length: int) -> dict[str, Any]:
-        """Return the arguments for ``generate``, with no more new tokens than the model has positions for."""
-        positions, wanted = self.input_limits.positions, self.generate_kwargs["max_new_tokens"]
-        if positions is None or not isinstance(wanted, int):
-            return self.generate_kwargs
-        used = 0 if getattr(getattr(self.model, "config", None), "is_encoder_decoder", False) else length
-        return {**self.generate_kwargs, "max_new_tokens": max(1, min(wanted, positions - used))}
+        return configure_optimizers(
+            self, self.optimizer_factory, self.lr_scheduler_factory, self.lr_scheduler_interval, self.warmup_ratio
+        )
 
     @property
     def _backbone(self) -> nn.Module:
@@ -349,19 +306,3 @@ class TransformerModule(LightningModule):
         best = f"{stage}_{self.task.monitor}"
         self.log_dict({k: v for k, v in metrics.items() if k == best}, prog_bar=True, batch_size=len(labels))
         self.log_dict({k: v for k, v in metrics.items() if k != best}, batch_size=len(labels))
-
-    def _names(self, predictions: Tensor) -> list[Any]:
-        names = self.labels or []
-        if self.task.target == "multilabel":
-            return [[name for name, on in zip(names, row, strict=True) if on] for row in predictions.tolist()]
-        return [names[i] for i in predictions.tolist()]
-
-    def _tags(self, predictions: Tensor, starts: list[list[int | None]] | None) -> list[list[str]]:
-        """Return the name of the class at each position; a word without a token has the tag O, or else the first."""
-        names = self.labels or []
-        dropped = "O" if "O" in names else names[0]
-        positions = starts or [list(range(predictions.shape[1]))] * len(predictions)
-        return [
-            [dropped if position is None else names[row[position]] for position in row_starts]
-            for row, row_starts in zip(predictions.tolist(), positions, strict=True)
-        ]

@@ -49,7 +49,7 @@ class PhasedFineTuning(FreezingCallback):
         frozen_eval: Whether frozen modules are in eval mode: dropout off, BatchNorm statistics unchanged.
         verbose: Whether to print the table of layers, and one line at each change of phase.
         unfreeze_all: Whether the schedule also decides about parameters that the module had frozen itself, in its
-            ``__init__`` for instance. By default they stay frozen; what PEFT keeps beside its copies always does.
+            ``__init__`` for instance. By default they stay frozen; the weights below adapters of PEFT always do.
 
     Raises:
         ConfigurationError: If there is no phase, a phase trains nothing or can never end, a selector matches nothing,

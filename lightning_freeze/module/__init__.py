@@ -4,7 +4,10 @@
 a small head on a bare encoder (``pooling.py``). Everything about a task is in ``tasks.py``; the default optimizer and
 schedule are in ``optim.py``.
 
-May import ``arguments``, ``errors`` and ``namespaces``, nothing else of the package. Begin reading with
+``adapters.py`` puts adapters of peft into the model, ``distillation/`` lets it learn from a teacher.
+
+May import ``arguments``, ``errors``, ``namespaces`` and ``run_warnings``; ``adapters.py`` asks ``diagnostics`` which
+weights were loaded, and ``distillation/`` uses the store and the keys of ``cache``. Begin reading with
 ``transformer.py``.
 """
 

@@ -74,6 +74,7 @@ def add_adapters(model: nn.Module, options: Mapping[str, Any], task: Task) -> nn
         with warnings.catch_warnings():
             # GPT-2's layers hold their weights transposed; peft notices and sets the option.
             warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
             adapted: nn.Module = peft.get_peft_model(inner, cls(**settings))
     except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError, ImportError) as error:
         raise ConfigurationError(_reason(error, settings, inner)) from error
@@ -97,11 +98,7 @@ def _import_peft() -> ModuleType:
 def _config_class(peft: ModuleType, options: Mapping[str, Any]) -> tuple[type, dict[str, Any]]:
     """Return the config class of the method, and its fields with their types."""
     known = {kind.value: cls for kind, cls in peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING.items()}
-    methods = {
-        name.lower(): cls
-        for name, cls in known.items()
-        if name not in _INCOMPLETE and _is_in_blocks(peft, cls)
-    }
+    methods = {name.lower(): cls for name, cls in known.items() if name not in _INCOMPLETE and _is_in_blocks(peft, cls)}
     name = options.get("method")
     if name is None:
         nearest = next((f" Did you mean 'method' for {key!r}?" for key in options if key in ("type", "peft_type")), "")
@@ -210,7 +207,7 @@ def _is_in(module: nn.Module, base: nn.Module) -> bool:
 def _reason(error: Exception, settings: Mapping[str, Any], model: nn.Module) -> str:
     first = str(error).strip().partition("\n")[0]
     linear = dict.fromkeys(n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, nn.Linear))
-    if settings.get("target_modules") is None:
+    if settings.get("target_modules") is None and "target_modules" in first:
         return (
             f"peft does not know where the adapters of {type(unwrapped(model)).__name__} belong ({first}): expected "
             f"target_modules, a list of names of modules, such as {list(linear)[:6]}."

@@ -73,7 +73,7 @@ def split_decay(module: nn.Module) -> list[dict[str, Any]]:
     Every parameter is in exactly one group, frozen parameters included: they may be unfrozen later, and the groups of
     an optimizer must not change during a run. A norm is recognised by its type, or by a type name that ends in
     ``Norm`` (many models define their own RMS norm); any other parameter with fewer than two dimensions is a bias or
-    a scale.
+    a scale. So are the vectors of (IA)3 adapters, which start at 1 and have two dimensions.
 
     Args:
         module: The module whose parameters are split.
@@ -84,8 +84,11 @@ def split_decay(module: nn.Module) -> list[dict[str, Any]]:
     decay: list[nn.Parameter] = []
     no_decay: list[nn.Parameter] = []
     seen: set[int] = set()
+    scales: set[int] = set()
     for submodule in module.modules():
         is_norm = isinstance(submodule, _NORMS) or type(submodule).__name__.endswith("Norm")
+        is_norm = is_norm or id(submodule) in scales
+        scales.add(id(getattr(submodule, "ia3_l", None)))  # parents come first
         for parameter in submodule.parameters(recurse=False):
             if id(parameter) not in seen:
                 seen.add(id(parameter))

@@ -14,12 +14,16 @@ from torchmetrics import MetricCollection
 
 from lightning_freeze.arguments import check_arguments, check_at_least, check_distinct, check_share, check_unused
 from lightning_freeze.errors import ConfigurationError
+from lightning_freeze.module.adapters import add_adapters
 from lightning_freeze.module.batch import logits_of, unpack, word_starts
 from lightning_freeze.module.build import BuildSettings, build_model, count_classes
 from lightning_freeze.module.data_checks import check_data
+from lightning_freeze.module.distillation.objective import Distillation
+from lightning_freeze.module.distillation.options import DistillationOptions
+from lightning_freeze.module.distillation.teacher import Lesson, backbone_of
 from lightning_freeze.module.finite import LossWatch, describe_divergence
 from lightning_freeze.module.optim import DefaultAdamW, Interval, configure_optimizers
-from lightning_freeze.module.pooling import PooledModel, Pooling, call_with, unwrapped
+from lightning_freeze.module.pooling import Pooling, call_with
 from lightning_freeze.module.prediction import generated, predicted
 from lightning_freeze.module.pretrained.heads import Head
 from lightning_freeze.module.pretrained.limits import InputLimits, find_limits
@@ -75,6 +79,13 @@ class TransformerModule(LightningModule):
             value of the model's config. Code that comes with a model is run only with ``trust_remote_code: true``.
         generate_kwargs: Arguments for ``generate``, by which language models predict. By default 64 new tokens, or as
             many as the model has positions for.
+        peft: Adapters of the peft library, as in ``{"method": "lora", "r": 8}``: ``method``, and fields of the config
+            of that method. The adapters and the head train, all other weights are frozen.
+        teacher: A trained model to learn from: a checkpoint (``.ckpt``) of a TransformerModule, the folder or hub name
+            of a model with a trained head, or a module that returns logits. It is never trained and in no checkpoint.
+        distillation: How to learn from the teacher, as in ``{"temperature": 2.0, "alpha": 0.5}``; see
+            :class:`~lightning_freeze.module.distillation.options.DistillationOptions`. Logged are
+            ``train_hard_loss``, ``train_soft_loss`` and ``train_hidden_loss`` too.
 
     Raises:
         ConfigurationError: The encoder does not exist or lacks a head for the task, or an argument is wrong or has no
@@ -97,16 +108,23 @@ class TransformerModule(LightningModule):
         warmup_ratio: float = 0.1,
         model_kwargs: dict[str, Any] | None = None,
         generate_kwargs: dict[str, Any] | None = None,
+        peft: dict[str, Any] | None = None,
+        teacher: str | nn.Module | None = None,
+        distillation: DistillationOptions | None = None,
     ) -> None:
-        check_arguments(TransformerModule, locals(), excludes={"warmup_ratio": "lr_scheduler"}, own=("task",))
+        own_checks = ("task", "distillation")
+        check_arguments(TransformerModule, locals(), excludes={"warmup_ratio": "lr_scheduler"}, own=own_checks)
         super().__init__()
         if isinstance(encoder, os.PathLike):
             encoder = os.fspath(encoder)
-        self.save_hyperparameters(ignore=["encoder", "optimizer", "lr_scheduler"])
+        teacher = os.fspath(teacher) if isinstance(teacher, os.PathLike) else teacher
+        self.save_hyperparameters(ignore=["encoder", "optimizer", "lr_scheduler", "teacher", "distillation"])
         labels = [str(label) for label in labels] if labels is not None else None
         self.hparams.update(num_classes=num_classes, labels=labels)
         if isinstance(encoder, str):
             self.hparams["encoder"] = encoder
+        if isinstance(teacher, str):
+            self.hparams.update(teacher=teacher, distillation=dict(distillation or {}))
         self.task = get_task(task)
         check_distinct("labels", labels)
         check_at_least("hidden_size", hidden_size, 1)
@@ -130,6 +148,15 @@ class TransformerModule(LightningModule):
         settings = BuildSettings(pretrained, pooling, hidden_size, dropout, dict(model_kwargs or {}))
         built = build_model(encoder, self.task, self.num_classes, self.labels, settings)
         self.model, self._head, self._takes_padding = built.model, built.head, built.takes_padding
+        self._is_new = True
+        self._distillation: Distillation | None = None
+        if teacher is not None:
+            lesson = Lesson(self.task, self.num_classes, self.labels, load_teacher_checkpoint)
+            self._distillation = Distillation(teacher, distillation, lesson, self.model)
+        else:
+            check_unused("no teacher is given", [("distillation", distillation or None, None)])
+        if peft is not None:
+            self.model = add_adapters(self.model, peft, self.task)
         self.val_metrics = self.task.metrics(self.num_classes, "val_")
         self.test_metrics = self.task.metrics(self.num_classes, "test_")
 
@@ -154,6 +181,8 @@ class TransformerModule(LightningModule):
         """
         if stage == "fit" and not self._asked_for_dtype:
             warn_about_half_precision(self, str(self.trainer.precision))
+        if stage == "fit" and self._distillation is not None:
+            self._distillation.prepare(self.model, self._is_new, getattr(self.trainer, "datamodule", None))
         examples = check_data(self._backbone, getattr(self.trainer, "datamodule", None), self._takes_padding)
         if examples is not None and not self.task.is_language_model and not self._measured_padding:
             self._measured_padding = True
@@ -169,7 +198,12 @@ class TransformerModule(LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the loss of one batch and log it as ``train_loss``."""
-        loss, _, labels = self._evaluate(batch)
+        if self._distillation is None:
+            loss, _, labels = self._evaluate(batch)
+        else:
+            inputs, labels = self._inputs_and_labels(batch)
+            loss, parts = self._distillation.loss(inputs, labels, self.model, lambda: self._evaluate(batch))
+            self.log_dict({f"train_{name}": part for name, part in parts.items()}, batch_size=len(labels))
         self.log("train_loss", loss, prog_bar=True, batch_size=len(labels))
         self._loss_watch.update(loss, self.global_step)
         return loss
@@ -185,13 +219,24 @@ class TransformerModule(LightningModule):
         self._report_nonfinite_loss()
 
     def on_fit_start(self) -> None:
-        """Report how a stored head was used."""
+        """Report how a stored head was used, and move the teacher to the device."""
         self._loss_watch, self.first_nonfinite_step = LossWatch(), None
         self._say_head_note()
+        if self._distillation is not None:
+            self._distillation.start(self.device)
 
     def on_fit_end(self) -> None:
         """Remember that the head is trained."""
-        self._head = Head(trained=True)
+        self._head, self._is_new = Head(trained=True), False
+
+    def teardown(self, stage: str) -> None:
+        """Close the files that keep the outputs of the teacher.
+
+        Args:
+            stage: ``"fit"``, ``"validate"``, ``"test"`` or ``"predict"``.
+        """
+        if self._distillation is not None:
+            self._distillation.end()
 
     def on_validation_start(self) -> None:
         """Report how a stored head was used."""
@@ -211,12 +256,12 @@ class TransformerModule(LightningModule):
             self.test_metrics.reset()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Remember that the head comes from a checkpoint.
+        """Remember that the weights come from a checkpoint.
 
         Args:
             checkpoint: What Lightning has read.
         """
-        self._head = Head(trained=True)
+        self._head, self._is_new = Head(trained=True), False
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Log the loss and the metrics of the validation data."""
@@ -255,7 +300,7 @@ class TransformerModule(LightningModule):
     @property
     def _backbone(self) -> nn.Module:
         """The transformers model inside the wrappers; for a module of another kind the module itself."""
-        return unwrapped(self.model.encoder if isinstance(self.model, PooledModel) else self.model)
+        return backbone_of(self.model)
 
     def _warn_about_padding(self, examples: list[dict[str, Any]]) -> None:
         effect = padding_effect(self.model, self._logits, examples)
@@ -283,6 +328,14 @@ class TransformerModule(LightningModule):
             warn_in_run(self.trainer, describe_divergence(self, step, str(self.trainer.precision), rates))
 
     def _evaluate(self, batch: Any) -> tuple[Tensor, Tensor, Tensor]:
+        inputs, labels = self._inputs_and_labels(batch)
+        # A model with a loss of its own may add to it (router losses) or need the labels (decoder inputs).
+        output = call_with(self.model, {**prepare_inputs(self._backbone, inputs), "labels": labels})
+        logits = logits_of(output)
+        loss = getattr(output, "loss", None)
+        return (loss if isinstance(loss, Tensor) else self.task.loss(logits, labels)), logits, labels
+
+    def _inputs_and_labels(self, batch: Any) -> tuple[dict[str, Any], Tensor]:
         inputs, labels = unpack(batch)
         if labels is None:
             raise ConfigurationError(
@@ -290,11 +343,7 @@ class TransformerModule(LightningModule):
                 "and labels."
             )
         inputs.pop("index", None)
-        # A model with a loss of its own may add to it (router losses) or need the labels (decoder inputs).
-        output = call_with(self.model, {**prepare_inputs(self._backbone, inputs), "labels": labels})
-        logits = logits_of(output)
-        loss = getattr(output, "loss", None)
-        return (loss if isinstance(loss, Tensor) else self.task.loss(logits, labels)), logits, labels
+        return inputs, labels
 
     def _measure(self, batch: Any, stage: str, metrics: MetricCollection) -> None:
         loss, logits, labels = self._evaluate(batch)
@@ -306,3 +355,12 @@ class TransformerModule(LightningModule):
         best = f"{stage}_{self.task.monitor}"
         self.log_dict({k: v for k, v in metrics.items() if k == best}, prog_bar=True, batch_size=len(labels))
         self.log_dict({k: v for k, v in metrics.items() if k != best}, batch_size=len(labels))
+
+
+def load_teacher_checkpoint(path: str) -> TransformerModule:
+    """Return the module in a checkpoint, to be a teacher; its own teacher is left out.
+
+    Args:
+        path: The file.
+    """
+    return TransformerModule.load_from_checkpoint(path, map_location="cpu", teacher=None, distillation=None)

@@ -9,8 +9,10 @@ from lightning_freeze.callbacks.layer_callback import Groups
 from lightning_freeze.callbacks.phased_fine_tuning import NEEDS, PhasedFineTuning
 from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.layers import LayerStack
+from lightning_freeze.layers.analysis.unused_copies import layers_without_adapters
 from lightning_freeze.schedule.phases import Phase, gradual_phases
 from lightning_freeze.schedule.triggers import PlateauTrigger, Trigger
+from lightning_freeze.session.session import Session
 
 
 class ChainThaw(PhasedFineTuning):
@@ -81,6 +83,12 @@ class ChainThaw(PhasedFineTuning):
         self.lr = lr
         self.head = head
         self.layers = layers
+        self._idle: set[str] = set()  # layers that train nothing when they are unfrozen
+
+    def prepare(self, session: Session) -> None:  # noqa: D102
+        with session.holds.lifted():
+            self._idle = layers_without_adapters(self.stack)
+        super().prepare(session)
 
     def build_phases(self, stack: LayerStack) -> list[Phase]:  # noqa: D102
         first = gradual_phases(stack, self.trigger, self.head)[0].train
@@ -88,7 +96,7 @@ class ChainThaw(PhasedFineTuning):
         chain = [
             layer.name
             for layer in sorted(stack.select(self.layers).layers, key=lambda layer: layer.index)
-            if layer.name not in in_first and not layer.is_bystander and layer.parameters()
+            if layer.name not in in_first | self._idle and not layer.is_bystander and layer.parameters()
         ]
         if not chain:
             raise ConfigurationError(

@@ -13,8 +13,10 @@ from lightning_freeze.callbacks.layer_callback import Groups
 from lightning_freeze.callbacks.phased_fine_tuning import PhasedFineTuning
 from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.layers import LayerStack
+from lightning_freeze.layers.analysis.unused_copies import layers_without_adapters
 from lightning_freeze.schedule.phases import Phase
 from lightning_freeze.schedule.triggers import StepTrigger
+from lightning_freeze.session.session import Session
 from lightning_freeze.strategies.dynamic_runner import DynamicRunner
 from lightning_freeze.strategies.policies import Policy
 
@@ -82,6 +84,7 @@ class DynamicFreezing(PhasedFineTuning):
         self.interval = interval
         self.layers_to_choose = layers
         self.always = always
+        self._idle: set[str] = set()  # layers that train nothing when they are unfrozen
         super().__init__(
             phases=[Phase(layers)],
             guard_early_stopping=False,
@@ -91,6 +94,11 @@ class DynamicFreezing(PhasedFineTuning):
             verbose=verbose,
         )
         self._runner = self._make_runner()
+
+    def prepare(self, session: Session) -> None:  # noqa: D102
+        with session.holds.lifted():
+            self._idle = layers_without_adapters(self.stack)
+        super().prepare(session)
 
     def build_phases(self, stack: LayerStack) -> list[Phase]:  # noqa: D102
         turns = range(_ROUNDS * len(self.choices(stack)))
@@ -102,7 +110,7 @@ class DynamicFreezing(PhasedFineTuning):
         found = [
             layer.name
             for layer in sorted(stack.select(self.layers_to_choose).layers, key=lambda layer: layer.index)
-            if layer.name not in fixed and not layer.is_bystander and layer.parameters()
+            if layer.name not in fixed | self._idle and not layer.is_bystander and layer.parameters()
         ]
         if not found:
             raise ConfigurationError(

@@ -203,3 +203,12 @@ def _tensor(output: Any, name: str) -> Tensor:
         f"The encoder returned {type(output).__name__}: expected a tensor (batch, sequence, hidden) or a transformers "
         f"output with {name}."
     )
+
+
+def backbone_of(model: nn.Module) -> nn.Module:
+    """Return the transformers model inside the wrappers; for a module of another kind the module itself.
+
+    Args:
+        model: A model with a head.
+    """
+    return unwrapped(model.encoder if isinstance(model, PooledModel) else model)

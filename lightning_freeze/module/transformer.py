@@ -5,37 +5,33 @@ from __future__ import annotations
 import os
 from typing import Any
 
-import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torchmetrics import MetricCollection
 
 from lightning_freeze.arguments import check_arguments, check_at_least, check_distinct, check_share, check_unused
-from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.module.adapters import add_adapters
-from lightning_freeze.module.batch import logits_of, unpack, word_starts
+from lightning_freeze.module.batch import unpack, word_starts
 from lightning_freeze.module.build import BuildSettings, build_model, count_classes
 from lightning_freeze.module.data_checks import check_data
 from lightning_freeze.module.distillation.objective import Distillation
 from lightning_freeze.module.distillation.options import DistillationOptions
-from lightning_freeze.module.distillation.teacher import Lesson, backbone_of
-from lightning_freeze.module.finite import LossWatch, describe_divergence
+from lightning_freeze.module.distillation.teacher import Lesson
 from lightning_freeze.module.optim import DefaultAdamW, Interval, configure_optimizers
-from lightning_freeze.module.pooling import Pooling, call_with
+from lightning_freeze.module.pooling import Pooling
 from lightning_freeze.module.prediction import generated, predicted
 from lightning_freeze.module.pretrained.heads import Head
 from lightning_freeze.module.pretrained.limits import InputLimits, find_limits
 from lightning_freeze.module.pretrained.padding import padding_effect
 from lightning_freeze.module.pretrained.precision import warn_about_half_precision
 from lightning_freeze.module.pretrained.special_tokens import prepare_inputs
+from lightning_freeze.module.task_module import TaskModule
 from lightning_freeze.module.tasks import TaskName, get_task
-from lightning_freeze.namespaces import LightningModule
 from lightning_freeze.run_warnings.record import warn_in_run
 
 
-class TransformerModule(LightningModule):
+class TransformerModule(TaskModule):
     """Any transformer encoder, with the head, loss and metrics of a task.
 
     Logged are ``train_loss`` at each step, and at the end of each validation or test the loss and the task's metrics:
@@ -125,24 +121,21 @@ class TransformerModule(LightningModule):
             self.hparams["encoder"] = encoder
         if isinstance(teacher, str):
             self.hparams.update(teacher=teacher, distillation=dict(distillation or {}))
-        self.task = get_task(task)
+        chosen = get_task(task)
         check_distinct("labels", labels)
         check_at_least("hidden_size", hidden_size, 1)
         check_share("dropout", dropout)
         check_share("warmup_ratio", warmup_ratio)
-        if not self.task.is_language_model:
-            reason = f"the task {self.task.name!r} generates no text"
+        if not chosen.is_language_model:
+            reason = f"the task {chosen.name!r} generates no text"
             check_unused(reason, [("generate_kwargs", generate_kwargs or None, None)])
         self.labels = list(labels) if labels else None
-        self.num_classes = count_classes(self.task, num_classes, self.labels)
+        self.set_task(chosen, count_classes(chosen, num_classes, self.labels))
         self.optimizer_factory = optimizer
         self.lr_scheduler_factory = lr_scheduler
         self.lr_scheduler_interval = lr_scheduler_interval
         self.warmup_ratio = warmup_ratio
         self.generate_kwargs = {"max_new_tokens": 64, **(generate_kwargs or {})}
-        self.first_nonfinite_step: int | None = None
-        """The step of the first training loss that was NaN or infinite; None if all were finite."""
-        self._loss_watch = LossWatch()
         self._measured_padding = False
         self._asked_for_dtype = not {"dtype", "torch_dtype"}.isdisjoint(model_kwargs or {})
         settings = BuildSettings(pretrained, pooling, hidden_size, dropout, dict(model_kwargs or {}))
@@ -157,8 +150,7 @@ class TransformerModule(LightningModule):
             check_unused("no teacher is given", [("distillation", distillation or None, None)])
         if peft is not None:
             self.model = add_adapters(self.model, peft, self.task)
-        self.val_metrics = self.task.metrics(self.num_classes, "val_")
-        self.test_metrics = self.task.metrics(self.num_classes, "test_")
+        self.make_metrics()
 
     @property
     def head_is_trained(self) -> bool:
@@ -188,39 +180,18 @@ class TransformerModule(LightningModule):
             self._measured_padding = True
             self._warn_about_padding(examples)
 
-    def forward(self, **inputs: Any) -> Tensor:
-        """Return the logits of a batch.
-
-        Args:
-            **inputs: Model inputs by name, for example ``input_ids`` and ``attention_mask`` ``(batch, sequence)``.
-        """
-        return self._logits(self.model, inputs)
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Return the loss of one batch and log it as ``train_loss``."""
+    def training_loss(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """Return the loss of one batch, that of its labels or that of a student, and the labels."""
         if self._distillation is None:
-            loss, _, labels = self._evaluate(batch)
-        else:
-            inputs, labels = self._inputs_and_labels(batch)
-            loss, parts = self._distillation.loss(inputs, labels, self.model, lambda: self._evaluate(batch))
-            self.log_dict({f"train_{name}": part for name, part in parts.items()}, batch_size=len(labels))
-        self.log("train_loss", loss, prog_bar=True, batch_size=len(labels))
-        self._loss_watch.update(loss, self.global_step)
-        return loss
-
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Check whether the losses were finite: at once on a CPU, on other devices when values are logged anyway."""
-        every = max(1, getattr(self.trainer, "log_every_n_steps", 50))
-        if self.device.type == "cpu" or self.global_step % every == 0:
-            self._report_nonfinite_loss()
-
-    def on_train_epoch_end(self) -> None:
-        """Check whether the losses of the last steps were finite."""
-        self._report_nonfinite_loss()
+            return super().training_loss(batch)
+        inputs, labels = self._inputs_and_labels(batch)
+        loss, parts = self._distillation.loss(inputs, labels, self.model, lambda: self._evaluate(batch))
+        self.log_dict({f"train_{name}": part for name, part in parts.items()}, batch_size=len(labels))
+        return loss, labels
 
     def on_fit_start(self) -> None:
         """Report how a stored head was used, and move the teacher to the device."""
-        self._loss_watch, self.first_nonfinite_step = LossWatch(), None
+        super().on_fit_start()
         self._say_head_note()
         if self._distillation is not None:
             self._distillation.start(self.device)
@@ -245,16 +216,6 @@ class TransformerModule(LightningModule):
     on_test_start = on_validation_start
     on_predict_start = on_validation_start
 
-    def on_validation_epoch_start(self) -> None:
-        """Reset the metrics, because states that were created in inference mode cannot be updated."""
-        with torch.inference_mode(False):
-            self.val_metrics.reset()
-
-    def on_test_epoch_start(self) -> None:
-        """As :meth:`on_validation_epoch_start`, for the test metrics."""
-        with torch.inference_mode(False):
-            self.test_metrics.reset()
-
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Remember that the weights come from a checkpoint.
 
@@ -262,14 +223,6 @@ class TransformerModule(LightningModule):
             checkpoint: What Lightning has read.
         """
         self._head, self._is_new = Head(trained=True), False
-
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Log the loss and the metrics of the validation data."""
-        self._measure(batch, "val", self.val_metrics)
-
-    def test_step(self, batch: Any, batch_idx: int) -> None:
-        """Log the loss and the metrics of the test data."""
-        self._measure(batch, "test", self.test_metrics)
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """Return predictions for one batch.
@@ -297,11 +250,6 @@ class TransformerModule(LightningModule):
             self, self.optimizer_factory, self.lr_scheduler_factory, self.lr_scheduler_interval, self.warmup_ratio
         )
 
-    @property
-    def _backbone(self) -> nn.Module:
-        """The transformers model inside the wrappers; for a module of another kind the module itself."""
-        return backbone_of(self.model)
-
     def _warn_about_padding(self, examples: list[dict[str, Any]]) -> None:
         effect = padding_effect(self.model, self._logits, examples)
         if effect is not None:
@@ -312,49 +260,10 @@ class TransformerModule(LightningModule):
                 "batch_size=1 where that matters, or another encoder.",
             )
 
-    def _logits(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
-        return logits_of(call_with(model, prepare_inputs(self._backbone, inputs)))
-
     def _say_head_note(self) -> None:
         if self._head.note is not None:
             rank_zero_info(self._head.note)
             self._head = Head(self._head.trained)
-
-    def _report_nonfinite_loss(self) -> None:
-        if self.first_nonfinite_step is None and (step := self._loss_watch.first_step()) is not None:
-            self.first_nonfinite_step = step
-            groups = [group for optimizer in self.trainer.optimizers for group in optimizer.param_groups]
-            rates = [float(group.get("initial_lr", group["lr"])) for group in groups if group["lr"] is not None]
-            warn_in_run(self.trainer, describe_divergence(self, step, str(self.trainer.precision), rates))
-
-    def _evaluate(self, batch: Any) -> tuple[Tensor, Tensor, Tensor]:
-        inputs, labels = self._inputs_and_labels(batch)
-        # A model with a loss of its own may add to it (router losses) or need the labels (decoder inputs).
-        output = call_with(self.model, {**prepare_inputs(self._backbone, inputs), "labels": labels})
-        logits = logits_of(output)
-        loss = getattr(output, "loss", None)
-        return (loss if isinstance(loss, Tensor) else self.task.loss(logits, labels)), logits, labels
-
-    def _inputs_and_labels(self, batch: Any) -> tuple[dict[str, Any], Tensor]:
-        inputs, labels = unpack(batch)
-        if labels is None:
-            raise ConfigurationError(
-                f"The batch has no labels: expected the key 'labels' beside {sorted(inputs)}, or a pair of inputs "
-                "and labels."
-            )
-        inputs.pop("index", None)
-        return inputs, labels
-
-    def _measure(self, batch: Any, stage: str, metrics: MetricCollection) -> None:
-        loss, logits, labels = self._evaluate(batch)
-        metrics.update(*self.task.metric_inputs(logits, labels))
-        # Each label counts once, however they are dealt to batches and processes. Lightning averages the sizes over
-        # processes, and would truncate the average of integers.
-        size: Any = float(self.task.count(labels))
-        self.log(f"{stage}_loss", loss, prog_bar=True, batch_size=size, sync_dist=True)
-        best = f"{stage}_{self.task.monitor}"
-        self.log_dict({k: v for k, v in metrics.items() if k == best}, prog_bar=True, batch_size=len(labels))
-        self.log_dict({k: v for k, v in metrics.items() if k != best}, batch_size=len(labels))
 
 
 def load_teacher_checkpoint(path: str) -> TransformerModule:

@@ -18,10 +18,10 @@ from lightning_freeze.module.distillation.options import check_options
 from lightning_freeze.module.distillation.teacher import (
     Lesson,
     Teacher,
-    backbone_of,
     last_hidden_state,
     load_teacher,
 )
+from lightning_freeze.module.pooling import backbone_of
 from lightning_freeze.module.pretrained.limits import find_limits
 
 #: Returns loss with labels, logits and labels of the student for the running batch.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lightning_freeze.errors import ConfigurationError, listing
 from lightning_freeze.module.batch import logits_of
 from lightning_freeze.module.build import DROPOUT, BuildSettings, build_model, has_own_head
-from lightning_freeze.module.pooling import PooledModel, arguments_for, unwrapped
+from lightning_freeze.module.pooling import PooledModel, arguments_for, backbone_of, unwrapped
 from lightning_freeze.module.pretrained.heads import are_generic, match_labels, stored_names
 from lightning_freeze.module.pretrained.special_tokens import prepare_inputs
 from lightning_freeze.module.tasks import Task
@@ -112,15 +112,6 @@ def load_teacher(teacher: str | nn.Module, lesson: Lesson) -> Teacher:
         if isinstance(teacher, str):
             return Teacher(_from_name(teacher, lesson))
         return _from_module(teacher, lesson)
-
-
-def backbone_of(model: nn.Module) -> nn.Module:
-    """Return the transformers model inside the wrappers; for a module of another kind the module itself.
-
-    Args:
-        model: A model with a head.
-    """
-    return unwrapped(model.encoder if isinstance(model, PooledModel) else model)
 
 
 @contextmanager

@@ -11,9 +11,18 @@ weights were loaded, and ``distillation/`` uses the store and the keys of ``cach
 ``transformer.py``.
 """
 
+from lightning_freeze.module.distillation.options import DistillationOptions
 from lightning_freeze.module.optim import DefaultAdamW, linear_warmup_decay, split_decay
 from lightning_freeze.module.pooling import PooledModel
 from lightning_freeze.module.pretrained.limits import InputLimits
 from lightning_freeze.module.transformer import TransformerModule
 
-__all__ = ["DefaultAdamW", "InputLimits", "PooledModel", "TransformerModule", "linear_warmup_decay", "split_decay"]
+__all__ = [
+    "DefaultAdamW",
+    "DistillationOptions",
+    "InputLimits",
+    "PooledModel",
+    "TransformerModule",
+    "linear_warmup_decay",
+    "split_decay",
+]

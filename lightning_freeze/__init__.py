@@ -9,7 +9,7 @@ from lightning_freeze.callbacks import (
 )
 from lightning_freeze.data import TextDataModule
 from lightning_freeze.layers import Layer, LayerStack
-from lightning_freeze.module import DistillationOptions, TransformerModule
+from lightning_freeze.module import TransformerModule
 from lightning_freeze.plan import TrainingPlan, plan_training
 from lightning_freeze.schedule.phases import Phase
 from lightning_freeze.schedule.triggers import AnyTrigger, EpochTrigger, PlateauTrigger, StepTrigger, Trigger
@@ -35,7 +35,6 @@ __all__ = [
     "BlockCoordinate",
     "ChainThaw",
     "DiscriminativeLR",
-    "DistillationOptions",
     "DynamicFreezing",
     "EpochTrigger",
     "FrozenPrefixCache",

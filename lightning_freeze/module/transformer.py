@@ -80,7 +80,7 @@ class TransformerModule(TaskModule):
         teacher: A trained model to learn from: a checkpoint (``.ckpt``) of a TransformerModule, the folder or hub name
             of a model with a trained head, or a module that returns logits. It is never trained and in no checkpoint.
         distillation: How to learn from the teacher, as in ``{"temperature": 2.0, "alpha": 0.5}``; see
-            :class:`DistillationOptions`. Logged are
+            :class:`~lightning_freeze.module.DistillationOptions`. Logged are
             ``train_hard_loss``, ``train_soft_loss`` and ``train_hidden_loss`` too.
 
     Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -16,7 +17,6 @@ from lightning_freeze.module.batch import unpack, word_starts
 from lightning_freeze.module.build import BuildSettings, build_model, count_classes
 from lightning_freeze.module.data_checks import check_data
 from lightning_freeze.module.distillation.objective import Distillation
-from lightning_freeze.module.distillation.options import DistillationOptions
 from lightning_freeze.module.distillation.teacher import Lesson
 from lightning_freeze.module.optim import DefaultAdamW, Interval, configure_optimizers
 from lightning_freeze.module.pooling import Pooling
@@ -106,10 +106,9 @@ class TransformerModule(TaskModule):
         generate_kwargs: dict[str, Any] | None = None,
         peft: dict[str, Any] | None = None,
         teacher: str | nn.Module | None = None,
-        distillation: DistillationOptions | None = None,
+        distillation: Mapping[str, Any] | None = None,
     ) -> None:
-        own_checks = ("task", "distillation")
-        check_arguments(TransformerModule, locals(), excludes={"warmup_ratio": "lr_scheduler"}, own=own_checks)
+        check_arguments(TransformerModule, locals(), excludes={"warmup_ratio": "lr_scheduler"}, own=("task",))
         super().__init__()
         if isinstance(encoder, os.PathLike):
             encoder = os.fspath(encoder)

@@ -428,7 +428,13 @@ def test_wrong_teachers(tiny_bert_dir: Path, tmp_path: Path) -> None:
         trainer(tmp_path).fit(student(tiny_bert_dir, wide, {"hidden_weight": 1.0}), in_order())
 
 
-def test_from_yaml(tiny_bert_dir: Path, csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_from_yaml(
+    tiny_bert_dir: Path,
+    csv: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     monkeypatch.chdir(tmp_path)
     folder = save_model(tmp_path / "teacher", make_teacher())
     (tmp_path / "config.yaml").write_text(
@@ -443,5 +449,7 @@ def test_from_yaml(tiny_bert_dir: Path, csv: Path, tmp_path: Path, monkeypatch: 
     assert (tmp_path / "kept").is_dir()
     main(["test", "--config=config.yaml", f"--ckpt_path={path}"])
     main(["plan", "--config=config.yaml"])
+    capsys.readouterr()
     with pytest.raises(SystemExit):
         main(["fit", "--config=config.yaml", "--model.distillation.alhpa=0.6"])
+    assert "Did you mean 'alpha'?" in capsys.readouterr().err

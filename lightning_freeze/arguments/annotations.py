@@ -69,6 +69,8 @@ def _fits(value: Any, option: Any) -> bool:
         return isinstance(value, bool | np.bool_)
     if option is str:
         return isinstance(value, str | os.PathLike)
+    if typing.is_typeddict(option):
+        return isinstance(value, collections.abc.Mapping)
     origin, arguments = typing.get_origin(option), typing.get_args(option)
     if origin is Literal:
         return any(choice == value and type(choice) is type(value) for choice in arguments)
@@ -111,5 +113,7 @@ def _words(option: Any) -> list[str]:
         if issubclass(origin, tuple) and arguments and arguments[-1] is not Ellipsis:
             return [f"a list of {len(arguments)}, each {described(arguments[0])}"]
         return ["a list" + (f" with items that are {described(arguments[0])}" if arguments else "")]
+    if typing.is_typeddict(option):
+        return [f"a map with {', '.join(typing.get_type_hints(option))}"]
     name = getattr(option, "__name__", str(option))
     return [f"a {name}" if isinstance(option, type) and not dataclasses.is_dataclass(option) else name]

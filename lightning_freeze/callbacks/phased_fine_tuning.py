@@ -49,7 +49,7 @@ class PhasedFineTuning(FreezingCallback):
         frozen_eval: Whether frozen modules are in eval mode: dropout off, BatchNorm statistics unchanged.
         verbose: Whether to print the table of layers, and one line at each change of phase.
         unfreeze_all: Whether the schedule also decides about parameters that the module had frozen itself, in its
-            ``__init__`` for instance. By default they stay frozen; what PEFT keeps beside its copies always does.
+            ``__init__`` for instance. By default they stay frozen; the weights below adapters of PEFT always do.
         save_frozen: Whether checkpoints hold weights that no phase so far has trained. ``False`` leaves out those that
             are as they were when the module was built; see :class:`LayerFreezing`. A layer is in the checkpoints as
             soon as it trains. So that earlier checkpoints can be loaded into the same module after that, its base

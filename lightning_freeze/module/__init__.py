@@ -4,13 +4,25 @@
 a small head on a bare encoder (``pooling.py``). Everything about a task is in ``tasks.py``; the default optimizer and
 schedule are in ``optim.py``.
 
-May import ``arguments``, ``errors`` and ``namespaces``, nothing else of the package. Begin reading with
+``adapters.py`` puts adapters of peft into the model, ``distillation/`` lets it learn from a teacher.
+
+May import ``arguments``, ``errors``, ``namespaces`` and ``run_warnings``; ``adapters.py`` asks ``diagnostics`` which
+weights were loaded, and ``distillation/`` uses the store and the keys of ``cache``. Begin reading with
 ``transformer.py``.
 """
 
+from lightning_freeze.module.distillation.options import DistillationOptions
 from lightning_freeze.module.optim import DefaultAdamW, linear_warmup_decay, split_decay
 from lightning_freeze.module.pooling import PooledModel
 from lightning_freeze.module.pretrained.limits import InputLimits
 from lightning_freeze.module.transformer import TransformerModule
 
-__all__ = ["DefaultAdamW", "InputLimits", "PooledModel", "TransformerModule", "linear_warmup_decay", "split_decay"]
+__all__ = [
+    "DefaultAdamW",
+    "DistillationOptions",
+    "InputLimits",
+    "PooledModel",
+    "TransformerModule",
+    "linear_warmup_decay",
+    "split_decay",
+]

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torchmetrics import Metric
 from torchmetrics.text import SQuAD
 
+from lightning_freeze.module.pooling import accepted
 from lightning_freeze.module.pretrained.limits import InputLimits
-from lightning_freeze.module.tasks import IGNORE_INDEX
+from lightning_freeze.module.tasks import IGNORE_INDEX, first_tensor
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,22 @@ def split_prompts(inputs: Mapping[str, Any], labels: Tensor) -> Prompts | None:
     padded = pad_sequence(prompts, batch_first=True, padding_side="left")
     kept = pad_sequence([torch.ones_like(prompt) for prompt in prompts], batch_first=True, padding_side="left")
     return Prompts({"input_ids": padded, "attention_mask": kept}, responses)
+
+
+def generate(model: nn.Module, inputs: dict[str, Any], settings: Mapping[str, Any], limits: InputLimits) -> Tensor:
+    """Return the tokens that a language model writes, ``(batch, sequence)``.
+
+    Args:
+        model: A model with ``generate``.
+        inputs: Model inputs by name, as the model expects them.
+        settings: Arguments for ``generate``; ``max_new_tokens`` among them.
+        limits: What the model can read.
+    """
+    inputs = accepted(model, inputs)
+    is_encoder_decoder = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    settings = generate_settings(settings, limits, first_tensor(inputs).shape[1], is_encoder_decoder)
+    written: Tensor = model.generate(**inputs, **settings)  # type: ignore[operator]
+    return written
 
 
 def generate_settings(

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from typing_extensions import Unpack
 
+from lightning_freeze.arguments import check_unused
 from lightning_freeze.errors import ConfigurationError
+
+Interval = Literal["step", "epoch"]
 
 _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase, nn.LocalResponseNorm)
 
@@ -68,7 +73,7 @@ def split_decay(module: nn.Module) -> list[dict[str, Any]]:
     Every parameter is in exactly one group, frozen parameters included: they may be unfrozen later, and the groups of
     an optimizer must not change during a run. A norm is recognised by its type, or by a type name that ends in
     ``Norm`` (many models define their own RMS norm); any other parameter with fewer than two dimensions is a bias or
-    a scale.
+    a scale. So are the vectors of (IA)3 adapters, which start at 1 and have two dimensions.
 
     Args:
         module: The module whose parameters are split.
@@ -79,8 +84,11 @@ def split_decay(module: nn.Module) -> list[dict[str, Any]]:
     decay: list[nn.Parameter] = []
     no_decay: list[nn.Parameter] = []
     seen: set[int] = set()
+    scales: set[int] = set()
     for submodule in module.modules():
         is_norm = isinstance(submodule, _NORMS) or type(submodule).__name__.endswith("Norm")
+        is_norm = is_norm or id(submodule) in scales
+        scales.add(id(getattr(submodule, "ia3_l", None)))  # parents come first
         for parameter in submodule.parameters(recurse=False):
             if id(parameter) not in seen:
                 seen.add(id(parameter))
@@ -120,6 +128,41 @@ def _build_plain(factory: Callable[[Any], Optimizer], module: nn.Module) -> Opti
         return factory(list(module.parameters()))
     except (TypeError, ValueError) as error:
         raise ConfigurationError(f"The optimizer cannot be built: {error}") from error
+
+
+def configure_optimizers(
+    module: LightningModule,
+    factory: Callable[[Any], Optimizer],
+    scheduler_factory: Callable[[Optimizer], Any] | None,
+    interval: Interval,
+    warmup_ratio: float,
+) -> OptimizerLRScheduler:
+    """Build an optimizer over all parameters of a module, frozen ones included, and its schedule.
+
+    Args:
+        module: The module, which a Trainer fits.
+        factory: As for :func:`build_optimizer`.
+        scheduler_factory: Takes an optimizer, returns a scheduler; None for :func:`linear_warmup_decay`, or for no
+            schedule where the optimizer computes its own rate.
+        interval: Whether a scheduler that was given is stepped at each step or at each epoch.
+        warmup_ratio: As for :func:`linear_warmup_decay`.
+
+    Raises:
+        ConfigurationError: The optimizer cannot be built, or the run has no known end and no scheduler was given.
+    """
+    optimizer = build_optimizer(factory, module)
+    if scheduler_factory is None:
+        reason = "it belongs to lr_scheduler, and none is given"
+        check_unused(reason, [("lr_scheduler_interval", interval, "epoch")])
+        if sets_own_rate(optimizer):
+            return optimizer
+        schedule = linear_warmup_decay(optimizer, module.trainer.estimated_stepping_batches, warmup_ratio)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+    scheduler = scheduler_factory(optimizer)
+    settings: dict[str, Any] = {"scheduler": scheduler, "interval": interval}
+    if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        settings["monitor"] = getattr(scheduler, "monitor", "val_loss")
+    return {"optimizer": optimizer, "lr_scheduler": settings}  # type: ignore[return-value]
 
 
 def sets_own_rate(optimizer: Optimizer) -> bool:

@@ -56,7 +56,18 @@ def unwrapped(module: nn.Module) -> nn.Module:
 
 
 def call_with(module: nn.Module, inputs: dict[str, Any]) -> Any:
-    """Call a module with the inputs that its ``forward`` takes.
+    """Call a module with the inputs that its ``forward`` takes; see :func:`arguments_for`.
+
+    Args:
+        module: Any module.
+        inputs: Model inputs by name.
+    """
+    args, kwargs = arguments_for(module, inputs)
+    return module(*args, **kwargs)
+
+
+def arguments_for(module: nn.Module, inputs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the positional and named arguments for a call of a module.
 
     A module whose ``forward`` names one of the usual inputs (``input_ids``, ``pixel_values``, ``inputs_embeds``) gets
     the inputs that it names. One that takes only ``**kwargs`` gets all of them. Any other gets the first input as its
@@ -68,10 +79,10 @@ def call_with(module: nn.Module, inputs: dict[str, Any]) -> Any:
     """
     parameters = inspect.signature(unwrapped(module).forward).parameters
     if any(name in parameters for name in _INPUT_NAMES):
-        return module(**accepted(module, inputs))
+        return (), accepted(module, inputs)
     if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return module(**inputs)
-    return module(first_tensor(inputs))
+        return (), inputs
+    return (first_tensor(inputs),), {}
 
 
 def accepted(module: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -192,3 +203,12 @@ def _tensor(output: Any, name: str) -> Tensor:
         f"The encoder returned {type(output).__name__}: expected a tensor (batch, sequence, hidden) or a transformers "
         f"output with {name}."
     )
+
+
+def backbone_of(model: nn.Module) -> nn.Module:
+    """Return the transformers model inside the wrappers; for a module of another kind the module itself.
+
+    Args:
+        model: A model with a head.
+    """
+    return unwrapped(model.encoder if isinstance(model, PooledModel) else model)

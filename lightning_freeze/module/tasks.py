@@ -85,7 +85,7 @@ class Task:
             return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
         if self.target == "value":
             return F.mse_loss(logits.squeeze(-1), labels.to(logits.dtype))
-        logits, labels = self._shifted(logits, labels)
+        logits, labels = self.aligned(logits, labels)
         return F.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORE_INDEX)
 
     def count(self, labels: Tensor) -> int:
@@ -141,7 +141,7 @@ class Task:
             return logits.sigmoid(), labels.long()
         if self.target == "value":
             return logits.squeeze(-1), labels.float()
-        return self._shifted(logits, labels)
+        return self.aligned(logits, labels)
 
     def predictions(self, logits: Tensor) -> dict[str, Tensor]:
         """Turn logits into predictions, and probabilities where the task has classes.
@@ -159,7 +159,13 @@ class Task:
             return {"predictions": logits.argmax(-1)}
         return {"predictions": logits.argmax(-1), "probabilities": logits.softmax(-1)}
 
-    def _shifted(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def aligned(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the logits and the labels that they predict, position by position.
+
+        Args:
+            logits: As in :meth:`loss`.
+            labels: As in :meth:`loss`.
+        """
         if self.target != "next-token":
             return logits, labels
         return logits[:, :-1], labels[:, 1:]

@@ -3,37 +3,38 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torchmetrics import MetricCollection
 
 from lightning_freeze.arguments import check_arguments, check_at_least, check_distinct, check_share, check_unused
 from lightning_freeze.checkpoints.loading import filled
-from lightning_freeze.errors import ConfigurationError
-from lightning_freeze.module.batch import logits_of, unpack, word_starts
+from lightning_freeze.module.adapters import add_adapters
+from lightning_freeze.module.batch import unpack, word_starts
 from lightning_freeze.module.build import BuildSettings, build_model, count_classes
-from lightning_freeze.module.finite import LossWatch, describe_divergence
-from lightning_freeze.module.generation import ResponseOverlap, decode, generate_settings, split_prompts
-from lightning_freeze.module.optim import DefaultAdamW, build_optimizer, linear_warmup_decay, sets_own_rate
-from lightning_freeze.module.pooling import PooledModel, Pooling, accepted, call_with, unwrapped
+from lightning_freeze.module.data_checks import check_data
+from lightning_freeze.module.distillation.objective import Distillation
+from lightning_freeze.module.distillation.teacher import Lesson
+from lightning_freeze.module.generation import ResponseOverlap, decode, generate, split_prompts
+from lightning_freeze.module.optim import DefaultAdamW, Interval, configure_optimizers
+from lightning_freeze.module.pooling import Pooling
+from lightning_freeze.module.prediction import predicted
 from lightning_freeze.module.pretrained.heads import Head
 from lightning_freeze.module.pretrained.limits import InputLimits, find_limits
 from lightning_freeze.module.pretrained.padding import padding_effect
 from lightning_freeze.module.pretrained.precision import warn_about_half_precision
-from lightning_freeze.module.pretrained.special_tokens import align_special_tokens, check_end_tokens, prepare_inputs
-from lightning_freeze.module.tasks import TaskName, first_tensor, get_task
-from lightning_freeze.namespaces import LightningModule
+from lightning_freeze.module.pretrained.special_tokens import prepare_inputs
+from lightning_freeze.module.task_module import TaskModule
+from lightning_freeze.module.tasks import TaskName, get_task
 from lightning_freeze.run_warnings.record import warn_in_run
 
-Interval = Literal["step", "epoch"]
 
-
-class TransformerModule(LightningModule):
+class TransformerModule(TaskModule):
     """Any transformer encoder, with the head, loss and metrics of a task.
 
     Logged are ``train_loss`` at each step, and at the end of each validation or test the loss and the task's metrics:
@@ -79,6 +80,13 @@ class TransformerModule(LightningModule):
             value of the model's config. Code that comes with a model is run only with ``trust_remote_code: true``.
         generate_kwargs: Arguments for ``generate``, by which language models predict. By default 64 new tokens, or as
             many as the model has positions for.
+        peft: Adapters of the peft library, as in ``{"method": "lora", "r": 8}``: ``method``, and fields of the config
+            of that method. The adapters and the head train, all other weights are frozen.
+        teacher: A trained model to learn from: a checkpoint (``.ckpt``) of a TransformerModule, the folder or hub name
+            of a model with a trained head, or a module that returns logits. It is never trained and in no checkpoint.
+        distillation: How to learn from the teacher, as in ``{"temperature": 2.0, "alpha": 0.5}``; see
+            :class:`~lightning_freeze.module.DistillationOptions`. Logged are
+            ``train_hard_loss``, ``train_soft_loss`` and ``train_hidden_loss`` too.
 
     Raises:
         ConfigurationError: The encoder does not exist or lacks a head for the task, or an argument is wrong or has no
@@ -101,41 +109,52 @@ class TransformerModule(LightningModule):
         warmup_ratio: float = 0.1,
         model_kwargs: dict[str, Any] | None = None,
         generate_kwargs: dict[str, Any] | None = None,
+        peft: dict[str, Any] | None = None,
+        teacher: str | nn.Module | None = None,
+        distillation: Mapping[str, Any] | None = None,
     ) -> None:
         check_arguments(TransformerModule, locals(), excludes={"warmup_ratio": "lr_scheduler"}, own=("task",))
         super().__init__()
         if isinstance(encoder, os.PathLike):
             encoder = os.fspath(encoder)
-        self.save_hyperparameters(ignore=["encoder", "optimizer", "lr_scheduler"])
+        teacher = os.fspath(teacher) if isinstance(teacher, os.PathLike) else teacher
+        self.save_hyperparameters(ignore=["encoder", "optimizer", "lr_scheduler", "teacher", "distillation"])
         labels = [str(label) for label in labels] if labels is not None else None
         self.hparams.update(num_classes=num_classes, labels=labels)
         if isinstance(encoder, str):
             self.hparams["encoder"] = encoder
-        self.task = get_task(task)
+        if isinstance(teacher, str):
+            self.hparams.update(teacher=teacher, distillation=dict(distillation or {}))
+        chosen = get_task(task)
         check_distinct("labels", labels)
         check_at_least("hidden_size", hidden_size, 1)
         check_share("dropout", dropout)
         check_share("warmup_ratio", warmup_ratio)
-        if not self.task.is_language_model:
-            reason = f"the task {self.task.name!r} generates no text"
+        if not chosen.is_language_model:
+            reason = f"the task {chosen.name!r} generates no text"
             check_unused(reason, [("generate_kwargs", generate_kwargs or None, None)])
         self.labels = list(labels) if labels else None
-        self.num_classes = count_classes(self.task, num_classes, self.labels)
+        self.set_task(chosen, count_classes(chosen, num_classes, self.labels))
         self.optimizer_factory = optimizer
         self.lr_scheduler_factory = lr_scheduler
         self.lr_scheduler_interval = lr_scheduler_interval
         self.warmup_ratio = warmup_ratio
         self.generate_kwargs = {"max_new_tokens": 64, **(generate_kwargs or {})}
-        self.first_nonfinite_step: int | None = None
-        """The step of the first training loss that was NaN or infinite; None if all were finite."""
-        self._loss_watch = LossWatch()
         self._measured_padding = False
         self._asked_for_dtype = not {"dtype", "torch_dtype"}.isdisjoint(model_kwargs or {})
         settings = BuildSettings(pretrained, pooling, hidden_size, dropout, dict(model_kwargs or {}))
         built = build_model(encoder, self.task, self.num_classes, self.labels, settings)
         self.model, self._head, self._takes_padding = built.model, built.head, built.takes_padding
-        self.val_metrics = self.task.metrics(self.num_classes, "val_")
-        self.test_metrics = self.task.metrics(self.num_classes, "test_")
+        self._is_new = True
+        self._distillation: Distillation | None = None
+        if teacher is not None:
+            lesson = Lesson(self.task, self.num_classes, self.labels, load_teacher_checkpoint)
+            self._distillation = Distillation(teacher, distillation, lesson, self.model)
+        else:
+            check_unused("no teacher is given", [("distillation", distillation or None, None)])
+        if peft is not None:
+            self.model = add_adapters(self.model, peft, self.task)
+        self.make_metrics()
         self.response_overlap = ResponseOverlap()
 
     @property
@@ -159,54 +178,41 @@ class TransformerModule(LightningModule):
         """
         if stage == "fit" and not self._asked_for_dtype:
             warn_about_half_precision(self, str(self.trainer.precision))
-        data = getattr(self.trainer, "datamodule", None)
-        tokenizer = getattr(data, "tokenizer", None)
-        if tokenizer is None or not hasattr(tokenizer, "pad_token_id"):
-            return
-        align_special_tokens(self._backbone, tokenizer, self._takes_padding)
-        limits = self.input_limits
-        encoded = getattr(data, "encoded", None)
-        for name, examples in (encoded if isinstance(encoded, dict) else {}).items():
-            if not getattr(data, "checks_input_limits", False):
-                limits.check(examples, f"the {name} rows", len(tokenizer) - 1)
-            check_end_tokens(self._backbone, examples, f"the {name} rows")
-        if isinstance(encoded, dict) and not self.task.is_language_model and not self._measured_padding:
+        if stage == "fit" and self._distillation is not None:
+            self._distillation.prepare(self.model, self._is_new, getattr(self.trainer, "datamodule", None))
+        examples = check_data(self._backbone, getattr(self.trainer, "datamodule", None), self._takes_padding)
+        if examples is not None and not self.task.is_language_model and not self._measured_padding:
             self._measured_padding = True
-            self._warn_about_padding([example for examples in encoded.values() for example in examples])
+            self._warn_about_padding(examples)
 
-    def forward(self, **inputs: Any) -> Tensor:
-        """Return the logits of a batch.
-
-        Args:
-            **inputs: Model inputs by name, for example ``input_ids`` and ``attention_mask`` ``(batch, sequence)``.
-        """
-        return self._logits(self.model, inputs)
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Return the loss of one batch and log it as ``train_loss``."""
-        loss, _, labels = self._evaluate(batch)
-        self.log("train_loss", loss, prog_bar=True, batch_size=len(labels))
-        self._loss_watch.update(loss, self.global_step)
-        return loss
-
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Check whether the losses were finite: at once on a CPU, on other devices when values are logged anyway."""
-        every = max(1, getattr(self.trainer, "log_every_n_steps", 50))
-        if self.device.type == "cpu" or self.global_step % every == 0:
-            self._report_nonfinite_loss()
-
-    def on_train_epoch_end(self) -> None:
-        """Check whether the losses of the last steps were finite."""
-        self._report_nonfinite_loss()
+    def training_loss(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """Return the loss of one batch, that of its labels or that of a student, and the labels."""
+        if self._distillation is None:
+            return super().training_loss(batch)
+        inputs, labels = self._inputs_and_labels(batch)
+        loss, parts = self._distillation.loss(inputs, labels, self.model, lambda: self._evaluate(batch))
+        self.log_dict({f"train_{name}": part for name, part in parts.items()}, batch_size=len(labels))
+        return loss, labels
 
     def on_fit_start(self) -> None:
-        """Report how a stored head was used."""
-        self._loss_watch, self.first_nonfinite_step = LossWatch(), None
+        """Report how a stored head was used, and move the teacher to the device."""
+        super().on_fit_start()
         self._say_head_note()
+        if self._distillation is not None:
+            self._distillation.start(self.device)
 
     def on_fit_end(self) -> None:
         """Remember that the head is trained."""
-        self._head = Head(trained=True)
+        self._head, self._is_new = Head(trained=True), False
+
+    def teardown(self, stage: str) -> None:
+        """Close the files that keep the outputs of the teacher.
+
+        Args:
+            stage: ``"fit"``, ``"validate"``, ``"test"`` or ``"predict"``.
+        """
+        if self._distillation is not None:
+            self._distillation.end()
 
     def on_validation_start(self) -> None:
         """Report how a stored head was used."""
@@ -215,19 +221,8 @@ class TransformerModule(LightningModule):
     on_test_start = on_validation_start
     on_predict_start = on_validation_start
 
-    def on_validation_epoch_start(self) -> None:
-        """Reset the metrics, because states that were created in inference mode cannot be updated."""
-        with torch.inference_mode(False):
-            self.val_metrics.reset()
-
-    def on_test_epoch_start(self) -> None:
-        """As :meth:`on_validation_epoch_start`, for the test metrics."""
-        with torch.inference_mode(False):
-            self.test_metrics.reset()
-            self.response_overlap.reset()
-
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Remember that the head comes from a checkpoint, and fill in the weights that it leaves out.
+        """Remember that the weights come from a checkpoint, and fill in those that it leaves out.
 
         Args:
             checkpoint: What Lightning has read.
@@ -237,15 +232,17 @@ class TransformerModule(LightningModule):
         """
         if isinstance(state := checkpoint.get("state_dict"), dict):
             checkpoint["state_dict"] = filled(state, self)
-        self._head = Head(trained=True)
+        self._head, self._is_new = Head(trained=True), False
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Log the loss and the metrics of the validation data."""
-        self._measure(batch, "val", self.val_metrics)
+    def on_test_epoch_start(self) -> None:
+        """Reset the metrics, those of responses too."""
+        super().on_test_epoch_start()
+        with torch.inference_mode(False):
+            self.response_overlap.reset()
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """Log the loss and the metrics of the test data; a causal language model also responds to its prompts."""
-        self._measure(batch, "test", self.test_metrics)
+        super().test_step(batch, batch_idx)
         self._score_responses(batch)
 
     def on_test_epoch_end(self) -> None:
@@ -272,36 +269,14 @@ class TransformerModule(LightningModule):
             if self._tokenizer is not None:
                 result["text"] = self._tokenizer.batch_decode(result["predictions"], skip_special_tokens=True)
         else:
-            logits = self(**inputs)
-            if bool(logits.isnan().any()):
-                rank_zero_warn(
-                    "The outputs of the model are NaN, so the predictions mean nothing: its weights are not finite."
-                )
-            result = dict(self.task.predictions(logits))
-            if self.labels and self.task.target == "token":
-                result["labels"] = self._tags(result["predictions"], word_starts(batch))
-            elif self.labels:
-                result["labels"] = self._names(result["predictions"])
-        if index is not None:
-            result["index"] = index
-        return result
+            result = predicted(self(**inputs), self.task, self.labels, word_starts(batch))
+        return result if index is None else {**result, "index": index}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimizer over all parameters, frozen ones included, and the schedule."""
-        optimizer = build_optimizer(self.optimizer_factory, self)
-        if self.lr_scheduler_factory is None:
-            reason = "it belongs to lr_scheduler, and none is given"
-            check_unused(reason, [("lr_scheduler_interval", self.lr_scheduler_interval, "epoch")])
-            if sets_own_rate(optimizer):
-                return optimizer
-            total = self.trainer.estimated_stepping_batches
-            schedule = linear_warmup_decay(optimizer, total, self.warmup_ratio)
-            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-        scheduler = self.lr_scheduler_factory(optimizer)
-        settings: dict[str, Any] = {"scheduler": scheduler, "interval": self.lr_scheduler_interval}
-        if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
-            settings["monitor"] = getattr(scheduler, "monitor", "val_loss")
-        return {"optimizer": optimizer, "lr_scheduler": settings}  # type: ignore[return-value]
+        return configure_optimizers(
+            self, self.optimizer_factory, self.lr_scheduler_factory, self.lr_scheduler_interval, self.warmup_ratio
+        )
 
     @property
     def _can_generate(self) -> bool:
@@ -312,13 +287,8 @@ class TransformerModule(LightningModule):
         return getattr(getattr(self.trainer, "datamodule", None), "tokenizer", None)
 
     def _generate(self, inputs: dict[str, Any], **defaults: Any) -> Tensor:
-        inputs = accepted(self.model, prepare_inputs(self._backbone, inputs))
-        is_encoder_decoder = getattr(getattr(self.model, "config", None), "is_encoder_decoder", False)
-        settings = {**defaults, **self.generate_kwargs}
-        length = first_tensor(inputs).shape[1]
-        settings = generate_settings(settings, self.input_limits, length, is_encoder_decoder)
-        written: Tensor = self.model.generate(**inputs, **settings)  # type: ignore[operator]
-        return written
+        inputs, settings = prepare_inputs(self._backbone, inputs), {**defaults, **self.generate_kwargs}
+        return generate(self.model, inputs, settings, self.input_limits)
 
     def _score_responses(self, batch: Any) -> None:
         """Let the model respond to the prompts of a batch, if its examples begin with prompts."""
@@ -332,11 +302,6 @@ class TransformerModule(LightningModule):
         tokenizer = self._tokenizer
         self.response_overlap.update(decode(tokenizer, list(written)), decode(tokenizer, prompts.responses))
 
-    @property
-    def _backbone(self) -> nn.Module:
-        """The transformers model inside the wrappers; for a module of another kind the module itself."""
-        return unwrapped(self.model.encoder if isinstance(self.model, PooledModel) else self.model)
-
     def _warn_about_padding(self, examples: list[dict[str, Any]]) -> None:
         effect = padding_effect(self.model, self._logits, examples)
         if effect is not None:
@@ -347,58 +312,16 @@ class TransformerModule(LightningModule):
                 "batch_size=1 where that matters, or another encoder.",
             )
 
-    def _logits(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
-        return logits_of(call_with(model, prepare_inputs(self._backbone, inputs)))
-
     def _say_head_note(self) -> None:
         if self._head.note is not None:
             rank_zero_info(self._head.note)
             self._head = Head(self._head.trained)
 
-    def _report_nonfinite_loss(self) -> None:
-        if self.first_nonfinite_step is None and (step := self._loss_watch.first_step()) is not None:
-            self.first_nonfinite_step = step
-            groups = [group for optimizer in self.trainer.optimizers for group in optimizer.param_groups]
-            rates = [float(group.get("initial_lr", group["lr"])) for group in groups if group["lr"] is not None]
-            warn_in_run(self.trainer, describe_divergence(self, step, str(self.trainer.precision), rates))
 
-    def _evaluate(self, batch: Any) -> tuple[Tensor, Tensor, Tensor]:
-        inputs, labels = unpack(batch)
-        if labels is None:
-            raise ConfigurationError(
-                f"The batch has no labels: expected the key 'labels' beside {sorted(inputs)}, or a pair of inputs "
-                "and labels."
-            )
-        inputs.pop("index", None)
-        # A model with a loss of its own may add to it (router losses) or need the labels (decoder inputs).
-        output = call_with(self.model, {**prepare_inputs(self._backbone, inputs), "labels": labels})
-        logits = logits_of(output)
-        loss = getattr(output, "loss", None)
-        return (loss if isinstance(loss, Tensor) else self.task.loss(logits, labels)), logits, labels
+def load_teacher_checkpoint(path: str) -> TransformerModule:
+    """Return the module in a checkpoint, to be a teacher; its own teacher is left out.
 
-    def _measure(self, batch: Any, stage: str, metrics: MetricCollection) -> None:
-        loss, logits, labels = self._evaluate(batch)
-        metrics.update(*self.task.metric_inputs(logits, labels))
-        # Each label counts once, however they are dealt to batches and processes. Lightning averages the sizes over
-        # processes, and would truncate the average of integers.
-        size: Any = float(self.task.count(labels))
-        self.log(f"{stage}_loss", loss, prog_bar=True, batch_size=size, sync_dist=True)
-        best = f"{stage}_{self.task.monitor}"
-        self.log_dict({k: v for k, v in metrics.items() if k == best}, prog_bar=True, batch_size=len(labels))
-        self.log_dict({k: v for k, v in metrics.items() if k != best}, batch_size=len(labels))
-
-    def _names(self, predictions: Tensor) -> list[Any]:
-        names = self.labels or []
-        if self.task.target == "multilabel":
-            return [[name for name, on in zip(names, row, strict=True) if on] for row in predictions.tolist()]
-        return [names[i] for i in predictions.tolist()]
-
-    def _tags(self, predictions: Tensor, starts: list[list[int | None]] | None) -> list[list[str]]:
-        """Return the name of the class at each position; a word without a token has the tag O, or else the first."""
-        names = self.labels or []
-        dropped = "O" if "O" in names else names[0]
-        positions = starts or [list(range(predictions.shape[1]))] * len(predictions)
-        return [
-            [dropped if position is None else names[row[position]] for position in row_starts]
-            for row, row_starts in zip(predictions.tolist(), positions, strict=True)
-        ]
+    Args:
+        path: The file.
+    """
+    return TransformerModule.load_from_checkpoint(path, map_location="cpu", teacher=None, distillation=None)

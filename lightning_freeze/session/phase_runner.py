@@ -11,7 +11,7 @@ from torch.nn import Module, Parameter
 from lightning_freeze.distributed import before_change, resynchronise
 from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.layers import LayerStack
-from lightning_freeze.layers.analysis.unused_copies import unused_copies
+from lightning_freeze.layers.analysis.unused_copies import frozen_by_peft, unused_copies
 from lightning_freeze.optimizers.driven_optimizers import driven_by
 from lightning_freeze.schedule import checks, phases
 from lightning_freeze.schedule.best_weights import BestWeights
@@ -112,8 +112,9 @@ class PhaseRunner(Schedule):
         self.resolved = ResolvedPhases.on(stack, plan, self.owner.frozen_eval)
         checks.check_phases_differ(self._name, self.resolved.plan, self.resolved.trains, self.resolved.factors, stack)
         if self.owner.unfreeze_all:
-            unused = unused_copies(session.module)
-            session.at_close(session.holds.unfreeze(p for p in self.resolved.ever_trains() if p not in unused))
+            with session.holds.lifted():
+                kept = frozen_by_peft(session.module) | unused_copies(session.module)
+            session.at_close(session.holds.unfreeze(p for p in self.resolved.ever_trains() if p not in kept))
         session.holds.hold(self.owner, *self.resolved.freezes[self.phase])
 
     def check(self, drop_idle: bool) -> None:

@@ -9,8 +9,10 @@ from lightning_freeze.callbacks.layer_callback import Groups
 from lightning_freeze.callbacks.phased_fine_tuning import NEEDS, PhasedFineTuning
 from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.layers import LayerStack
+from lightning_freeze.layers.analysis.unused_copies import layers_without_adapters
 from lightning_freeze.schedule.phases import Phase, gradual_phases
 from lightning_freeze.schedule.triggers import PlateauTrigger, Trigger
+from lightning_freeze.session.session import Session
 from lightning_freeze.strategies.candidates import candidates
 
 
@@ -85,11 +87,17 @@ class ChainThaw(PhasedFineTuning):
         self.lr = lr
         self.head = head
         self.layers = layers
+        self._idle: set[str] = set()  # layers that train nothing when they are unfrozen
+
+    def prepare(self, session: Session) -> None:  # noqa: D102
+        with session.holds.lifted():
+            self._idle = layers_without_adapters(self.stack)
+        super().prepare(session)
 
     def build_phases(self, stack: LayerStack) -> list[Phase]:  # noqa: D102
         first = gradual_phases(stack, self.trigger, self.head)[0].train
         in_first = {layer.name for layer in stack.select(first).layers}
-        chain = candidates(stack.select(self.layers).layers, in_first)
+        chain = candidates(stack.select(self.layers).layers, in_first | self._idle)
         if not chain:
             raise ConfigurationError(
                 f"ChainThaw(layers={self.layers!r}) names no layer beside head={self.head!r}; expected further layers "

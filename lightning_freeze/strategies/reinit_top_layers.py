@@ -11,6 +11,7 @@ from lightning_freeze.arguments import check_arguments
 from lightning_freeze.callbacks.layer_callback import Groups, LayerCallback
 from lightning_freeze.distributed import write
 from lightning_freeze.errors import ConfigurationError
+from lightning_freeze.layers.analysis.unused_copies import frozen_by_peft
 from lightning_freeze.session.session import Session
 
 
@@ -65,6 +66,13 @@ class ReinitTopLayers(LayerCallback):
                 f"{smallest}."
             )
         modules = [m for tower in towers for layer in tower[-self.blocks :] for m in layer.modules()]
+        with session.holds.lifted():
+            frozen = frozen_by_peft(session.module)
+        if any(parameter in frozen for module in modules for parameter in module.parameters(recurse=False)):
+            raise ConfigurationError(
+                "ReinitTopLayers would give random weights to layers that PEFT keeps frozen: they would never be "
+                "trained. Expected a model without adapters, or no ReinitTopLayers."
+            )
         for module in modules:
             _check_known(module)
         # The weights of a checkpoint are loaded later, over these.

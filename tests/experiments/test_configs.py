@@ -85,8 +85,13 @@ def test_fast_dev_run(config, reviews, dialogues, tiny_bert_dir, tiny_chat_dir, 
     general.parent.mkdir(parents=True)
     general.write_text("the film was good\nthe book was dull\nit is great\na slow plot\n")
     encoder, data = (tiny_chat_dir, dialogues) if is_language_model(config) else (tiny_bert_dir, reviews)
-    flags = [f"--model.encoder={encoder}", f"--data.data={data}", "--trainer.fast_dev_run=true"]
-    main(["fit", f"--config={config}", *flags])
+    flags = [f"--model.encoder={encoder}", f"--data.data={data}"]
+    own = yaml.safe_load(config.read_text())
+    if "model.peft" in own:
+        pytest.importorskip("peft")
+    if "model.teacher" in own:  # the config beside it makes the teacher
+        main(["fit", f"--config={config.parent / 'teacher.yaml'}", *flags, "--trainer.max_epochs=1"])
+    main(["fit", f"--config={config}", *flags, "--trainer.fast_dev_run=true"])
 
 
 @pytest.mark.parametrize(

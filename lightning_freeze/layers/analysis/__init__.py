@@ -4,5 +4,5 @@ This room may import ``errors``, ``layers.discovery``, ``layers.layer`` and ``la
 
 Begin reading with ``backward_extent.py``: how far backward runs through frozen layers. ``randomness.py`` finds what
 stays random in frozen layers, ``quantised.py`` weights that cannot train, ``unused_copies.py`` parameters that nothing
-uses.
+uses, and those that PEFT keeps frozen.
 """

@@ -105,7 +105,7 @@ class AutoFreeze(DynamicFreezing):
     def below(self, stack: LayerStack) -> list[str]:
         """Names of the layers below all that can be frozen."""
         lowest = min(stack[name].index for name in self.choices(stack))
-        return candidates((layer for layer in stack if layer.index < lowest), self.fixed(stack))
+        return candidates((layer for layer in stack if layer.index < lowest), self.fixed(stack) | self._idle)
 
     def trained_beside(self, stack: LayerStack, chosen: Sequence[str]) -> list[str]:  # noqa: D102
         below = self.below(stack) if len(chosen) == len(self.choices(stack)) else []

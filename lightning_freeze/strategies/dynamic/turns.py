@@ -13,8 +13,10 @@ from lightning_freeze.callbacks.layer_callback import Groups
 from lightning_freeze.callbacks.phased_fine_tuning import PhasedFineTuning
 from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.layers import LayerStack
+from lightning_freeze.layers.analysis.unused_copies import layers_without_adapters
 from lightning_freeze.schedule.phases import Phase
 from lightning_freeze.schedule.triggers import StepTrigger
+from lightning_freeze.session.session import Session
 from lightning_freeze.strategies.candidates import candidates
 from lightning_freeze.strategies.dynamic.dynamic_runner import DynamicRunner
 from lightning_freeze.strategies.dynamic.measuring.turn_measurement import TurnMeasurement
@@ -56,6 +58,7 @@ class TurnByTurn(PhasedFineTuning):
         self.interval = interval
         self.layers_to_choose = layers
         self.always = always
+        self._idle: set[str] = set()  # layers that train nothing when they are unfrozen
         super().__init__(
             phases=[Phase(layers)],
             guard_early_stopping=False,
@@ -83,14 +86,18 @@ class TurnByTurn(PhasedFineTuning):
         assert self.interval is not None
         return self.interval
 
+    def prepare(self, session: Session) -> None:  # noqa: D102
+        with session.holds.lifted():
+            self._idle = layers_without_adapters(self.stack)
+        super().prepare(session)
+
     def build_phases(self, stack: LayerStack) -> list[Phase]:  # noqa: D102
         phases = [self.phase_of(stack, chosen) for chosen in self.preview(stack)]
         return list({phase.train: phase for phase in phases}.values())
 
     def choices(self, stack: LayerStack) -> list[str]:
         """Names of the layers that the policy chooses from, in the order of the data flow."""
-        fixed = self.fixed(stack)
-        found = candidates(stack.select(self.layers_to_choose).layers, fixed)
+        found = candidates(stack.select(self.layers_to_choose).layers, self.fixed(stack) | self._idle)
         if not found:
             raise ConfigurationError(
                 f"{type(self).__name__} has no layers to choose from in {self.layers_to_choose!r} beside "

@@ -35,6 +35,7 @@ demo: $(READY)
 	$(BIN)/lightning-freeze test --config experiments/reviews/gradual.yaml \
 		--trainer.logger.init_args.version demo/test --ckpt_path $(DEMO_RUN)/checkpoints/*.ckpt
 	@echo "Next: the config is experiments/reviews/gradual.yaml, the curves are in $(DEMO_RUN)/metrics.csv, more in README.md"
+	@echo "Report: $(CURDIR)/$(DEMO_RUN)/freeze_report.html"
 
 test: $(READY_DEV)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
@@ -90,7 +91,7 @@ $(CREATED):
 
 $(READY): $(CREATED) pyproject.toml constraints.txt
 	@echo "Installing into $(VENV) (a few minutes the first time)"
-	$(PIP) --editable .
+	$(PIP) --editable '.[report]'
 	@touch $@
 
 $(READY_DEV): $(READY)

@@ -42,7 +42,8 @@ BASE = [
     "--trainer.enable_model_summary=false", "--trainer.devices=1",
 ]  # fmt: skip
 FIT = ["--model.encoder=./tiny", "--model.task=classification", "--data.data=rows.csv"]
-CALLBACKS = ("LayerFreezing", "GradualUnfreezing", "PhasedFineTuning", "DiscriminativeLR", "FrozenPrefixCache")
+CALLBACKS = ("LayerFreezing", "GradualUnfreezing", "PhasedFineTuning", "DiscriminativeLR", "FrozenPrefixCache",
+             "FreezeReport")  # fmt: skip
 # Never a value that anybody means, whatever the option.
 NONSENSE = (
     "", " ", "-", "--", "~", "null", "None", "nan", "-inf", "1e999", "-1", "0", "1.5", "9" * 30, "true", "yes", "[",
@@ -120,7 +121,8 @@ VALUES: tuple[Any, ...] = (
 )  # fmt: skip
 CLASSES = (
     lightning_freeze.AnyTrigger, lightning_freeze.DiscriminativeLR, lightning_freeze.EpochTrigger,
-    lightning_freeze.FrozenPrefixCache, lightning_freeze.GradualUnfreezing, lightning_freeze.LayerFreezing,
+    lightning_freeze.FreezeReport, lightning_freeze.FrozenPrefixCache, lightning_freeze.GradualUnfreezing,
+    lightning_freeze.LayerFreezing,
     lightning_freeze.Phase, lightning_freeze.PhasedFineTuning, lightning_freeze.PlateauTrigger,
     lightning_freeze.StepTrigger, lightning_freeze.TextDataModule, lightning_freeze.TransformerModule,
 )  # fmt: skip

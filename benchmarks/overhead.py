@@ -26,7 +26,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.saved_results import Cell, Figure, Provenance, Table, add_option, save
-from lightning_freeze import DiscriminativeLR, GradualUnfreezing, LayerFreezing, LayerStack
+from lightning_freeze import DiscriminativeLR, FreezeReport, GradualUnfreezing, LayerFreezing, LayerStack
 
 
 class Classifier(LightningModule):
@@ -86,11 +86,19 @@ def one_phase() -> GradualUnfreezing:
     return GradualUnfreezing(start="2:,head", stop="2", frozen_eval=False, verbose=False)
 
 
+def unwritten_report() -> FreezeReport:
+    """Measures as by default. The page is written once an epoch, so its cost does not belong to a batch."""
+    report = FreezeReport(verbose=False)
+    report._write = lambda is_last=False: None  # type: ignore[method-assign]
+    return report
+
+
 #: What is compared with layers frozen by hand.
 CASES: dict[str, Callable[[], list[Callback]]] = {
     "one callback: LayerFreezing": lambda: [freezing()],
     "LayerFreezing + DiscriminativeLR": lambda: [freezing(), DiscriminativeLR(verbose=False)],
     "GradualUnfreezing, one phase of the same layers": lambda: [one_phase()],
+    "LayerFreezing + FreezeReport, without writing the page": lambda: [freezing(), unwritten_report()],
     "four callbacks: LayerFreezing, GradualUnfreezing, DiscriminativeLR(1.0), LayerFreezing": lambda: [
         freezing(),
         one_phase(),

@@ -11,6 +11,7 @@ from lightning_freeze.data import TextDataModule
 from lightning_freeze.layers import Layer, LayerStack
 from lightning_freeze.module import TransformerModule
 from lightning_freeze.plan import TrainingPlan, plan_training
+from lightning_freeze.run_report import FreezeReport
 from lightning_freeze.schedule.phases import Phase
 from lightning_freeze.schedule.triggers import AnyTrigger, EpochTrigger, PlateauTrigger, StepTrigger, Trigger
 from lightning_freeze.strategies import (
@@ -37,6 +38,7 @@ __all__ = [
     "DiscriminativeLR",
     "DynamicFreezing",
     "EpochTrigger",
+    "FreezeReport",
     "FrozenPrefixCache",
     "GradualUnfreezing",
     "Layer",

@@ -86,6 +86,7 @@ def measure(config: str, seed: int) -> Row:
             f"--trainer.logger.init_args.version={run}",
             "--trainer.enable_progress_bar=false",
             "--trainer.enable_model_summary=false",
+            "--report=false",
         ],
         trainer_defaults={"callbacks": [probe]},
     )

@@ -26,6 +26,7 @@ from lightning_freeze.data import TextDataModule
 from lightning_freeze.data.predictions import prediction_rows, write_predictions
 from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.module import TransformerModule
+from lightning_freeze.run_report import FreezeReport
 
 DEFAULT_EPOCHS = 3
 _DESCRIPTION = (
@@ -60,7 +61,8 @@ class FreezeCLI(LightningCLI):
 
     The tokenizer is the model's encoder and the data's task is the model's unless they are given; the number and names
     of the classes come from the data, or from the checkpoint where there is no training data. Logs go to a CSV file,
-    the checkpoint with the lowest ``val_loss`` is kept, and training lasts 3 epochs if nothing says how long.
+    the checkpoint with the lowest ``val_loss`` is kept, and training lasts 3 epochs if nothing says how long. A page
+    about the run is written unless ``report`` is false; see :class:`~lightning_freeze.FreezeReport`.
     Any other data module works too (``data.class_path``); for a task with classes it needs the attributes
     ``num_classes`` and ``labels`` (the names, or None).
 
@@ -91,6 +93,9 @@ class FreezeCLI(LightningCLI):
         Args:
             parser: The parser of one subcommand.
         """
+        parser.add_argument(
+            "--report", type=bool, default=True, help="Whether `fit` writes a page about the run (FreezeReport)."
+        )
         parser.set_defaults({"data": {"class_path": "lightning_freeze.data.TextDataModule"}})
         for name in ("num_classes", "labels"):
             parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
@@ -222,4 +227,7 @@ class FreezeCLI(LightningCLI):
         tables = getattr(self.datamodule, "tables", {})
         if wanted and "val" in tables and not any(isinstance(callback, Checkpoint) for callback in callbacks):
             callbacks.append(ModelCheckpoint(monitor="val_loss"))
+        reports = self.subcommand == "fit" and not settings.get("barebones") and self._get(self.config_init, "report")
+        if reports and not any(isinstance(callback, FreezeReport) for callback in callbacks):
+            callbacks.append(FreezeReport())
         return callbacks

@@ -59,6 +59,10 @@ class Trigger(ABC):
         """State after one more validation; ``metrics`` holds a value for each of :attr:`monitors`."""
         return state
 
+    def reason(self, state: Mapping[str, Any], clock: Clock) -> str:
+        """Why the phase is over, in words; asked once the trigger has fired."""
+        return f"{self} had fired"
+
     @property
     def monitors(self) -> tuple[tuple[str, Literal["min", "max"]], ...]:
         """The ``(metric name, mode)`` pairs that this trigger watches."""
@@ -85,6 +89,10 @@ def _positive(owner: str, n: int, unit: str) -> int:
     return n
 
 
+def _counted(number: int, unit: str) -> str:
+    return f"{number} {unit}{'' if number == 1 else 's'}"
+
+
 class EpochTrigger(Trigger):
     """Ends a phase after ``n`` epochs.
 
@@ -109,6 +117,9 @@ class EpochTrigger(Trigger):
 
     def earliest(self, batch: int, pace: Pace) -> int:  # noqa: D102
         return (batch // pace.batches_per_epoch + self.n) * pace.batches_per_epoch
+
+    def reason(self, state: Mapping[str, Any], clock: Clock) -> str:  # noqa: D102
+        return f"{_counted(clock.epoch - int(state['epoch']), 'epoch')} had passed"
 
     def __repr__(self) -> str:
         return f"EpochTrigger({self.n})"
@@ -140,6 +151,9 @@ class StepTrigger(Trigger):
         epoch, within = divmod(batch, pace.batches_per_epoch)
         epoch, steps = divmod(epoch * per_epoch + within // pace.batches_per_step + self.n, per_epoch)
         return epoch * pace.batches_per_epoch + steps * pace.batches_per_step
+
+    def reason(self, state: Mapping[str, Any], clock: Clock) -> str:  # noqa: D102
+        return f"{_counted(clock.step - int(state['step']), 'optimizer step')} had passed"
 
     def __repr__(self) -> str:
         return f"StepTrigger({self.n})"
@@ -195,6 +209,10 @@ class PlateauTrigger(Trigger):
     def earliest(self, batch: int, pace: Pace) -> int:  # noqa: D102
         return (batch // pace.batches_per_validation + self.patience + 2) * pace.batches_per_validation
 
+    def reason(self, state: Mapping[str, Any], clock: Clock) -> str:  # noqa: D102
+        best = "" if state["best"] is None else f" on {state['best']:.4g}"
+        return f"{self.monitor} had not improved{best} for {_counted(int(state['bad']), 'validation')}"
+
     @property
     def monitors(self) -> tuple[tuple[str, Literal["min", "max"]], ...]:  # noqa: D102
         return ((self.monitor, self.mode),)
@@ -235,6 +253,10 @@ class AnyTrigger(Trigger):
 
     def earliest(self, batch: int, pace: Pace) -> int:  # noqa: D102
         return min(trigger.earliest(batch, pace) for trigger in self.triggers)
+
+    def reason(self, state: Mapping[str, Any], clock: Clock) -> str:  # noqa: D102
+        each = zip(self.triggers, state["any"], strict=True)
+        return " and ".join(trigger.reason(s, clock) for trigger, s in each if trigger.fired(s, clock))
 
     @property
     def monitors(self) -> tuple[tuple[str, Literal["min", "max"]], ...]:  # noqa: D102

@@ -150,6 +150,7 @@ class Moments:
 
     def change_phase(self, change: PhaseChange) -> None:
         """Tell the observers that other layers train from now on."""
+        self.session.phase_changes.append(change)
         self._tell("change_phase", change)
 
     def end_training(self) -> None:

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from lightning_freeze.layers import LayerStack
 from lightning_freeze.schedule.phases import Phase
+from lightning_freeze.schedule.triggers import Clock
 
 
 class PhaseChange(NamedTuple):
@@ -25,6 +26,8 @@ class PhaseChange(NamedTuple):
         monitor: The metric that decides about the best weights, if the schedule restores them.
         restored: The value that the restored weights had; ``None`` if none were restored.
         verbose: Whether the schedule's callback prints.
+        clock: When the phase begins.
+        reason: Why the phase before is over, in words.
     """
 
     plan: Sequence[Phase]
@@ -34,6 +37,8 @@ class PhaseChange(NamedTuple):
     monitor: str | None
     restored: float | None
     verbose: bool
+    clock: Clock
+    reason: str
 
 
 class Observer:

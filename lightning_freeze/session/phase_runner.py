@@ -186,12 +186,15 @@ class PhaseRunner(Schedule):
 
     def _change(self, progress: Progress) -> None:
         session, before = self.session, self.phase
+        clock = progress.starts[-1]
+        ended = self.plan[before].until
+        reason = "" if ended is None else ended.reason(self.progress.trigger, clock)
         before_change(session.module)
         restored = self._best.restore(session.module) if self.owner.restore_best else None
         for parameter in session.module.parameters():
             parameter.grad = None  # accumulated in the phase that has ended
         newly_trained = self.resolved.fresh(progress.phase, before)
-        session.since.update(dict.fromkeys(newly_trained, progress.starts[-1]))
+        session.since.update(dict.fromkeys(newly_trained, clock))
         if self.owner.drop_optimizer_state:
             refrozen = self.resolved.fresh(before, progress.phase)
             optimizers = [each for held in session.trainer.optimizers for each in (held, *driven_by(held))]
@@ -207,7 +210,7 @@ class PhaseRunner(Schedule):
             now, given, trainer = [dict.fromkeys(newly_trained)], session.holds.given, session.trainer
             self._is_told = checks.warn_of_layers_left_out(self._name, self.stack, now, trainer, session.module, given)
         session.announcer.change_phase(
-            PhaseChange(self.plan, self.phase, layers, self.stack.names, monitor, restored, verbose)
+            PhaseChange(self.plan, self.phase, layers, self.stack.names, monitor, restored, verbose, clock, reason)
         )
 
     def _hold(self) -> None:

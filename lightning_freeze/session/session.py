@@ -69,6 +69,7 @@ class Session:
         announcer: Passes the moments of the run on.
         members: The callbacks that have joined, in the trainer's order.
         since: When the parameters that train began to do so, where a schedule decides about them.
+        phase_changes: The changes of phase since the fit began, in order.
         is_built: Whether the module has all its parameters.
         is_running: Whether the fit proper has begun; false while Lightning's learning rate and batch size finders try
             things out, which must not move a schedule.
@@ -82,6 +83,7 @@ class Session:
         self.rates = OptimizerRates()
         self.members: list[Member] = []
         self.since: dict[Parameter, Clock] = {}
+        self.phase_changes: list[PhaseChange] = []
         self.is_built = False
         self.is_running = False
         self._topics: set[str] = set()

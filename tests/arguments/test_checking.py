@@ -22,6 +22,7 @@ from lightning_freeze import (
     DiscriminativeLR,
     DynamicFreezing,
     EpochTrigger,
+    FreezeReport,
     FrozenPrefixCache,
     GradualUnfreezing,
     LayerFreezing,
@@ -54,8 +55,8 @@ PUBLIC = (
     ReinitTopLayers,
     RelativeGradientLR,
     ULMFiT,
-    AnyTrigger, DiscriminativeLR, EpochTrigger, FrozenPrefixCache, GradualUnfreezing, LayerFreezing, PhasedFineTuning,
-    PlateauTrigger, StepTrigger, TextDataModule, TransformerModule,
+    AnyTrigger, DiscriminativeLR, EpochTrigger, FreezeReport, FrozenPrefixCache, GradualUnfreezing, LayerFreezing,
+    PhasedFineTuning, PlateauTrigger, StepTrigger, TextDataModule, TransformerModule,
 )  # fmt: skip
 PHASES = [Phase("head", EpochTrigger(1)), Phase("all")]
 
@@ -121,6 +122,8 @@ WRONG: list[tuple[Callable[[], object], str]] = [
     (lambda: DiscriminativeLR(factors={0: 1.0}), "DiscriminativeLR(factors={0: 1.0}): expected a map from text to a"),
     (lambda: FrozenPrefixCache(verify=True), "FrozenPrefixCache(verify=True): expected a whole number."),
     (lambda: FrozenPrefixCache(trim_padding="yes"), "FrozenPrefixCache(trim_padding='yes'): expected True or False."),
+    (lambda: FreezeReport(every_n_steps=2.5), "FreezeReport(every_n_steps=2.5): expected a whole number or None."),
+    (lambda: FreezeReport(log="False"), "FreezeReport(log='False'): expected True or False. Did you mean False?"),
     (lambda: EpochTrigger("1"), "EpochTrigger(n='1'): expected a whole number."),
     (lambda: StepTrigger(1.0), "StepTrigger(n=1.0): expected a whole number."),
     (lambda: PlateauTrigger("val_loss", mode="mean"), "PlateauTrigger(mode='mean'): expected 'min' or 'max'."),

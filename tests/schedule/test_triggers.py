@@ -4,7 +4,7 @@ import pytest
 
 from lightning_freeze import AnyTrigger, EpochTrigger, PlateauTrigger, StepTrigger
 from lightning_freeze.errors import ConfigurationError
-from lightning_freeze.schedule.triggers import Clock, Pace
+from lightning_freeze.schedule.triggers import Clock, Pace, Trigger
 
 
 def plateau_after(trigger, values):
@@ -100,3 +100,26 @@ def test_triggers_compare_by_value_and_say_what_they_are():
         "EpochTrigger(5) | PlateauTrigger(monitor='a', mode='min', patience=2, min_delta=0.0)"
     )
     assert len({EpochTrigger(1), EpochTrigger(1)}) == 1
+
+
+def test_a_trigger_says_why_the_phase_is_over():
+    begun, now = Clock(3, 30), Clock(5, 50)
+    epochs, steps, plateau = EpochTrigger(2), StepTrigger(1), PlateauTrigger("val_loss", patience=0)
+    assert epochs.reason(epochs.start(begun), now) == "2 epochs had passed"
+    assert steps.reason(steps.start(Clock(5, 49)), now) == "1 optimizer step had passed"
+    state = plateau.start(begun)
+    for value in (0.5, 0.6):
+        state = plateau.observe(state, {"val_loss": value})
+    assert plateau.reason(state, now) == "val_loss had not improved on 0.5 for 1 validation"
+    either = EpochTrigger(9) | steps | plateau
+    state = either.observe(either.observe(either.start(begun), {"val_loss": 0.5}), {"val_loss": 0.6})
+    assert either.reason(state, now) == (
+        "20 optimizer steps had passed and val_loss had not improved on 0.5 for 1 validation"
+    )
+
+
+def test_a_trigger_of_the_user_is_named():
+    class Never(EpochTrigger):
+        reason = Trigger.reason
+
+    assert Never(3).reason({}, Clock(0, 0)) == "EpochTrigger(3) had fired"

@@ -1,38 +1,36 @@
 """The pictures of a plan: when each layer trains at which rate, and the memory and time of a step in each phase.
 
-Needs the extra ``report`` (matplotlib). The palettes are safe for colour-blind readers (cividis, and that of Okabe
-and Ito, 2008).
+Needs the extra ``report`` (matplotlib).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from io import StringIO
 from typing import Any, NamedTuple
 
 from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from lightning_freeze.pages.scales import log_colorbar, log_norm
+from lightning_freeze.pages.style import (
+    BLUE,
+    FROZEN,
+    GREEN,
+    GREY,
+    ORANGE,
+    SKY_BLUE,
+    STYLE,
+    TEXT,
+    VERMILION,
+    shortened,
+)
 from lightning_freeze.plan.records import PlannedPhase, PlanRecord
 
-_FROZEN = "#b8b8b8"
-_PARTS = {"weights": "#999999", "gradients": "#E69F00", "optimizer": "#56B4E9", "activations": "#009E73"}
-_FREEZING, _CACHED, _LIMIT = "#0072B2", "#E69F00", "#D55E00"
+_PARTS = {"weights": GREY, "gradients": ORANGE, "optimizer": SKY_BLUE, "activations": GREEN}
+_FREEZING, _CACHED, _LIMIT = BLUE, ORANGE, VERMILION
 _WIDTH = 9.0
-#: Placeholder for the text colour, which a page sets for its light and dark variants.
-_TEXT = "#010203"
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    **{f"{name}color": _TEXT for name in ("text.", "axes.label", "xtick.", "ytick.", "axes.edge")},
-}
 
 
 class Picture(NamedTuple):
@@ -67,37 +65,21 @@ def draw_figure(plan: PlanRecord, pictures: Sequence[Picture], titles: bool = Tr
         titles: Whether each has its title above it.
     """
     heights = [picture.height for picture in pictures]
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = Figure(figsize=(_WIDTH, sum(heights)), layout="constrained")
         axes = figure.subplots(len(pictures), 1, gridspec_kw={"height_ratios": heights}, squeeze=False)
         for picture, (ax,) in zip(pictures, axes, strict=True):
             picture.draw(ax, plan)
             if titles:
-                ax.set_title(picture.title, loc="left", fontweight="bold", color=_TEXT)
+                ax.set_title(picture.title, loc="left", fontweight="bold", color=TEXT)
     return figure
-
-
-def as_svg(figure: Figure, text_color: str = "currentColor") -> str:
-    """A picture as an SVG element, its text in the colour of the text around it.
-
-    Args:
-        figure: The picture.
-        text_color: The colour of text and axes.
-    """
-    buffer = StringIO()
-    with rc_context(_STYLE):
-        figure.savefig(
-            buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        )
-    text = buffer.getvalue()
-    return text[text.index("<svg") :].replace(_TEXT, text_color)
 
 
 def _draw_timeline(ax: Axes, plan: PlanRecord) -> None:
     layers = plan.phases[0].layers
     rates = [rate for phase in plan.phases for layer in phase.layers for rate in layer.rates if rate > 0]
     lowest, highest = (min(rates), max(rates)) if rates else (1.0, 1.0)
-    norm = LogNorm(lowest, highest * (1.0001 if lowest == highest else 1))
+    norm = log_norm(rates)
     colours = colormaps["cividis"]
     end = _end(plan)
     for phase in plan.phases:
@@ -105,22 +87,22 @@ def _draw_timeline(ax: Axes, plan: PlanRecord) -> None:
         for row, layer in enumerate(phase.layers):
             rate = layer.rates[-1] if layer.rates else 0.0
             trains = colours(norm(rate)) if rate > 0 else colours(0.0)
-            colour = trains if layer.trainable else _FROZEN
+            colour = trains if layer.trainable else FROZEN
             ax.barh(row, stop - phase.first_batch, left=phase.first_batch, height=0.86, color=colour, linewidth=0)
         if phase.begins_open or phase.first_batch:
-            ax.axvline(phase.first_batch, color=_TEXT, linewidth=0.8, linestyle=":" if phase.begins_open else "-")
-    ax.set_yticks(range(len(layers)), [_shortened(layer.name) for layer in layers])
+            ax.axvline(phase.first_batch, color=TEXT, linewidth=0.8, linestyle=":" if phase.begins_open else "-")
+    ax.set_yticks(range(len(layers)), [shortened(layer.name) for layer in layers])
     ax.set_ylim(-0.6, len(layers) - 0.4)
     ax.set_xlim(0, end)
     ax.set_xlabel("training batch" + (" (a dotted line is the earliest batch)" if _is_open(plan) else ""))
     if lowest == highest:
-        handles = [Patch(color=_FROZEN, label="frozen")]
+        handles = [Patch(color=FROZEN, label="frozen")]
         if rates:
             handles.append(Patch(color=colours(norm(lowest)), label=f"trains at {lowest:.3g}"))
         _legend(ax, handles=handles)
     else:
-        ax.figure.colorbar(ScalarMappable(norm, colours), ax=ax, label="highest learning rate", pad=0.01)
-        _legend(ax, handles=[Patch(color=_FROZEN, label="frozen")])
+        log_colorbar(ax, norm, colours, "highest learning rate")
+        _legend(ax, handles=[Patch(color=FROZEN, label="frozen")])
 
 
 def _draw_memory(ax: Axes, plan: PlanRecord) -> None:
@@ -151,8 +133,8 @@ def _draw_time(ax: Axes, plan: PlanRecord) -> None:
     ):
         rows = [row + offset for row in range(len(known))]
         bars = ax.barh(rows, values, height=0.36, color=colour, label=label)
-        ax.bar_label(bars, fmt="%.2f", padding=3, fontsize=8, color=_TEXT)
-    ax.axvline(1.0, color=_TEXT, linewidth=0.8, linestyle="--", label="full fine-tuning")
+        ax.bar_label(bars, fmt="%.2f", padding=3, fontsize=8, color=TEXT)
+    ax.axvline(1.0, color=TEXT, linewidth=0.8, linestyle="--", label="full fine-tuning")
     ax.set_xlim(0, 1.12 * max(1.0, *(time.freezing for _, time in known)))
     _finish(ax, [f"phase {phase.number}" for phase, _ in known], "time of a training step, full fine-tuning is 1")
 
@@ -175,7 +157,3 @@ def _end(plan: PlanRecord) -> int:
 
 def _is_open(plan: PlanRecord) -> bool:
     return any(phase.begins_open for phase in plan.phases)
-
-
-def _shortened(name: str) -> str:
-    return name if len(name) <= 28 else f"{name[:12]}...{name[-13:]}"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
 from lightning_freeze.errors import ConfigurationError, listing, suggest
+from lightning_freeze.pages.rendering import missing_libraries
 from lightning_freeze.plan.records import PlanRecord
 
 #: Endings of the files that can be written.
@@ -28,7 +28,7 @@ def check_format(path: Path) -> None:
         raise ConfigurationError(f"{path}: expected a file that ends with {listing(FORMATS)}.{nearest}")
     if not path.parent.is_dir():
         raise ConfigurationError(f"{path}: expected a folder that exists, and {path.parent} does not.")
-    missing = [name for name in ("matplotlib", "jinja2") if importlib.util.find_spec(name) is None]
+    missing = missing_libraries()
     if ending != ".json" and missing:
         raise ConfigurationError(
             f"{path}: {ending} needs {' and '.join(missing)}: pip install 'lightning-freeze[report]', or write .json."
@@ -46,11 +46,12 @@ def write_plan(plan: PlanRecord, path: Path) -> Path:
 
         path.write_text(plan_page(plan), encoding="utf-8")
     else:
-        from lightning_freeze.plan.output.figures import as_svg, draw_figure, pictures_of
+        from lightning_freeze.pages.svg import as_svg
+        from lightning_freeze.plan.output.figures import draw_figure, pictures_of
 
         figure = draw_figure(plan, pictures_of(plan))
         if ending == ".svg":
-            path.write_text(as_svg(figure, text_color="#202020"), encoding="utf-8")
+            path.write_text(as_svg(figure, text="#202020", background="#ffffff"), encoding="utf-8")
         else:
             figure.savefig(path, dpi=150)
     return path

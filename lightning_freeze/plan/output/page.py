@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from jinja2 import Environment, PackageLoader
-
 from lightning_freeze.cache.store.sizes import show_size
 from lightning_freeze.layers.wording import count, spans
-from lightning_freeze.plan.output.figures import as_svg, draw_figure, pictures_of
+from lightning_freeze.pages.rendering import render_page
+from lightning_freeze.pages.svg import as_svg
+from lightning_freeze.plan.output.figures import draw_figure, pictures_of
 from lightning_freeze.plan.output.table import batches_text, rates_text, summary_lines
 from lightning_freeze.plan.records import PlanRecord
 
@@ -19,10 +19,11 @@ def plan_page(plan: PlanRecord) -> str:
     Args:
         plan: The plan.
     """
-    environment = Environment(loader=PackageLoader("lightning_freeze.plan.output"), autoescape=True)
     drawn = {p.title: as_svg(draw_figure(plan, [p], titles=False)) for p in pictures_of(plan)}
     names = [layer.name for layer in plan.phases[0].layers]
-    return environment.get_template("plan.html.jinja").render(
+    return render_page(
+        "lightning_freeze.plan.output",
+        "plan.html.jinja",
         figures=drawn,
         plan=plan,
         headline=_headline(plan),

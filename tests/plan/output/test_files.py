@@ -56,11 +56,12 @@ def test_page_needs_nothing_else(plan: TrainingPlan, tmp_path: Path) -> None:
 
 
 def test_names_are_text(tmp_path: Path) -> None:
-    groups = {"<script>alert(1)</script>": ["model.bert"], "top&tail": ["model.classifier"]}
+    groups = {"<script>alert(1)</script>": ["model.bert"], "top&tail$\\frac$": ["model.classifier"]}
     plan = plan_training(Classifier(), [LayerFreezing("<script>alert(1)</script>", groups=groups)], BATCH)
     text = plan.save(tmp_path / "plan.html").read_text()
     assert "<script" not in text
     assert "&lt;script&gt;" in text
+    assert "top&amp;tail$\\frac$</text>" in text
 
 
 @pytest.mark.parametrize("ending", ["svg", "png"])

@@ -1,5 +1,6 @@
 """lightning-freeze: freeze, unfreeze and pace the layers of any transformer in PyTorch Lightning."""
 
+from lightning_freeze.advice import RuleOfThumb, rule_of_thumb
 from lightning_freeze.callbacks import (
     DiscriminativeLR,
     FrozenPrefixCache,
@@ -53,6 +54,7 @@ __all__ = [
     "RandomLayers",
     "ReinitTopLayers",
     "RelativeGradientLR",
+    "RuleOfThumb",
     "StepTrigger",
     "TextDataModule",
     "TrainingPlan",
@@ -60,4 +62,5 @@ __all__ = [
     "Trigger",
     "ULMFiT",
     "plan_training",
+    "rule_of_thumb",
 ]

@@ -1,6 +1,6 @@
 """lightning-freeze: freeze, unfreeze and pace the layers of any transformer in PyTorch Lightning."""
 
-from lightning_freeze.advice import RuleOfThumb, rule_of_thumb
+from lightning_freeze.advice import Advice, RuleOfThumb, advise, rule_of_thumb
 from lightning_freeze.callbacks import (
     DiscriminativeLR,
     FrozenPrefixCache,
@@ -33,6 +33,7 @@ from lightning_freeze.strategies import (
 __all__ = [
     "L2SP",
     "LISA",
+    "Advice",
     "AnyTrigger",
     "BlockCoordinate",
     "ChainThaw",
@@ -61,6 +62,7 @@ __all__ = [
     "TransformerModule",
     "Trigger",
     "ULMFiT",
+    "advise",
     "plan_training",
     "rule_of_thumb",
 ]

@@ -166,7 +166,8 @@ class AdviceRun:
             return self._signed(found.score)
         self.cost += share * (1.0 if plan.relative_time is None else plan.relative_time)
         self.seconds += found.seconds
-        self.warned += [f"{name}: {text}" for text in found.warnings]
+        if share >= 1:  # that a schedule does not fit into a short run is no news
+            self.warned += [f"{name}: {text}" for text in found.warnings]
         length = "all" if steps is None else f"{steps} of {self.steps}"
         self._say(f"{name}: {length} steps, seed {seed}: {self.settings.monitor} {found.score:.4f}")
         return self._signed(found.score)

@@ -170,7 +170,7 @@ def _entry(name: str, **arguments: Any) -> dict[str, Any]:
 def _scaled(value: Any, share: float) -> Any:
     if isinstance(value, Mapping):
         if value.get("class_path") == "StepTrigger":
-            return _entry("StepTrigger", n=max(1, round(value["init_args"]["n"] * share)))
+            return _entry("StepTrigger", n=max(1, int(value["init_args"]["n"] * share)))
         return {k: _scaled(v, share) for k, v in value.items()}
     return (
         [_scaled(each, share) for each in value]

@@ -13,7 +13,7 @@ from lightning_freeze.cli.parsing.user_errors import message_for
 from lightning_freeze.cli.trainer_commands import DEFAULT_EPOCHS, FreezeCLI
 from lightning_freeze.errors import ConfigurationError, debugging, listing, suggest
 
-COMMANDS = ("fit", "validate", "test", "predict", "plan", "layers", "cache")
+COMMANDS = ("fit", "validate", "test", "predict", "plan", "advise", "layers", "cache")
 
 __all__ = ["COMMANDS", "DEFAULT_EPOCHS", "FreezeCLI", "main"]
 
@@ -54,6 +54,10 @@ def _run(given: list[str], args: list[str] | None) -> None:
         from lightning_freeze.cli.plan import main as plan
 
         plan(given[1:])
+    elif given[:1] == ["advise"]:
+        from lightning_freeze.cli.advise import main as advise
+
+        advise(given[1:])
     elif given[:1] == ["cache"]:
         from lightning_freeze.cli.cache import main as look_after_cache
 

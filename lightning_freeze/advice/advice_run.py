@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
 
 from lightning_freeze.advice.candidates import FULL, Candidate, Entry, candidates_for
 from lightning_freeze.advice.fit_store import FitStore, fingerprint
@@ -32,6 +33,7 @@ _COURSE = (
     *("max_epochs", "max_steps", "limit_train_batches", "val_check_interval", "check_val_every_n_epoch"),
     *("accumulate_grad_batches", "precision"),
 )
+_ADDRESS = re.compile(" at 0x[0-9a-f]+")
 # A cache that saves less than this share of the time is not worth its files.
 _CACHE_GAIN = 0.05
 
@@ -106,6 +108,8 @@ class AdviceRun:
         """
         full = self._planned([])
         steps = _steps_of(full, self.settings.trainer)
+        self.settings = replace(self.settings, batches_per_epoch=full.batches_per_epoch)
+        _check_validation(self.settings.datamodule)
         batch = self._first_batch()
         path = self.working_folder / "fits.jsonl" if keeps else None
         self.store = FitStore(path, fingerprint(self.module, batch, [self.settings.trainer, steps]))
@@ -147,12 +151,11 @@ class AdviceRun:
 
     def _fit(self, name: str, share: float, seed: int) -> float:
         plan = self.plans[name]
-        steps = None if share >= 1 else max(1, round(share * self.steps))
         entries = [dict(entry) for entry in plan.candidate.at(share).entries]
-        facts = {"plan": name, "callbacks": _without_folders(entries), "steps": steps, "seed": seed}
+        facts = {"plan": name, "callbacks": _without_folders(entries), "share": share, "seed": seed}
         facts["monitor"] = self.settings.monitor
         try:
-            found = self.store.get(facts, lambda: run_fit(self.settings, self._callbacks(plan, share), seed, steps))
+            found = self.store.get(facts, lambda: run_fit(self.settings, self._callbacks(plan, share), seed, share))
         except UnknownMetricError:
             raise
         except (ConfigurationError, torch.OutOfMemoryError) as error:
@@ -168,8 +171,7 @@ class AdviceRun:
         self.seconds += found.seconds
         if share >= 1:  # that a schedule does not fit into a short run is no news
             self.warned += [f"{name}: {text}" for text in found.warnings]
-        length = "all" if steps is None else f"{steps} of {self.steps}"
-        self._say(f"{name}: {length} steps, seed {seed}: {self.settings.monitor} {found.score:.4f}")
+        self._say(f"{name}: {share:.0%} of the run, seed {seed}: {self.settings.monitor} {found.score:.4f}")
         return self._signed(found.score)
 
     def _callbacks(self, plan: _Entrant, share: float) -> list[Callback]:
@@ -231,6 +233,15 @@ def _time(plan: _Entrant) -> float:
     return 1.0 if plan.relative_time is None else plan.relative_time
 
 
+def _check_validation(datamodule: LightningDataModule) -> None:
+    loaders = datamodule.val_dataloader()
+    if loaders is None or (isinstance(loaders, list | tuple) and not loaders):
+        raise ConfigurationError(
+            f"{type(datamodule).__name__} has no validation data, by which plans are compared: expected a val file, or "
+            "a split with a share for it."
+        )
+
+
 def _steps_of(plan: TrainingPlan, options: Any) -> int:
     if plan.batches is None:
         raise ConfigurationError("The run has no end: expected max_epochs or max_steps.")
@@ -242,8 +253,12 @@ def _copier(callbacks: Sequence[Callback]) -> Callable[[], list[Callback]]:
 
 
 def _described(callbacks: Sequence[Callback]) -> tuple[Entry, ...]:
-    """Callbacks of any class in words, to tell them apart and to show them."""
-    return tuple({"class_path": type(callback).__name__, "text": repr(callback)} for callback in callbacks)
+    """Callbacks of any class in words, to tell them apart: the same words for the same arguments in any process."""
+    found = []
+    for callback in callbacks:
+        own = {name: value for name, value in vars(callback).items() if not name.startswith("_")}
+        found.append({"class_path": type(callback).__name__, "text": _ADDRESS.sub("", repr(sorted(own.items())))})
+    return tuple(found)
 
 
 def _without_folders(entries: Sequence[dict[str, Any]]) -> list[Any]:

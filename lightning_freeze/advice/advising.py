@@ -91,7 +91,7 @@ def advise(
         torch.manual_seed(0)
         example = make()
         monitor = monitor or monitor_of(example)
-        settings = FitSettings(make, datamodule, monitor, options, lambda: copy.deepcopy(others))
+        settings = FitSettings(make, datamodule, monitor, options, make_callbacks=lambda: copy.deepcopy(others))
         run = AdviceRun(
             settings, example, mode or mode_of(monitor), budget, seeds, tolerance, Path(working_folder), verbose,
             None if folder is None else f"{folder}/cache",

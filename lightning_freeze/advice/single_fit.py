@@ -51,6 +51,7 @@ class FitSettings:
         datamodule: The data.
         monitor: The metric, as the module logs it in validation.
         trainer: Arguments of the Trainer.
+        batches_per_epoch: Training batches of an epoch of the whole run.
         make_callbacks: Makes further callbacks of the user.
     """
 
@@ -58,17 +59,21 @@ class FitSettings:
     datamodule: LightningDataModule
     monitor: str
     trainer: Mapping[str, Any]
+    batches_per_epoch: int = 1
     make_callbacks: Callable[[], list[Callback]] = list
 
 
-def run_fit(settings: FitSettings, callbacks: Sequence[Callback], seed: int, steps: int | None = None) -> FitScore:
+def run_fit(settings: FitSettings, callbacks: Sequence[Callback], seed: int, share: float = 1.0) -> FitScore:
     """Train and score. The seed decides the new layers of the module, the order of the data, and dropout.
+
+    A short run has as many epochs as the whole one, and fewer batches in each. So what counts epochs, and what waits
+    for a validation, takes place in it too.
 
     Args:
         settings: What all fits share.
         callbacks: The callbacks of the candidate.
         seed: The seed.
-        steps: Optimizer steps; by default as many as the settings say.
+        share: How long to train, as a share of the whole run.
 
     Raises:
         UnknownMetricError: If the module does not log the metric.
@@ -77,18 +82,17 @@ def run_fit(settings: FitSettings, callbacks: Sequence[Callback], seed: int, ste
     with isolate_rng():
         try:
             seed_everything(seed, verbose=False)
-            return _run(settings, callbacks, steps)
+            return _run(settings, callbacks, share)
         finally:
             os.environ.pop(_SEED_VARIABLE, None)
             if before is not None:
                 os.environ[_SEED_VARIABLE] = before
 
 
-def _run(settings: FitSettings, callbacks: Sequence[Callback], steps: int | None) -> FitScore:
+def _run(settings: FitSettings, callbacks: Sequence[Callback], share: float) -> FitScore:
     module, scores = settings.make(), _ExampleScores(settings.monitor)
-    length = {} if steps is None else {"max_steps": steps}
     trainer = Trainer(
-        **{**settings.trainer, **length},
+        **{**settings.trainer, **_shortened(settings, share)},
         callbacks=[*settings.make_callbacks(), *callbacks, scores],
         logger=DummyLogger(),
         enable_checkpointing=False,
@@ -108,6 +112,15 @@ def _run(settings: FitSettings, callbacks: Sequence[Callback], steps: int | None
         )
     warned = tuple(warning.message for warning in warnings_of(trainer))
     return FitScore(float(found[settings.monitor]), tuple(scores.values), seconds, warned)
+
+
+def _shortened(settings: FitSettings, share: float) -> dict[str, Any]:
+    if share >= 1:
+        return {}
+    batches = max(1, round(share * settings.batches_per_epoch))
+    steps = settings.trainer.get("max_steps") or -1
+    limits = {"limit_train_batches": batches, "val_check_interval": 1.0}
+    return {**limits, "max_steps": steps if steps < 0 else max(1, round(share * steps))}
 
 
 class _ExampleScores(Callback):

@@ -23,7 +23,7 @@ from lightning_freeze.advice.result import Advice
 from lightning_freeze.advice.single_fit import FitSettings
 from lightning_freeze.callbacks import FrozenPrefixCache
 from lightning_freeze.callbacks.layer_callback import LayerCallback
-from lightning_freeze.errors import ConfigurationError
+from lightning_freeze.errors import ConfigurationError, suggest
 from lightning_freeze.run_report import FreezeReport
 
 
@@ -81,6 +81,8 @@ def advise(
     """
     options = _trainer_options(trainer_options)
     _check(budget, seeds, examples, tolerance)
+    if mode not in (None, "min", "max"):
+        raise ConfigurationError(f"mode={mode!r}: expected 'min' or 'max'.{suggest(mode, ('min', 'max'))}")
     make = _maker(module)
     own = [callback for callback in callbacks if isinstance(callback, LayerCallback)]
     others = [c for c in callbacks if not isinstance(c, LayerCallback | FrozenPrefixCache | FreezeReport | Checkpoint)]

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -136,18 +135,19 @@ def test_fits_of_frozen_prefixes_share_one_cache(
     caches: list[FrozenPrefixCache] = []
 
     def watched(settings: Any, callbacks: list[Callback], *args: Any, **options: Any) -> FitScore:
-        caches.extend(each for each in callbacks if isinstance(each, FrozenPrefixCache))
-        r = run_fit(settings, callbacks, *args, **options)
-        for c in caches[-1:]: print(c.hit_rate, c.reasons, r.warnings, c.cache_dir, os.listdir(c.cache_dir) if c.cache_dir.exists() else None)
-        return r
+        found = run_fit(settings, callbacks, *args, **options)
+        if any(isinstance(each, LayerFreezing) for each in callbacks):
+            caches.extend(each for each in callbacks if isinstance(each, FrozenPrefixCache))
+        return found
 
     monkeypatch.setattr(advice_run, "run_fit", watched)
     monkeypatch.setattr(advice_run, "_CACHE_GAIN", -9)
     folder = tmp_path / "advice"
     advice = advise(text_module(tiny_bert_dir), text_data(tiny_bert_dir, reviews), folder=folder, **QUICK)
     assert {cache.cache_dir for cache in caches} == {folder / "cache"}
-    assert caches[-1].hit_rate > caches[0].hit_rate > 0
-    assert caches[-1].hit_rate == 1.0, "the second seed computes no sample again"
+    first, second = caches
+    assert first.hit_rate == 0.5, "the second of two epochs"
+    assert second.hit_rate > 0.8, "all but the batch that is compared with a real pass"
     entry = advice.result("freeze").entries[-1]
     assert entry == {"class_path": "FrozenPrefixCache", "init_args": {"cache_dir": f"{folder}/cache"}}
 

@@ -170,7 +170,8 @@ def table_of(verdicts: dict[str, Verdict], arguments: argparse.Namespace) -> Tab
     }
     about = (
         f"Mean test accuracy over {arguments.seeds} seeds; regret in points. Cost is that of `advise` as a share of "
-        f"the sweep's, by the predicted time. all-MiniLM-L6-v2, at most {arguments.rows} rows, {arguments.epochs} epochs."
+        f"the sweep's, by the predicted time. all-MiniLM-L6-v2, {arguments.rows} rows at most, "
+        f"{arguments.epochs} epochs."
     )
     return Table("By data set", rows, about)
 

@@ -28,6 +28,7 @@ def reviews(monkeypatch: pytest.MonkeyPatch, tiny_bert_dir: Path) -> datasets.Da
     return replace(datasets.DATASETS["amazon"], read=lambda _: iter(rows))
 
 
+@pytest.mark.slow
 def test_regret_and_cost_on_one_data_set_and_a_second_call_trains_nothing(
     reviews: datasets.DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,7 @@ import pytest
 import tiny_project
 from code_blocks import CodeBlock, blocks_of, commands_of
 
-from lightning_freeze.cli import plan
+from lightning_freeze.cli import advise, plan
 from lightning_freeze.cli.command_line import main
 
 ROOT = Path(__file__).parents[2]
@@ -107,8 +107,9 @@ def test_commands_are_read_by_the_command_line(
         if shown.language == "yaml" and shown.line < block.line:
             (folder / "config.yaml").write_text(shown.text)
     subcommand, *args = shlex.split(command.removeprefix("lightning-freeze "))
-    if subcommand == "plan":
-        _, args = plan._parser().parse_known_args(args)
+    own = {"plan": plan._parser, "advise": advise._parser}.get(subcommand)
+    if own is not None:
+        _, args = own().parse_known_args(args)
         subcommand = "fit"
     if subcommand in ("layers", "cache"):
         parse = argparse.ArgumentParser.parse_args

@@ -33,7 +33,7 @@ from benchmarks.advicetest.sweep import Bench, frozen, key_of, sweep_plans
 from benchmarks.saved_results import Provenance, Table, add_option, save
 from lightning_freeze import LayerStack, TextDataModule, TransformerModule, advise, plan_training, rule_of_thumb
 from lightning_freeze.advice.candidates import Candidate
-from lightning_freeze.advice.fit_store import FitStore
+from lightning_freeze.advice.fits.fit_store import FitStore
 from lightning_freeze.layers.selectors import select
 
 SPLIT = (0.4, 0.15, 0.45)

@@ -20,9 +20,9 @@ from lightning_freeze import (
     plan_training,
 )
 from lightning_freeze.advice.candidates import Candidate, candidates_for
-from lightning_freeze.advice.fit_store import FitStore
+from lightning_freeze.advice.fits.fit_store import FitStore
+from lightning_freeze.advice.fits.single_fit import FitScore
 from lightning_freeze.advice.measuring import Measurements
-from lightning_freeze.advice.single_fit import FitScore
 
 
 @dataclass(frozen=True)

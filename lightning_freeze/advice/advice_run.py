@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,14 +13,15 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 
 from lightning_freeze.advice.candidates import FULL, Candidate, Entry, candidates_for
-from lightning_freeze.advice.fit_store import FitStore, fingerprint
+from lightning_freeze.advice.fits.callbacks_in_words import described
+from lightning_freeze.advice.fits.fit_store import FitStore, fingerprint
+from lightning_freeze.advice.fits.single_fit import FitScore, FitSettings, UnknownMetricError, run_fit
 from lightning_freeze.advice.measures.bootstrap import Difference, paired_difference
 from lightning_freeze.advice.measuring import Measurements, measure
 from lightning_freeze.advice.metric import Mode
 from lightning_freeze.advice.race import Standing, run_race
 from lightning_freeze.advice.records import CandidateResult, ShortRun
 from lightning_freeze.advice.result import Advice
-from lightning_freeze.advice.single_fit import FitScore, FitSettings, UnknownMetricError, run_fit
 from lightning_freeze.callbacks import FrozenPrefixCache
 from lightning_freeze.callbacks.layer_callback import LayerCallback
 from lightning_freeze.errors import ConfigurationError
@@ -33,7 +33,6 @@ _COURSE = (
     *("max_epochs", "max_steps", "limit_train_batches", "val_check_interval", "check_val_every_n_epoch"),
     *("accumulate_grad_batches", "precision"),
 )
-_ADDRESS = re.compile(" at 0x[0-9a-f]+")
 # A cache that saves less than this share of the time is not worth its files.
 _CACHE_GAIN = 0.05
 
@@ -98,27 +97,28 @@ class AdviceRun:
     seconds: float = 0.0
     warned: list[str] = field(default_factory=list)
 
-    def advise(self, examples: int, own: Sequence[LayerCallback], keeps: bool) -> Advice:
+    def advise(self, examples: int, own: Sequence[LayerCallback], others: Sequence[Entry], keeps: bool) -> Advice:
         """Do it all.
 
         Args:
             examples: Training examples for the probes.
             own: Callbacks of the user that are a plan of their own.
+            others: All other callbacks of the user, in words.
             keeps: Whether scores are kept in a file.
         """
         full = self._planned([])
         steps = _steps_of(full, self.settings.trainer)
         self.settings = replace(self.settings, batches_per_epoch=full.batches_per_epoch)
         _check_validation(self.settings.datamodule)
-        batch = self._first_batch()
-        path = self.working_folder / "fits.jsonl" if keeps else None
-        self.store = FitStore(path, fingerprint(self.module, batch, [self.settings.trainer, steps]))
         found = self._measured(examples)
+        path = self.working_folder / "fits.jsonl" if keeps else None
+        about = [self.settings.trainer, steps, found.set_up, others]
+        self.store = FitStore(path, fingerprint(self.module, self.settings.datamodule, about))
         rates = [rate for phase in full.phases for layer in phase.layers for rate in layer.rates]
         candidates = candidates_for(LayerStack(self.module), found, steps, max(rates, default=0.0))
         if own:
             make = _copier(own)
-            candidates.append(Candidate("as configured", "the callbacks of the config", _described(own), make))
+            candidates.append(Candidate("as configured", "the callbacks of the config", described(own), make))
         self.steps, self.plans = steps, {each.name: self._plan(each, full) for each in candidates}
         self._say(f"{len(self.plans)} plans; {self.settings.monitor} decides; a whole run has {steps} steps.")
         names = [name for name, plan in self.plans.items() if not plan.problem]
@@ -129,10 +129,6 @@ class AdviceRun:
         keys = ("accelerator", "precision", "limit_train_batches")
         options = {k: v for k, v in self.settings.trainer.items() if k in keys}
         return measure(self.module, self.settings.datamodule, examples, **options)
-
-    def _first_batch(self) -> Any:
-        """The first training batch; planning has set the data up."""
-        return next(iter(self.settings.datamodule.train_dataloader()))
 
     def _planned(self, callbacks: list[Callback]) -> TrainingPlan:
         course = {name: self.settings.trainer[name] for name in _COURSE if name in self.settings.trainer}
@@ -250,15 +246,6 @@ def _steps_of(plan: TrainingPlan, options: Any) -> int:
 
 def _copier(callbacks: Sequence[Callback]) -> Callable[[], list[Callback]]:
     return lambda: copy.deepcopy(list(callbacks))
-
-
-def _described(callbacks: Sequence[Callback]) -> tuple[Entry, ...]:
-    """Callbacks of any class in words, to tell them apart: the same words for the same arguments in any process."""
-    found = []
-    for callback in callbacks:
-        own = {name: value for name, value in vars(callback).items() if not name.startswith("_")}
-        found.append({"class_path": type(callback).__name__, "text": _ADDRESS.sub("", repr(sorted(own.items())))})
-    return tuple(found)
 
 
 def _without_folders(entries: Sequence[dict[str, Any]]) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 import math
 import tempfile
@@ -13,18 +14,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningDataModule, LightningModule
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from lightning_freeze.advice.advice_run import AdviceRun
+from lightning_freeze.advice.fits.callbacks_in_words import described
+from lightning_freeze.advice.fits.single_fit import FitSettings
 from lightning_freeze.advice.metric import Mode, mode_of, monitor_of
 from lightning_freeze.advice.result import Advice
-from lightning_freeze.advice.single_fit import FitSettings
 from lightning_freeze.callbacks import FrozenPrefixCache
 from lightning_freeze.callbacks.layer_callback import LayerCallback
 from lightning_freeze.errors import ConfigurationError, suggest
 from lightning_freeze.run_report import FreezeReport
+
+_OWN = ("callbacks", "monitor", "mode", "budget", "seeds", "examples", "tolerance", "folder", "verbose")
+#: Arguments of the Trainer that are about where a run is written and shown, or on how many devices it runs.
+_NOT_OF_A_FIT = frozenset(
+    {
+        *("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary", "profiler", "barebones"),
+        *("devices", "num_nodes", "strategy", "fast_dev_run", "log_every_n_steps", "default_root_dir"),
+    }
+)
 
 
 def advise(
@@ -67,7 +78,7 @@ def advise(
             where it was. By default nothing is kept.
         verbose: Whether to print a line for each fit.
         **trainer_options: Arguments of the run's Trainer: ``max_epochs`` or ``max_steps``, ``accelerator``,
-            ``precision``, ``accumulate_grad_batches`` and so on.
+            ``precision``, ``accumulate_grad_batches`` and so on. Every fit runs on one device and logs nothing.
 
     Returns:
         The advice: ``print`` shows it, ``save`` writes it.
@@ -98,7 +109,7 @@ def advise(
             settings, example, mode or mode_of(monitor), budget, seeds, tolerance, Path(working_folder), verbose,
             None if folder is None else f"{folder}/cache",
         )  # fmt: skip
-        return run.advise(examples, own, folder is not None)
+        return run.advise(examples, own, described(others), folder is not None)
 
 
 def _check(budget: float, seeds: int, examples: int, tolerance: float) -> None:
@@ -112,10 +123,15 @@ def _check(budget: float, seeds: int, examples: int, tolerance: float) -> None:
 
 
 def _trainer_options(given: dict[str, Any]) -> dict[str, Any]:
+    known = inspect.signature(Trainer.__init__).parameters
+    for name in given:
+        if name not in known:
+            raise ConfigurationError(f"{name} is no argument of advise or of Trainer.{suggest(name, [*known, *_OWN])}")
     lengths = [given.get("max_epochs"), None if given.get("max_steps", -1) == -1 else given["max_steps"]]
     if all(length is None for length in lengths):
         raise ConfigurationError("advise needs the length of the run: expected max_epochs or max_steps.")
-    return {"num_sanity_val_steps": 0, **given, "devices": 1}
+    kept = {name: value for name, value in given.items() if name not in _NOT_OF_A_FIT}
+    return {"num_sanity_val_steps": 0, **kept, "devices": 1}
 
 
 def _maker(module: Any) -> Callable[[], LightningModule]:

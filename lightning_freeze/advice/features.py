@@ -151,7 +151,7 @@ def _size_of(batch: Any) -> int:
 
 def _labels_of(batch: Any, task: str | None) -> _Labels:
     labels = unpack(batch)[1]
-    if labels is None:
+    if not isinstance(labels, Tensor):
         raise ConfigurationError("The batches have no labels: expected the key 'labels', or pairs (inputs, labels).")
     kind = task or _kind_of(labels)
     if kind == "token":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -53,6 +53,7 @@ class Measurements:
         examples: Number of rows that the probes saw: examples, or tokens.
         baseline: The score of a constant guess.
         notes: Sentences on what could not be measured.
+        set_up: Optimizers and schedulers in words, to tell one set-up from another.
     """
 
     depths: tuple[DepthScore, ...] = ()
@@ -60,6 +61,7 @@ class Measurements:
     examples: int = 0
     baseline: float = 0.0
     notes: tuple[str, ...] = ()
+    set_up: str = ""
 
     def best_depth(self) -> DepthScore | None:
         """The lowest depth whose probe is within one standard error of the best one; ``None`` without probes.
@@ -111,7 +113,7 @@ class _Measurer(Callback):
         self._examples = examples
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.found = _measure(trainer, pl_module, self._examples)
+        self.found = replace(_measure(trainer, pl_module, self._examples), set_up=_set_up(trainer))
         raise _Measured
 
 
@@ -120,22 +122,18 @@ def _measure(trainer: Trainer, module: LightningModule, examples: int) -> Measur
         note = "Nothing is measured: with manual optimization training_step trains. The race alone decides."
         return Measurements(notes=(note,))
     stack = LayerStack(module)
-    task = getattr(getattr(module, "task", None), "target", None)
     notes: list[str] = []
     sample: Sample | None = None
+    gradients: dict[str, LayerGradients] = {}
     with _quiet(module):
-        if task in ("next-token", "target-token"):
-            notes.append("No probes: a language model has too many classes for one in closed form.")
-        else:
-            try:
-                sample = collect_sample(stack, _batches(trainer), _step_of(trainer, module), task, examples)
-            except ConfigurationError as error:
-                notes.append(f"No probes: {error}")
-        first = itertools.islice(_batches(trainer), BATCHES)
-        layers = {layer.name: layer.parameters() for layer in stack if not layer.is_bystander}
-        step = _step_of(trainer, module)
-        with torch.enable_grad():
-            gradients = gradients_by_layer(layers, (_losses(step, batch) for batch in first))
+        try:
+            sample = _sample(trainer, module, stack, examples)
+        except Exception as error:  # user code may raise any error on a batch that it has not made
+            notes.append(f"No probes: {_first_line(error)}")
+        try:
+            gradients = _gradients(trainer, module, stack)
+        except Exception as error:
+            notes.append(f"No gradients: {_first_line(error)}")
     depths = () if sample is None else tuple(_scores(sample))
     return Measurements(
         depths,
@@ -144,6 +142,34 @@ def _measure(trainer: Trainer, module: LightningModule, examples: int) -> Measur
         0.0 if sample is None else _baseline(sample),
         tuple(notes),
     )
+
+
+def _sample(trainer: Trainer, module: LightningModule, stack: LayerStack, examples: int) -> Sample:
+    task = getattr(getattr(module, "task", None), "target", None)
+    if task in ("next-token", "target-token"):
+        raise ConfigurationError("a language model has too many classes for one in closed form.")
+    return collect_sample(stack, _batches(trainer), _step_of(trainer, module), task, examples)
+
+
+def _gradients(trainer: Trainer, module: LightningModule, stack: LayerStack) -> dict[str, LayerGradients]:
+    layers = {layer.name: layer.parameters() for layer in stack if not layer.is_bystander}
+    step = _step_of(trainer, module)
+    with torch.enable_grad():
+        return gradients_by_layer(layers, (_losses(step, b) for b in itertools.islice(_batches(trainer), BATCHES)))
+
+
+def _first_line(error: Exception) -> str:
+    kind = "" if isinstance(error, ConfigurationError) else f"{type(error).__name__}: "
+    return f"{kind}{str(error).strip().partition(chr(10))[0]}"
+
+
+def _set_up(trainer: Trainer) -> str:
+    schedulers = [each.scheduler for each in trainer.lr_scheduler_configs]
+    plain = [
+        (type(each).__name__, {k: v for k, v in vars(each).items() if isinstance(v, int | float | str)})
+        for each in schedulers
+    ]
+    return f"{trainer.optimizers} {plain}"
 
 
 def _scores(sample: Sample) -> Iterator[DepthScore]:

@@ -22,13 +22,6 @@ from lightning_freeze.cli.parsing.config_files import load_yaml
 from lightning_freeze.cli.trainer_commands import FreezeCLI
 
 _OPTIONS = ("output", "monitor", "mode", "budget", "seeds", "examples", "tolerance")
-#: Arguments of the Trainer that are about where a run is written and shown, or on how many devices it runs.
-_NOT_OF_A_FIT = frozenset(
-    {
-        *("callbacks", "logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary", "profiler"),
-        *("devices", "num_nodes", "strategy", "barebones", "fast_dev_run", "log_every_n_steps"),
-    }
-)
 _DESCRIPTION = (
     "Measure which layers to freeze, and recommend a config. One pass over a sample of the training data shows what "
     "each layer knows; a short race of plans finds the best one, which trains at full length beside full fine-tuning. "
@@ -63,7 +56,7 @@ class AdviseCLI(FreezeCLI):
             **kwargs: Further arguments of ``Trainer.fit``.
         """
         settings = self.config_init["fit"]["trainer"]
-        options = {name: value for name, value in settings.items() if value is not None and name not in _NOT_OF_A_FIT}
+        options = {name: value for name, value in settings.items() if value is not None and name != "callbacks"}
         options["max_epochs"] = self.trainer.max_epochs
         advice = advise(
             self._new_module,

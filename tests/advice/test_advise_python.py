@@ -17,7 +17,7 @@ from reviews import make_reviews, save_csv
 from lightning_freeze import Advice, FrozenPrefixCache, LayerFreezing, advise
 from lightning_freeze.advice import advice_run
 from lightning_freeze.advice.candidates import FULL, Candidate
-from lightning_freeze.advice.single_fit import FitScore, run_fit
+from lightning_freeze.advice.fits.single_fit import FitScore, run_fit
 from lightning_freeze.errors import ConfigurationError
 
 FREEZE = Candidate("freeze", "a test", ({"class_path": "LayerFreezing", "init_args": {"layers": "embeddings,:3"}},))
@@ -75,6 +75,11 @@ def test_a_module_of_ones_own_is_advised_and_left_as_it_was(capsys: pytest.Captu
     trainer.fit(module, datamodule=OwnData())
 
 
+def test_arguments_about_devices_and_logs_do_no_harm(two_plans: None) -> None:
+    options = {"devices": 2, "strategy": "ddp", "logger": True, "enable_checkpointing": True}
+    assert advise(Own(), OwnData(), **QUICK, **options).best.scores
+
+
 def test_the_better_plan_is_recommended_with_how_sure_that_is(
     two_plans: None, tiny_bert_dir: Path, reviews: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,7 +121,7 @@ def test_a_metric_that_is_not_a_number_never_wins(two_plans: None, monkeypatch: 
 
 
 def test_accuracy_by_example_is_that_of_the_metric(tiny_bert_dir: Path, reviews: Path) -> None:
-    from lightning_freeze.advice.single_fit import FitSettings
+    from lightning_freeze.advice.fits.single_fit import FitSettings
 
     data = text_data(tiny_bert_dir, reviews)
     settings = FitSettings(lambda: text_module(tiny_bert_dir), data, "val_accuracy",
@@ -189,16 +194,36 @@ def test_scores_of_another_set_up_are_not_used(
     two_plans: None, tiny_bert_dir: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fits = scores(monkeypatch, {FULL: 0.7, "freeze": 0.9})
+    torch.manual_seed(0)
     module, data = text_module(tiny_bert_dir), text_data(tiny_bert_dir, reviews)
     advise(module, data, folder=tmp_path, **QUICK)
     assert len(fits) == 4
     advise(module, data, folder=tmp_path, **QUICK)
     assert len(fits) == 4
-    advise(module, data, folder=tmp_path, **{**QUICK, "max_epochs": 3})
+    changes: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        ({}, {"max_epochs": 3}),
+        ({"model_kwargs": {"hidden_dropout_prob": 0.3}}, {}),
+        ({"optimizer": lambda p: torch.optim.AdamW(p, lr=1e-4)}, {}),
+        ({"optimizer": lambda p: torch.optim.AdamW(p, lr=5e-5, weight_decay=0.3)}, {}),
+        ({"warmup_ratio": 0.4}, {}),
+    ]
+    for number, (model, run) in enumerate(changes, start=2):
+        torch.manual_seed(0)
+        advise(text_module(tiny_bert_dir, **model), data, folder=tmp_path, **{**QUICK, **run})
+        assert len(fits) == 4 * number, (model, run)
+
+
+def test_scores_of_other_data_are_not_used(
+    two_plans: None, tiny_bert_dir: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fits = scores(monkeypatch, {FULL: 0.7, "freeze": 0.9})
+    module = text_module(tiny_bert_dir)
+    advise(module, text_data(tiny_bert_dir, reviews), folder=tmp_path, **QUICK)
+    rows = make_reviews(40)
+    rows[-1]["text"] += " so"
+    save_csv(reviews, rows)
+    advise(module, text_data(tiny_bert_dir, reviews), folder=tmp_path, **QUICK)
     assert len(fits) == 8
-    other = text_module(tiny_bert_dir)
-    advise(other, data, folder=tmp_path, **QUICK)
-    assert len(fits) == 12
 
 
 def test_a_plan_that_cannot_be_trained_is_left_out_with_its_reason(
@@ -276,6 +301,8 @@ def test_a_page_without_measurements(advice: Advice, tmp_path: Path) -> None:
         ({"seeds": True}, "seeds=True"),
         ({"monitor": "score"}, "monitor='score': the name does not tell"),
         ({"tolerance": "little"}, "tolerance='little'"),
+        ({"max_epoch": 3}, r"max_epoch is no argument of advise or of Trainer. Did you mean 'max_epochs'\?"),
+        ({"toleranc": 3}, "Did you mean 'tolerance'"),
         ({"mode": "mx"}, r"mode='mx': expected 'min' or 'max'. Did you mean 'max'\?"),
     ],
 )

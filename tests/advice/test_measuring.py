@@ -9,7 +9,7 @@ from reviews import make_reviews, save_csv
 from tiny_models import FAMILIES
 from transformers import AutoModelForTokenClassification, BertConfig
 
-from lightning_freeze import LayerStack, TransformerModule
+from lightning_freeze import LayerStack, TextDataModule, TransformerModule
 from lightning_freeze.advice.features import collect_sample
 from lightning_freeze.advice.measuring import measure
 from lightning_freeze.module.pooling import pool
@@ -84,3 +84,31 @@ def test_manual_optimization_is_not_measured_and_says_so() -> None:
     assert found.depths == ()
     assert "manual optimization" in found.notes[0]
     assert torch.equal(module.head.weight, before)
+
+
+class Failing(Own):
+    """Its loss needs more than one example."""
+
+    def loss(self, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        if len(batch[0]) < 2:
+            raise RuntimeError("expected more than one example")
+        return super().loss(batch)
+
+
+def test_an_error_of_the_module_costs_the_measurement_alone() -> None:
+    found = measure(Failing(), OwnData(), examples=40, accelerator="cpu", max_steps=1)
+    assert found.depths
+    assert found.layers == {}
+    assert found.notes == ("No gradients: RuntimeError: expected more than one example",)
+
+
+def test_a_language_model_is_not_probed(tiny_gpt2_dir: Path, tmp_path: Path) -> None:
+    rows = [{"text": row["text"]} for row in make_reviews(20)]
+    data = TextDataModule(
+        tokenizer=str(tiny_gpt2_dir), task="causal-lm", data=str(save_csv(tmp_path / "t.csv", rows)), batch_size=4
+    )
+    module = TransformerModule(str(tiny_gpt2_dir), task="causal-lm")
+    found = measure(module, data, examples=20, accelerator="cpu", max_steps=1)
+    assert found.depths == ()
+    assert "too many classes" in found.notes[0]
+    assert set(found.layers) >= {"0", "1"}

@@ -18,7 +18,8 @@ class LayerGradients:
         relative_norm: The norm of the gradient of a batch divided by the norm of the weights, averaged over the
             batches (Lee et al. 2022, arXiv:2210.11466); infinite if all weights are 0.
         fisher_trace: The sum of the squared gradients of single examples, averaged over the examples: the trace of the
-            empirical Fisher information (Liu et al. 2023, arXiv:2301.05487, choose the layer to unfreeze by it).
+            empirical Fisher information (Liu et al. 2023, arXiv:2301.05487, choose the layer to unfreeze by it); NaN
+            if no example was measured.
     """
 
     relative_norm: float
@@ -79,4 +80,4 @@ def _norm(tensors: Iterable[Tensor]) -> float:
 
 
 def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else 0.0
+    return sum(values) / len(values) if values else float("nan")

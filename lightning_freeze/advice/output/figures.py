@@ -26,9 +26,9 @@ def figures_of(advice: AdviceRecord) -> dict[str, Figure]:
     """
     found = {"Quality": _drawn(advice, _quality, 1, 1.1 + 0.34 * len(advice.results))}
     if advice.measurements.depths:
-        found["What each depth knows"] = _drawn(advice, _depths, 2, 2.8)
+        found["What each depth knows"] = _drawn(advice, _depths, 2, 3.2)
     if advice.measurements.layers:
-        found["What each layer wants to change"] = _drawn(advice, _gradients, 2, 2.8)
+        found["What each layer wants to change"] = _drawn(advice, _gradients, 2, 3.2)
     return found
 
 
@@ -68,9 +68,9 @@ def _depths(advice: AdviceRecord, left: Axes, right: Axes) -> None:
     means, errors = [d.probe.mean for d in depths], [d.probe.error for d in depths]
     left.errorbar(places, means, yerr=errors, marker="o", color=BLUE, capsize=3)
     left.axhline(advice.measurements.baseline, color=TEXT, linestyle="--", linewidth=0.8)
-    left.set_ylabel("linear probe (dashed: constant guess)")
+    _title(left, "linear probe (dashed: constant guess)")
     right.plot(places, [d.log_me for d in depths], "o-", color=GREEN)
-    right.set_ylabel("LogME")
+    _title(right, "LogME")
     for ax in (left, right):
         _name_places(ax, [depth.name for depth in depths])
 
@@ -86,8 +86,12 @@ def _gradients(advice: AdviceRecord, left: Axes, right: Axes) -> None:
         if any(math.isfinite(value) for value in shown):
             ax.set_yscale("log")
             plain_log_ticks(ax.yaxis)
-        ax.set_ylabel(label)
+        _title(ax, label)
         _name_places(ax, list(layers))
+
+
+def _title(ax: Axes, text: str) -> None:
+    ax.set_title(text, loc="left", fontsize=10, color=TEXT)
 
 
 def _name_places(ax: Axes, names: list[str]) -> None:

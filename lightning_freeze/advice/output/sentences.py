@@ -46,6 +46,8 @@ def _sureness(advice: AdviceRecord) -> str:
     found = advice.difference
     if found is None:
         return "How sure this is cannot be said: one seed, and no score for single examples."
+    if found.low == found.high == 0:
+        return "The two cannot be told apart: they score the same in every draw of the bootstrap."
     share = f"{found.level:.0%} interval {found.low:+.3f} to {found.high:+.3f}"
     verdict = f"it is at least as good in {found.positive:.0%} of the bootstrap draws"
     close = " The interval includes 0: the two cannot be told apart." if found.low <= 0 <= found.high else ""

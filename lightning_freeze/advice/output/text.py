@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from rich import box
 from rich.table import Table
 
@@ -88,7 +90,7 @@ def layer_rows(advice: AdviceRecord) -> list[list[str]]:
                 "-" if depth is None else f"{depth.probe.mean:.3f} ± {depth.probe.error:.3f}",
                 "-" if depth is None else f"{depth.log_me:.3f}",
                 "-" if gradients is None else f"{gradients.relative_norm:.3g}",
-                "-" if gradients is None else f"{gradients.fisher_trace:.3g}",
+                "-" if gradients is None or math.isnan(gradients.fisher_trace) else f"{gradients.fisher_trace:.3g}",
             ]
         )
     return rows

@@ -5,18 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from lightning_freeze.advice.single_fit import FitScore
+from lightning_freeze.advice.fits.single_fit import FitScore
 
 _VALUES = 64
+_ADDRESS = re.compile(" at 0x[0-9a-f]+")
 
 
 class FitStore:
@@ -76,19 +78,34 @@ class FitStore:
             return
 
 
-def fingerprint(module: LightningModule, batch: Any, settings: Any) -> str:
-    """Tell one set-up from another: the module's weights, a batch of its data, and further settings.
+def fingerprint(module: LightningModule, datamodule: LightningDataModule, settings: Any) -> str:
+    """Tell one set-up from another: the module, its data, and further settings.
+
+    All examples of a :class:`~lightning_freeze.TextDataModule` are read; of any other data module the first batch for
+    training and for validation.
 
     Args:
-        module: The module before training. The first values of each tensor are read.
-        batch: A batch.
+        module: The module before training. Its structure, its hyperparameters and the first values of each tensor are
+            read.
+        datamodule: The data, which has been set up.
         settings: Anything whose ``repr`` says what it is.
     """
-    found = hashlib.sha256(repr(settings).encode())
+    found = hashlib.sha256(_without_addresses([settings, module, dict(module.hparams)]))
     for name, tensor in module.state_dict().items():
         if isinstance(tensor, Tensor):
             found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
             found.update(repr(tensor.detach().flatten()[:_VALUES].float().tolist()).encode())
-    for leaf in tree_leaves(batch):
-        found.update(repr(leaf.tolist() if isinstance(leaf, Tensor) and leaf.numel() < 10_000 else type(leaf)).encode())
+    encoded = getattr(datamodule, "encoded", None)
+    if isinstance(encoded, dict):
+        for examples in encoded.values():
+            for example in examples:
+                found.update(repr(example).encode())
+    else:
+        for loader in (datamodule.train_dataloader(), datamodule.val_dataloader()):
+            for leaf in tree_leaves(next(iter(loader), None)):
+                found.update(_without_addresses(leaf.tolist() if isinstance(leaf, Tensor) else leaf))
     return found.hexdigest()
+
+
+def _without_addresses(value: Any) -> bytes:
+    return _ADDRESS.sub("", repr(value)).encode()

@@ -15,7 +15,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning_freeze.advice.candidates import FULL, Candidate, Entry, candidates_for
 from lightning_freeze.advice.fits.callbacks_in_words import described
 from lightning_freeze.advice.fits.fit_store import FitStore, fingerprint
-from lightning_freeze.advice.fits.single_fit import FitScore, FitSettings, UnknownMetricError, run_fit
+from lightning_freeze.advice.fits.single_fit import FitScore, FitSettings, UnknownMetricError, free_memory, run_fit
 from lightning_freeze.advice.measures.bootstrap import Difference, paired_difference
 from lightning_freeze.advice.measuring import Measurements, measure
 from lightning_freeze.advice.metric import Mode
@@ -150,8 +150,13 @@ class AdviceRun:
         entries = [dict(entry) for entry in plan.candidate.at(share).entries]
         facts = {"plan": name, "callbacks": _without_folders(entries), "share": share, "seed": seed}
         facts["monitor"] = self.settings.monitor
+
+        def fit() -> FitScore:
+            free_memory()
+            return run_fit(self.settings, self._callbacks(plan, share), seed, share)
+
         try:
-            found = self.store.get(facts, lambda: run_fit(self.settings, self._callbacks(plan, share), seed, share))
+            found = self.store.get(facts, fit)
         except UnknownMetricError:
             raise
         except (ConfigurationError, torch.OutOfMemoryError) as error:

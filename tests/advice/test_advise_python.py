@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import gc
 import json
 import re
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from reviews import make_reviews, save_csv
 from lightning_freeze import Advice, FrozenPrefixCache, LayerFreezing, advise
 from lightning_freeze.advice import advice_run
 from lightning_freeze.advice.candidates import FULL, Candidate
-from lightning_freeze.advice.fits.single_fit import FitScore, run_fit
+from lightning_freeze.advice.fits.single_fit import FitScore, FitSettings, run_fit
 from lightning_freeze.errors import ConfigurationError
 
 FREEZE = Candidate("freeze", "a test", ({"class_path": "LayerFreezing", "init_args": {"layers": "embeddings,:3"}},))
@@ -121,8 +123,6 @@ def test_a_metric_that_is_not_a_number_never_wins(two_plans: None, monkeypatch: 
 
 
 def test_accuracy_by_example_is_that_of_the_metric(tiny_bert_dir: Path, reviews: Path) -> None:
-    from lightning_freeze.advice.fits.single_fit import FitSettings
-
     data = text_data(tiny_bert_dir, reviews)
     settings = FitSettings(lambda: text_module(tiny_bert_dir), data, "val_accuracy",
                            {"max_epochs": 1, "accelerator": "cpu", "num_sanity_val_steps": 0})  # fmt: skip
@@ -132,6 +132,25 @@ def test_accuracy_by_example_is_that_of_the_metric(tiny_bert_dir: Path, reviews:
     assert run_fit(settings, [], seed=0).examples == found.examples
     short = run_fit(settings, [], seed=1, share=0.1)
     assert len(short.examples) == len(found.examples)
+
+
+def test_there_is_one_fit_in_memory_at_a_time(two_plans: None) -> None:
+    made: list[weakref.ref[LightningModule]] = []
+    alive: list[int] = []
+
+    def make() -> LightningModule:
+        alive.append(sum(ref() is not None for ref in made))
+        module = Own()
+        made.append(weakref.ref(module))
+        return module
+
+    gc.disable()
+    try:
+        advise(make, OwnData(), **QUICK)
+    finally:
+        gc.enable()
+    assert len(made) == 5
+    assert max(alive) == 1, "the one that is planned with"
 
 
 def test_fits_of_frozen_prefixes_share_one_cache(

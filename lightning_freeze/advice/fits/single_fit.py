@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -84,6 +85,7 @@ def run_fit(settings: FitSettings, callbacks: Sequence[Callback], seed: int, sha
             seed_everything(seed, verbose=False)
             return _run(settings, callbacks, share)
         finally:
+            settings.datamodule.trainer = None
             os.environ.pop(_SEED_VARIABLE, None)
             if before is not None:
                 os.environ[_SEED_VARIABLE] = before
@@ -112,6 +114,13 @@ def _run(settings: FitSettings, callbacks: Sequence[Callback], share: float) -> 
         )
     warned = tuple(warning.message for warning in warnings_of(trainer))
     return FitScore(float(found[settings.monitor]), tuple(scores.values), seconds, warned)
+
+
+def free_memory() -> None:
+    """Free what earlier fits have left: trainer, module and callbacks refer to one another, and wait to be collected."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _shortened(settings: FitSettings, share: float) -> dict[str, Any]:

@@ -117,7 +117,7 @@ def _run(settings: FitSettings, callbacks: Sequence[Callback], share: float) -> 
 
 
 def free_memory() -> None:
-    """Free what earlier fits have left: trainer, module and callbacks refer to one another, and wait to be collected."""
+    """Free what earlier fits have left: trainer, module and callbacks refer to one another until they are collected."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -47,6 +47,9 @@ class AdviseCLI(FreezeCLI):
             warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
             super().__init__(args=["fit", *args], save_config_callback=None)
 
+    def before_fit(self) -> None:
+        """Nothing is fitted as the config says, so there is no run to plan or to report."""
+
     def fit(self, model: LightningModule, datamodule: LightningDataModule, **kwargs: Any) -> None:
         """Find out what to freeze.
 

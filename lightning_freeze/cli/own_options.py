@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 from lightning_freeze.errors import ConfigurationError, suggest
 
 _OPTIONS_OF_FIT = frozenset(
     {
         *("config", "print_config", "help", "seed_everything", "ckpt_path", "weights_only"),
-        *("model", "data", "trainer", "optimizer", "lr_scheduler"),
+        *("model", "data", "trainer", "optimizer", "lr_scheduler", "report"),
     }
 )
 
@@ -30,14 +29,3 @@ def check_names(args: Sequence[str], options: Sequence[str]) -> None:
         nearest = suggest(name, options) if "." not in name and name not in _OPTIONS_OF_FIT else ""
         if nearest:
             raise ConfigurationError(f"There is no option --{name}.{nearest}")
-
-
-def config_of(args: Sequence[str]) -> str:
-    """The first config file that is given, to name it in messages.
-
-    Args:
-        args: The options.
-    """
-    given = [b for a, b in pairwise(args) if a == "--config"]
-    joined = [arg.removeprefix("--config=") for arg in args if arg.startswith("--config=")]
-    return next(iter([*given, *joined]), "config.yaml")

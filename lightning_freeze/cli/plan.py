@@ -6,6 +6,7 @@ import argparse
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 
 from lightning_freeze.cache.store.sizes import parse_size
-from lightning_freeze.cli.own_options import check_names, config_of
 from lightning_freeze.cli.trainer_commands import FreezeCLI
 from lightning_freeze.cli.written_phases import phases_yaml
 from lightning_freeze.plan import TrainingPlan, plan_training
@@ -30,7 +30,6 @@ _COURSE = (
     "precision",
 )
 
-_OPTIONS = ("output", "write", "memory")
 
 _DESCRIPTION = (
     "Say what `lightning-freeze fit` would do and cost, without training: when which layer trains, at which rate, what "
@@ -110,7 +109,6 @@ def main(args: Sequence[str]) -> None:
         ConfigurationError: If the set-up is wrong, as in ``fit``, or a file cannot be of the kind that is asked for.
     """
     options, rest = _parser().parse_known_args(args)
-    check_names(rest, _OPTIONS)
     memory = None if options.memory is None else parse_size(options.memory)
     output = None if options.output is None else Path(options.output)
     if output is not None:
@@ -119,9 +117,15 @@ def main(args: Sequence[str]) -> None:
     assert cli.plan is not None
     print(cli.plan)
     if options.write is not None:
-        print(f"phases: {cli.write_phases(Path(options.write), config_of(rest))}")
+        print(f"phases: {cli.write_phases(Path(options.write), _config_of(rest))}")
     if output is not None:
         print(f"plan: {cli.plan.save(output)}")
+
+
+def _config_of(args: Sequence[str]) -> str:
+    given = [b for a, b in pairwise(args) if a == "--config"]
+    joined = [arg.removeprefix("--config=") for arg in args if arg.startswith("--config=")]
+    return next(iter([*given, *joined]), "config.yaml")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -16,6 +16,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning_freeze.cache.store.sizes import parse_size
 from lightning_freeze.cli.trainer_commands import FreezeCLI
 from lightning_freeze.cli.written_phases import phases_yaml
+from lightning_freeze.errors import ConfigurationError, suggest
 from lightning_freeze.plan import TrainingPlan, plan_training
 from lightning_freeze.plan.output.files import check_format
 
@@ -30,6 +31,13 @@ _COURSE = (
     "precision",
 )
 
+_OPTIONS = ("output", "write", "memory")
+_OPTIONS_OF_FIT = frozenset(
+    {
+        *("config", "print_config", "help", "seed_everything", "ckpt_path", "weights_only"),
+        *("model", "data", "trainer", "optimizer", "lr_scheduler"),
+    }
+)
 
 _DESCRIPTION = (
     "Say what `lightning-freeze fit` would do and cost, without training: when which layer trains, at which rate, what "
@@ -109,6 +117,7 @@ def main(args: Sequence[str]) -> None:
         ConfigurationError: If the set-up is wrong, as in ``fit``, or a file cannot be of the kind that is asked for.
     """
     options, rest = _parser().parse_known_args(args)
+    _check_names(rest)
     memory = None if options.memory is None else parse_size(options.memory)
     output = None if options.output is None else Path(options.output)
     if output is not None:
@@ -120,6 +129,15 @@ def main(args: Sequence[str]) -> None:
         print(f"phases: {cli.write_phases(Path(options.write), _config_of(rest))}")
     if output is not None:
         print(f"plan: {cli.plan.save(output)}")
+
+
+def _check_names(args: Sequence[str]) -> None:
+    """Find a misspelt option of ``plan`` itself, which the parser of ``fit`` does not know."""
+    names = [arg[2:].partition("=")[0] for arg in args if arg.startswith("--")]
+    for name in names:
+        nearest = suggest(name, _OPTIONS) if "." not in name and name not in _OPTIONS_OF_FIT else ""
+        if nearest:
+            raise ConfigurationError(f"There is no option --{name}.{nearest}")
 
 
 def _config_of(args: Sequence[str]) -> str:

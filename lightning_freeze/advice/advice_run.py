@@ -33,6 +33,8 @@ _COURSE = (
     *("max_epochs", "max_steps", "limit_train_batches", "val_check_interval", "check_val_every_n_epoch"),
     *("accumulate_grad_batches", "precision"),
 )
+# Fewer steps than these leave most models where they were.
+_FEWEST_STEPS = 20
 # A cache that saves less than this share of the time is not worth its files.
 _CACHE_GAIN = 0.05
 
@@ -202,7 +204,7 @@ class AdviceRun:
             seeds=self.seeds,
             cost=self.cost,
             seconds=self.seconds,
-            notes=(*found.notes, *dict.fromkeys(self.warned)),
+            notes=(*found.notes, *_about_length(standing, self.steps), *dict.fromkeys(self.warned)),
         )
 
     def _difference(self, chosen: _Entrant, full: _Entrant) -> Difference | None:
@@ -228,6 +230,16 @@ class AdviceRun:
     def _say(self, text: str) -> None:
         if self.verbose:
             print(text, flush=True)
+
+
+def _about_length(standing: Standing, steps: int) -> list[str]:
+    shortest = min((max(1, round(share * steps)) for _, share in standing.rounds), default=_FEWEST_STEPS)
+    if shortest >= _FEWEST_STEPS:
+        return []
+    return [
+        f"The shortest runs had about {shortest} optimizer steps, which hardly tell plans apart: a larger budget or a "
+        "longer run makes them longer."
+    ]
 
 
 def _time(plan: _Entrant) -> float:

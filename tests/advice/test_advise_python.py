@@ -5,6 +5,7 @@ import json
 import re
 import weakref
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -245,6 +246,18 @@ def test_scores_of_other_data_are_not_used(
     assert len(fits) == 8
 
 
+def test_very_short_runs_are_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [FULL, "freeze", "a", "b"]
+    monkeypatch.setattr(advice_run, "candidates_for", lambda *_: [replace(FREEZE, name=name) for name in names])
+    monkeypatch.setattr(advice_run, "run_fit", lambda *_: FitScore(0.5, (), 1.0))
+    short = advise(Own(), OwnData(), **QUICK)
+    assert short.notes == (
+        "The shortest runs had about 3 optimizer steps, which hardly tell plans apart: a larger budget or a longer run "
+        "makes them longer.",
+    )
+    assert advise(Own(), OwnData(), **{**QUICK, "max_epochs": 20}).notes == ()
+
+
 def test_a_plan_that_cannot_be_trained_is_left_out_with_its_reason(
     tiny_bert_dir: Path, reviews: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -286,8 +299,6 @@ def test_files_of_advice(advice: Advice, tmp_path: Path) -> None:
 
 
 def test_the_page_is_self_contained_and_escapes_names(advice: Advice, tmp_path: Path) -> None:
-    from dataclasses import replace
-
     named = [replace(each, name="<b>x</b>" if each.name == "freeze" else each.name) for each in advice.results]
     odd = replace(advice, results=tuple(named), recommended="<b>x</b>", monitor="val_$x$")
     odd.save(tmp_path)
@@ -302,8 +313,6 @@ def test_the_page_is_self_contained_and_escapes_names(advice: Advice, tmp_path: 
 
 
 def test_a_page_without_measurements(advice: Advice, tmp_path: Path) -> None:
-    from dataclasses import replace
-
     from lightning_freeze.advice.measuring import Measurements
 
     replace(advice, measurements=Measurements(), difference=None).save(tmp_path)

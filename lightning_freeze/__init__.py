@@ -1,5 +1,6 @@
 """lightning-freeze: freeze, unfreeze and pace the layers of any transformer in PyTorch Lightning."""
 
+from lightning_freeze.advice import Advice, RuleOfThumb, advise, rule_of_thumb
 from lightning_freeze.callbacks import (
     DiscriminativeLR,
     FrozenPrefixCache,
@@ -44,6 +45,7 @@ from lightning_freeze.strategies import (
 __all__ = [
     "L2SP",
     "LISA",
+    "Advice",
     "AnyTrigger",
     "AutoFreeze",
     "BlockCoordinate",
@@ -75,6 +77,7 @@ __all__ = [
     "RandomLayers",
     "ReinitTopLayers",
     "RelativeGradientLR",
+    "RuleOfThumb",
     "SlimFit",
     "SpectrumFreezing",
     "Statistics",
@@ -85,7 +88,9 @@ __all__ = [
     "TransformerModule",
     "Trigger",
     "ULMFiT",
+    "advise",
     "compare",
     "plan_training",
+    "rule_of_thumb",
     "task_forgetting",
 ]

@@ -7,13 +7,13 @@ import os
 import sys
 import warnings
 
-from lightning_freeze.cli.divergence import DivergedError
 from lightning_freeze.cli.parsing.given_options import forget_options, given_options
 from lightning_freeze.cli.parsing.user_errors import message_for
+from lightning_freeze.cli.runs.divergence import DivergedError
 from lightning_freeze.cli.trainer_commands import DEFAULT_EPOCHS, FreezeCLI
 from lightning_freeze.errors import ConfigurationError, debugging, listing, suggest
 
-COMMANDS = ("fit", "validate", "test", "predict", "plan", "compare", "layers", "cache", "merge-checkpoint")
+COMMANDS = ("fit", "validate", "test", "predict", "plan", "advise", "compare", "layers", "cache", "merge-checkpoint")
 
 __all__ = ["COMMANDS", "DEFAULT_EPOCHS", "FreezeCLI", "main"]
 
@@ -54,6 +54,10 @@ def _run(given: list[str], args: list[str] | None) -> None:
         from lightning_freeze.cli.plan import main as plan
 
         plan(given[1:])
+    elif given[:1] == ["advise"]:
+        from lightning_freeze.cli.advise import main as advise
+
+        advise(given[1:])
     elif given[:1] == ["compare"]:
         from lightning_freeze.cli.compare import main as compare
 

@@ -25,11 +25,11 @@ import torch
 import yaml
 
 from lightning_freeze.cli.command_line import silence_known_noise
-from lightning_freeze.cli.divergence import DivergedError
 from lightning_freeze.cli.measured_fit import ForgettingMetric, is_first_process, run_fit
 from lightning_freeze.cli.parsing.config_files import load_yaml
 from lightning_freeze.cli.parsing.known_classes import find_class
 from lightning_freeze.cli.parsing.user_errors import message_for
+from lightning_freeze.cli.runs.divergence import DivergedError
 from lightning_freeze.cli.trainer_commands import FreezeCLI
 from lightning_freeze.comparison.fits import FitTask
 from lightning_freeze.comparison.result_files import write_result

@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lightning_freeze.callbacks.frozen_prefix_cache import FrozenPrefixCache
-from lightning_freeze.cli.divergence import check_finite
+from lightning_freeze.cli.runs.divergence import check_finite
 from lightning_freeze.cli.trainer_commands import FreezeCLI
 from lightning_freeze.comparison.peak_memory import PeakMemory
 from lightning_freeze.comparison.records import FitResult

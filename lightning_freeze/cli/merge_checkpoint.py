@@ -12,8 +12,8 @@ from torch import Tensor
 
 from lightning_freeze.checkpoints.merging import merged, omitted_weights
 from lightning_freeze.checkpoints.weight_files import check_output, read_weights, write_checkpoint
-from lightning_freeze.cli.checkpoint_file import read_checkpoint
-from lightning_freeze.cli.run_module import build_module
+from lightning_freeze.cli.runs.checkpoint_file import read_checkpoint
+from lightning_freeze.cli.runs.run_module import build_module
 from lightning_freeze.errors import ConfigurationError
 
 _DESCRIPTION = (

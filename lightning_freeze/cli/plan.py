@@ -13,20 +13,15 @@ import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
 from lightning_freeze.cache.store.sizes import parse_size
-from lightning_freeze.cli.planned_fit import is_missing, plan_of_fit
+from lightning_freeze.cli.parsing.own_options import check_names
+from lightning_freeze.cli.runs.planned_fit import is_missing, plan_of_fit
+from lightning_freeze.cli.runs.written_phases import phases_yaml
 from lightning_freeze.cli.trainer_commands import FreezeCLI
-from lightning_freeze.cli.written_phases import phases_yaml
-from lightning_freeze.errors import ConfigurationError, suggest
+from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.plan import TrainingPlan
 from lightning_freeze.plan.output.files import check_format
 
 _OPTIONS = ("output", "write", "memory")
-_OPTIONS_OF_FIT = frozenset(
-    {
-        *("config", "print_config", "help", "seed_everything", "ckpt_path", "weights_only"),
-        *("model", "data", "trainer", "optimizer", "lr_scheduler", "report"),
-    }
-)
 
 _DESCRIPTION = (
     "Say what `lightning-freeze fit` would do and cost, without training: when which layer trains, at which rate, what "
@@ -123,7 +118,7 @@ def main(args: Sequence[str]) -> None:
         ConfigurationError: If the set-up is wrong, as in ``fit``, or a file cannot be of the kind that is asked for.
     """
     options, rest = _parser().parse_known_args(args)
-    _check_names(rest)
+    check_names(rest, _OPTIONS)
     memory = parse_size(options.memory, "--memory")
     output = None if options.output is None else Path(options.output)
     if output is not None:
@@ -137,15 +132,6 @@ def main(args: Sequence[str]) -> None:
         print(f"phases: {cli.write_phases(write, configs)}")
     if output is not None:
         print(f"plan: {cli.plan.save(output)}")
-
-
-def _check_names(args: Sequence[str]) -> None:
-    """Find a misspelt option of ``plan`` itself, which the parser of ``fit`` does not know."""
-    names = [arg[2:].partition("=")[0] for arg in args if arg.startswith("--")]
-    for name in names:
-        nearest = suggest(name, _OPTIONS) if "." not in name and name not in _OPTIONS_OF_FIT else ""
-        if nearest:
-            raise ConfigurationError(f"There is no option --{name}.{nearest}")
 
 
 def _configs_of(args: Sequence[str]) -> list[str]:

@@ -17,13 +17,13 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 
 import lightning_freeze  # noqa: F401  (makes the callbacks and triggers known by their short names)
-from lightning_freeze.cli.checkpoint_file import saved_hyperparameters
-from lightning_freeze.cli.divergence import check_finite
 from lightning_freeze.cli.parsing.class_defaults import check_order, check_values, described, own_defaults
 from lightning_freeze.cli.parsing.config_files import problems
 from lightning_freeze.cli.parsing.given_options import check_sections, refuse_out_of_range, remember_options
 from lightning_freeze.cli.parsing.parser import FreezeArgumentParser
-from lightning_freeze.cli.planned_fit import plan_of_fit
+from lightning_freeze.cli.runs.checkpoint_file import saved_hyperparameters
+from lightning_freeze.cli.runs.divergence import check_finite
+from lightning_freeze.cli.runs.planned_fit import plan_of_fit
 from lightning_freeze.data import TextDataModule
 from lightning_freeze.data.predictions import prediction_rows, write_predictions
 from lightning_freeze.errors import ConfigurationError

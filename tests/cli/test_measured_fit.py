@@ -9,8 +9,8 @@ import pytest
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 
-from lightning_freeze.cli.divergence import DivergedError
 from lightning_freeze.cli.measured_fit import run_fit
+from lightning_freeze.cli.runs.divergence import DivergedError
 from lightning_freeze.comparison.records import FitResult
 from lightning_freeze.errors import ConfigurationError
 

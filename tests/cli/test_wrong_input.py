@@ -112,8 +112,8 @@ def test_wrong_value_is_one_short_message(args: list[str], words: str, capsys: p
         ([], "No command is given: expected one of 'fit'"),
         (
             ["fitt"],
-            "'fitt' is no command: expected one of 'fit', 'validate', 'test', 'predict', 'plan', 'layers', 'cache', "
-            "'merge-checkpoint'.",
+            "'fitt' is no command: expected one of 'fit', 'validate', 'test', 'predict', 'plan', 'advise', 'compare', "
+            "'layers', 'cache', 'merge-checkpoint'.",
         ),
         (["cache", "prune", ".", "--max-size", "9" * 400 + "GiB"], "is no cache"),
     ],

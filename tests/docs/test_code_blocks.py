@@ -13,7 +13,7 @@ import pytest
 import tiny_project
 from code_blocks import CodeBlock, blocks_of, commands_of
 
-from lightning_freeze.cli import compare, plan
+from lightning_freeze.cli import advise, compare, plan
 from lightning_freeze.cli.command_line import main
 from lightning_freeze.cli.parsing.config_files import load_yaml
 from lightning_freeze.comparison.settings import read_settings
@@ -115,8 +115,9 @@ def test_commands_are_read_by_the_command_line(
     if subcommand == "compare":
         assert Path(compare._parser().parse_args(args).config).is_file()
         return
-    if subcommand == "plan":
-        _, args = plan._parser().parse_known_args(args)
+    own = {"plan": plan._parser, "advise": advise._parser}.get(subcommand)
+    if own is not None:
+        _, args = own().parse_known_args(args)
         subcommand = "fit"
     if subcommand in ("layers", "cache", "merge-checkpoint"):
         parse = argparse.ArgumentParser.parse_args

@@ -9,11 +9,13 @@ May import ``layers`` and ``errors``. Begin reading with ``support.py`` (what is
 from lightning_freeze.distributed.agreement import mean_over_ranks
 from lightning_freeze.distributed.changes import before_change, resynchronise
 from lightning_freeze.distributed.optimizer_state import restore_where_saved
+from lightning_freeze.distributed.ranks import Ranks, ranks_of
 from lightning_freeze.distributed.replaced import Snapshot
 from lightning_freeze.distributed.sharding import gathered, reshard, write
 from lightning_freeze.distributed.support import check_strategy, check_wrapped, foreign_wrapper
 
 __all__ = [
+    "Ranks",
     "Snapshot",
     "before_change",
     "check_strategy",
@@ -21,6 +23,7 @@ __all__ = [
     "foreign_wrapper",
     "gathered",
     "mean_over_ranks",
+    "ranks_of",
     "reshard",
     "restore_where_saved",
     "resynchronise",

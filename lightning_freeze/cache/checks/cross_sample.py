@@ -199,6 +199,8 @@ class _Trace(TorchDispatchMode):
         found = list(tensors_in(output))
         for tensor in found:
             self._mark(tensor)
+        if func.namespace == "_c10d_functional" and name != "wait_tensor":
+            return  # an exchange between ranks has begun; its result is read once it has been waited for
         if _is_harmless(frame := _caller()):
             return
         if name.rstrip("_") in _SCANS and self._scans_samples(name, *inputs):

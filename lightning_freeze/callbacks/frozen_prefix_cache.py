@@ -33,6 +33,9 @@ class FrozenPrefixCache(Callback):
     Where skipping could change a result (dropout in frozen layers, a layer above that reads the output of an earlier
     one, a forward hook on a skipped module), the callback warns, switches itself off, and the run continues without it.
 
+    Under ``ModelParallelStrategy`` (FSDP2, tensor parallel) all ranks decide together: the prefix is skipped where
+    every rank has found all of its samples. Under FSDP of the first generation and DeepSpeed the callback does nothing.
+
     Args:
         cache_dir: Folder in which hidden states are kept for later runs. ``None`` keeps them in memory only, as long
             as the callback exists. Give one on a local disk: on a network file system, where LMDB must not be used,

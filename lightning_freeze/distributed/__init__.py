@@ -1,7 +1,7 @@
 """What changes when a strategy replicates or shards the model.
 
 DDP wraps the model again when other parameters train. FSDP2 modules are resharded before a change and refreshed after
-it. Strategies that do not support a schedule are refused.
+it. Strategies that do not support a schedule are refused. The ranks of a sharded run exchange decisions (``ranks.py``).
 
 May import ``layers`` and ``errors``. Begin reading with ``support.py`` (what is refused) and ``changes.py``.
 """

@@ -20,8 +20,8 @@ from torch.distributed.tensor.parallel import SequenceParallel as OverPositions
 from torch.utils.data import DataLoader, TensorDataset
 from toys import StatefulLoader, trainer
 
-from lightning_freeze.cache.prefix import break_even
 from lightning_freeze import FrozenPrefixCache, LayerFreezing
+from lightning_freeze.cache.prefix import break_even
 
 # Whether reading pays in so small a model depends on the machine.
 break_even.SLOWER = float("inf")

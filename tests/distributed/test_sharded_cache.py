@@ -17,13 +17,17 @@ def assert_same_losses(run, losses):
     assert all(map(torch.equal, run["losses"], losses))
 
 
+@pytest.fixture(scope="module")
+def fits(tmp_path_factory):
+    out = tmp_path_factory.mktemp("fits")
+    run_script("sharded_cache_script.py", out, *CASES, *REFUSED)
+    return out
+
+
 @pytest.mark.slow
-def test_cached_equals_uncached(tmp_path):
-    run_script("sharded_cache_script.py", tmp_path, *CASES)
+def test_cached_equals_uncached(fits):
     for name in CASES:
-        ranks = {
-            kind: [load(tmp_path, f"{name} {kind}", rank) for rank in (0, 1)] for kind in ("without", "with", "again")
-        }
+        ranks = {kind: [load(fits, f"{name} {kind}", rank) for rank in (0, 1)] for kind in ("without", "with", "again")}
         for kind in ("with", "again"):
             for rank, run in enumerate(ranks[kind]):
                 plain = ranks["without"][rank]
@@ -34,17 +38,17 @@ def test_cached_equals_uncached(tmp_path):
         # Ranks that see other samples have read what they have stored themselves, in one folder.
         assert outcomes(ranks["again"][0]).count("skip") > outcomes(ranks["with"][0]).count("skip"), name
 
-    static = load(tmp_path, "static with", 0)
+    static = load(fits, "static with", 0)
     assert outcomes(static) == ["run and compare", *["run and store"] * 3, *["skip"] * 12]
     # Both ranks ran the batch of which one of them lacked a sample.
-    misses = [load(tmp_path, "one rank misses with", rank)["decisions"][5] for rank in (0, 1)]
+    misses = [load(fits, "one rank misses with", rank)["decisions"][5] for rank in (0, 1)]
     assert misses[0].startswith("run and") and "another rank" in misses[0]
     assert misses[1].startswith("run and") and "another rank" not in misses[1]
     # Each rank has samples of its own, ranks of a tensor parallel group have the same; identities are those of all.
     for name, samples in {"static": 27 + 14, "tensor parallel": 14 + 14}.items():
-        (namespace,) = folder.namespaces(tmp_path / name / "cache")
+        (namespace,) = folder.namespaces(fits / name / "cache")
         assert namespace.info["blocks"] == 2, name
-        assert entries(tmp_path / name / "cache", namespace) <= samples, name
+        assert entries(fits / name / "cache", namespace) <= samples, name
 
 
 def entries(root, namespace):
@@ -55,12 +59,11 @@ def entries(root, namespace):
 
 
 @pytest.mark.slow
-def test_exceptions_and_resumes(tmp_path):
-    run_script("sharded_cache_script.py", tmp_path, *RESUMED)
+def test_exceptions_and_resumes(fits):
     for name in RESUMED:
         for rank in (0, 1):
-            plain = load(tmp_path, f"{name} without", rank)
-            failed, resumed = (load(tmp_path, f"{name} {kind}", rank) for kind in ("failed", "resumed"))
+            plain = load(fits, f"{name} without", rank)
+            failed, resumed = (load(fits, f"{name} {kind}", rank) for kind in ("failed", "resumed"))
             # Both ranks leave a run in whose middle the user's code fails.
             assert_same_losses(failed, plain["losses"][: len(failed["losses"])])
             assert_same_losses(resumed, plain["losses"][-len(resumed["losses"]) :])
@@ -69,12 +72,11 @@ def test_exceptions_and_resumes(tmp_path):
 
 
 @pytest.mark.slow
-def test_sharded_hidden_states_switch_all_ranks_off(tmp_path):
-    run_script("sharded_cache_script.py", tmp_path, *REFUSED)
+def test_sharded_hidden_states_switch_all_ranks_off(fits):
     reasons = {"sequence parallel": "sharded along the sequence", "distributed tensors": "DTensor"}
     for name in REFUSED:
         plain, first, second = (
-            load(tmp_path, f"{name} {kind}", rank) for kind, rank in (("without", 0), ("with", 0), ("with", 1))
+            load(fits, f"{name} {kind}", rank) for kind, rank in (("without", 0), ("with", 0), ("with", 1))
         )
         assert are_identical(first["weights"], plain["weights"]), name
         assert_same_losses(first, plain["losses"])

@@ -6,14 +6,20 @@ All run in turn in one process, so that the ratios hold on a busy machine too; e
 of the rounds, with the smallest and the largest. The ideal is a model of the layers that train alone, cut out by hand,
 in a plain loop over hidden states in RAM. Bookkeeping is the time that the cache itself takes in a step: keys,
 look-up and layout.
+
+    python benchmarks/cache_overhead.py --ranks 2
+
+measures instead what the ranks of a sharded model take to agree on a decision.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import statistics
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -21,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
@@ -31,8 +38,10 @@ from benchmarks.saved_results import Figure, Provenance, Table, add_option, save
 from lightning_freeze import LayerFreezing
 from lightning_freeze.cache import frozen_prefix
 from lightning_freeze.callbacks.frozen_prefix_cache import FrozenPrefixCache
+from lightning_freeze.distributed import Ranks
 
 BATCH, LENGTH, SKIPPED = 8, 128, 3
+EXCHANGES = 2000
 
 
 class Classifier(LightningModule):
@@ -142,8 +151,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=SKIPPED + 5)
     parser.add_argument("--quick", action="store_true", help="a small model instead of BERT-base")
+    parser.add_argument(
+        "--ranks", type=int, default=0, help="measure only what this many processes take to agree on a decision"
+    )
     add_option(parser)
     arguments = parser.parse_args()
+    if arguments.ranks:
+        print(exchange_table(arguments.ranks, arguments.rounds).markdown())
+        return
     made = Provenance.now("xxhash")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
@@ -194,6 +209,36 @@ def main() -> None:
     if arguments.save:
         name = "cache_overhead-quick" if arguments.quick else "cache_overhead"
         save(name, "Gain and cost of FrozenPrefixCache", [table], made, arguments.save)
+
+
+def exchange_table(count: int, rounds: int) -> Table:
+    """Measure the exchange that a cached step of a sharded model makes twice for each tower."""
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(_time_exchanges, (count, folder, rounds), nprocs=count)  # type: ignore[no-untyped-call]
+        taken = json.loads(Path(folder, "seconds.json").read_text())
+    figure = Figure([1e6 * seconds for seconds in taken])
+    return Table(
+        f"One exchange between {count} processes (gloo)",
+        {"one exchange, µs": {"median (smallest-largest)": figure}},
+        f"CPU. Threads: 1, rounds: {rounds}, exchanges in each: {EXCHANGES}.",
+        ["a step that skips makes two, one that runs four or more"],
+    )
+
+
+def _time_exchanges(rank: int, count: int, folder: str, rounds: int) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=count)
+    ranks, medians = Ranks(torch.device("cpu")), []
+    for _ in range(rounds):
+        taken = []
+        for _ in range(EXCHANGES):
+            began = time.perf_counter()
+            ranks.highest(rank)
+            taken.append(time.perf_counter() - began)
+        medians.append(statistics.median(taken))
+    if rank == 0:
+        Path(folder, "seconds.json").write_text(json.dumps(medians))
+    dist.destroy_process_group()
 
 
 def ratios(above: list[float], below: list[float]) -> Figure:

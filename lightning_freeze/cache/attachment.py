@@ -14,6 +14,7 @@ from lightning_freeze.cache.checks.eligibility import shards_weights
 from lightning_freeze.cache.decision import Decision, Outcome
 from lightning_freeze.cache.frozen_prefix import FrozenPrefix
 from lightning_freeze.cache.storage import Storage
+from lightning_freeze.distributed import ranks_of
 from lightning_freeze.layers.discovery.groups import Groups
 from lightning_freeze.run_warnings.record import warn_in_run
 
@@ -85,7 +86,7 @@ class Attachment:
         is_last = self._last_module is not None and self._last_module() is module
         min_boundaries = self._min_boundaries if is_last and trainer.state.fn != TrainerFn.FITTING else {}
         self.storage = open_storage()
-        self.cached = CachedModule(module, groups, self.storage, min_boundaries, on_switch_off)
+        self.cached = CachedModule(module, groups, self.storage, min_boundaries, on_switch_off, ranks_of(trainer))
         if not self.prefixes:
             problems = "; ".join(self.cached.problems.values())
             warn_in_run(trainer, f"FrozenPrefixCache does nothing for {type(module).__name__}: {problems}.")

@@ -16,6 +16,7 @@ from lightning_freeze.cache.identity.unsupported import reason_of
 from lightning_freeze.cache.prefix.entries import PrefixEntries
 from lightning_freeze.cache.prefix.pass_state import Tally
 from lightning_freeze.cache.storage import Storage
+from lightning_freeze.distributed import Ranks, reshard
 from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.layers import LayerStack
 from lightning_freeze.layers.discovery.groups import Groups
@@ -33,6 +34,7 @@ class CachedModule:
         storage: Where and how hidden states are stored.
         min_boundaries: Number of blocks that count as frozen in any case, by the name of the tower.
         on_switch_off: Called when a tower is switched off; see :class:`FrozenPrefix`.
+        ranks: All ranks if they must run the same layers, because the module is sharded.
 
     Attributes:
         prefixes: The towers that are cached.
@@ -46,7 +48,9 @@ class CachedModule:
         storage: Storage,
         min_boundaries: Mapping[str, int],
         on_switch_off: Callable[[FrozenPrefix, str, bool], None],
+        ranks: Ranks | None = None,
     ) -> None:
+        self._ranks = ranks
         self.prefixes: list[FrozenPrefix] = []
         self.problems: dict[str, str] = {}
         self._module = module
@@ -135,6 +139,8 @@ class CachedModule:
         for number, prefix in enumerate(self.prefixes):
             if prefix.calls or prefix.off is not None or not prefix.tower.boundary():
                 continue
+            if self._ranks is not None:
+                reshard(self._module)  # so that the parameters are those that the optimizer knows
             smaller = prefix.tower.with_smaller_entry()
             if smaller is None:
                 prefix.switch_off(
@@ -155,6 +161,8 @@ class CachedModule:
         if next(self._module.parameters(), None) is None:
             self.problems = {"": "it has no parameters"}
             return
+        if self._ranks is not None:
+            reshard(self._module)  # so that the parameters are those that the optimizer knows
         try:
             stack = LayerStack(self._module, groups=self._groups)
             found, self.problems = find_towers(stack)
@@ -191,6 +199,11 @@ class CachedModule:
 
     def _prefix(self, tower: CachedTower, tally: Tally) -> FrozenPrefix:
         storage = self._storage
+        tower.is_sharded = self._ranks is not None
         entries = PrefixEntries(tower, storage.store, storage.dtype, storage.accelerator)
         entries.budget, entries.trims_padding = storage.budget, storage.trims_padding
-        return FrozenPrefix(tower, entries, storage.verify, self.prefixes, self._on_switch_off, tally)
+        if tower.is_sharded:
+            # Whether padding is read shows in the gradient of hidden states. Sharded modules exchange gradients in
+            # another order where hidden states require one, so ranks with and without padding would not match.
+            entries.trims_padding = False
+        return FrozenPrefix(tower, entries, storage.verify, self.prefixes, self._on_switch_off, tally, self._ranks)

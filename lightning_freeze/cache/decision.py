@@ -210,6 +210,41 @@ def decide_prefix(facts: PrefixFacts) -> Decision:
     return Decision(Outcome.SKIP, f"{found}, and the others are computed alone")
 
 
+#: What all ranks do in lockstep, in the order in which one rank's need overrules the decisions of the others.
+_LOCKSTEP = (Outcome.SKIP, Outcome.RUN_AND_STORE, Outcome.RUN_AND_COMPARE, Outcome.LEAVE_ALONE, Outcome.SWITCH_OFF)
+#: What a rank announces before its decision if the identity of its prefix has to be computed again.
+IDENTIFY = len(_LOCKSTEP)
+
+
+def announcement(decision: Decision) -> int:
+    """Return the number by which a rank of a sharded run announces its decision; the highest of any rank counts.
+
+    Args:
+        decision: The decision of this rank.
+    """
+    return _LOCKSTEP.index(decision.outcome)
+
+
+def in_lockstep(decision: Decision, highest: int) -> Decision:
+    """Return what this rank does, given the highest announcement of any rank.
+
+    Args:
+        decision: The decision of this rank.
+        highest: The highest number that any rank has announced, not :data:`IDENTIFY`.
+    """
+    outcome = _LOCKSTEP[highest]
+    return decision if outcome is decision.outcome else Decision(outcome, f"another rank needs it ({decision.reason})")
+
+
+def without_own_passes(facts: PrefixFacts) -> PrefixFacts:
+    """Return the facts for a rank that cannot run a part of the prefix alone, because the others would have to run it.
+
+    Args:
+        facts: What is known of the call and its prefix.
+    """
+    return facts._replace(is_divisible=False, has_lower=False, few_suffice=False)
+
+
 def after_failure(facts: PrefixFacts, outcome: Outcome) -> PrefixFacts:
     """Return the facts after an attempt at an outcome has failed; decided again, they give another outcome.
 

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_freeze.cache.checks import self_check
+from lightning_freeze.cache.checks import self_check, side_effects
 from lightning_freeze.cache.checks.dry_run import DryRun, check_randomness, check_size, compare, hidden_states_of
 from lightning_freeze.cache.checks.few_samples import FewSamples
 from lightning_freeze.cache.identity.cached_towers import CachedTower
-from lightning_freeze.cache.identity.keys import KeysOf
+from lightning_freeze.cache.identity.keys import KeysOf, hash_of
 from lightning_freeze.cache.identity.unsupported import Unsupported
 from lightning_freeze.cache.prefix import break_even, layout
 from lightning_freeze.cache.prefix.block_signature import BlockSignature
 from lightning_freeze.cache.prefix.entries import PrefixEntries, synchronize
+from lightning_freeze.cache.prefix.lockstep import Extra, Lockstep
 from lightning_freeze.cache.prefix.pass_state import KnownPrefix, PassState, Tally
 from lightning_freeze.cache.prefix.random_state import RandomState, preserved_random_state
-from lightning_freeze.cache.prefix.stand_ins import BlockRecorder, NanBuffer, SkippedBlocks, run_prefix
+from lightning_freeze.cache.prefix.stand_ins import BlockRecorder, NanBuffer, SkippedBlocks, pass_prefix, run_prefix
 from lightning_freeze.diagnostics.backward_watch import mark_probe
+from lightning_freeze.distributed.sharding import is_sharded
 
 
 class PrefixExecutor:
@@ -33,12 +35,16 @@ class PrefixExecutor:
         entries: The stored hidden states.
         tally: Where hits are counted.
         keys_of: As for :meth:`Call.keys`.
+        lockstep: Runs extra passes.
 
     Attributes:
         is_probing: Whether the running step checks if padding is read, so that gradients reach below the boundary.
     """
 
-    def __init__(self, tower: CachedTower, entries: PrefixEntries, tally: Tally, keys_of: KeysOf) -> None:
+    def __init__(
+        self, tower: CachedTower, entries: PrefixEntries, tally: Tally, keys_of: KeysOf, lockstep: Lockstep
+    ) -> None:
+        self._lockstep = lockstep
         self.is_probing = False
         self._tower = tower
         self._entries = entries
@@ -69,6 +75,8 @@ class PrefixExecutor:
         state.began = time.perf_counter()
 
     def _record(self, state: PassState, boundary: int, hidden: Tensor) -> Tensor | None:
+        if is_sharded(hidden):
+            raise Unsupported("its hidden states are sharded over the ranks (DTensor), as in sequence parallelism")
         if hidden.is_nested:
             raise Unsupported(
                 "its blocks take nested tensors, as those of nn.TransformerEncoder do in eval mode; "
@@ -110,7 +118,7 @@ class PrefixExecutor:
             Unsupported: If the prefix cannot be skipped.
         """
         known = state.known
-        hidden = hidden_states_of(self._tower, state)
+        hidden = self._hidden_states(state)
         assert state.recorder is not None
         if self._signatures is None:
             self._signatures = [signature for signature in state.recorder.signatures if signature is not None]
@@ -118,7 +126,8 @@ class PrefixExecutor:
         self._tally.samples += state.call.size
         known.has_own_nan = known.has_own_nan or self_check.contains_nan(output)
         mixing_before = known.mixing
-        self._check(state, hidden, output)
+        with self._lockstep.passes(self._substitutes(state, hidden)):
+            self._check(state, hidden, output)
         known.record_conditions(state.training_modules)
         loses_trim = state.trims_padding and not known.trims_padding and state.call.has_padding
         state.trims_padding = state.trims_padding and not loses_trim
@@ -131,16 +140,60 @@ class PrefixExecutor:
         self._entries.put(state, state.hidden, state.missing, is_whole_batch=True)
         return None if known.is_checked else self._entries.start_reading(state, self._keys_of)
 
+    def _hidden_states(self, state: PassState) -> Tensor:
+        """Return the hidden states of a pass that has run for real, once no rank has a reason against it."""
+        ranks = self._lockstep.ranks
+        if ranks is None:
+            return hidden_states_of(self._tower, state)
+        hidden, problem = torch.empty(0), None
+        try:
+            hidden = hidden_states_of(self._tower, state)
+        except Exception as error:
+            problem = error
+        # All ranks that see the same data take part in this, also one with a problem.
+        is_replicated = ranks.is_replicated(hash_of(hidden))
+        if not is_replicated and problem is None:
+            problem = Unsupported(
+                "its hidden states differ between the ranks of a tensor parallel group, as where they are sharded "
+                "along the sequence"
+            )
+        if ranks.highest(problem is not None):
+            raise problem or Unsupported("another rank cannot use it")
+        return hidden
+
+    def _substitutes(self, state: PassState, hidden: Tensor) -> dict[Extra, Callable[[], Any]]:
+        """Return what to run while another rank checks something on its own samples."""
+        tower, call, boundary, start = self._tower, state.call, state.known.boundary, state.random_state
+        signatures = self._signatures
+        assert signatures is not None and start is not None
+
+        def isolated(run: Callable[[], Any]) -> Callable[[], Any]:
+            def substitute() -> None:
+                with side_effects.isolated(tower.entry, start, hidden.device):
+                    run()
+
+            return substitute
+
+        def skipping() -> None:
+            with SkippedBlocks(tower, signatures, boundary, hidden):
+                tower.entry.forward(*call.args, **call.kwargs)
+
+        return {
+            Extra.PREFIX: isolated(lambda: pass_prefix(tower, boundary, (call.args, call.kwargs))),
+            Extra.SKIPPING: isolated(skipping),
+            Extra.WHOLE: isolated(lambda: tower.entry.forward(*call.args, **call.kwargs)),
+        }
+
     def _check(self, state: PassState, hidden: Tensor, output: Any) -> None:
         assert self._signatures is not None
         known = state.known
         if state.used_rng and not (known.rng_is_harmless and state.training_modules <= known.training_modules):
-            check_randomness(self._tower, self._signatures, state, hidden)
+            check_randomness(self._tower, self._signatures, state, hidden, self._lockstep)
         if state.skipped is None:
             compare(state, hidden, self._entries.dtype or hidden.dtype)
             if state.needs_dry_run:
-                DryRun(self._tower, self._signatures, state, hidden).run(output)
-            check_size(self._tower, self._signatures, state, range(state.call.size), hidden)
+                DryRun(self._tower, self._signatures, state, hidden, self._lockstep).run(output)
+            check_size(self._tower, self._signatures, state, range(state.call.size), hidden, self._lockstep)
 
     def check_few(self, state: PassState) -> bool:
         """Check on two samples that the prefix can be skipped, if all samples of the batch were found.
@@ -182,6 +235,19 @@ class PrefixExecutor:
             state.too_slow = break_even.why_slow_after_reads(known, reading, size)
         return True
 
+    def skip_blank(self, state: PassState) -> None:
+        """Skip the prefix as the other ranks do although the hidden states could not be read; the pass is run again.
+
+        Args:
+            state: The pass.
+        """
+        known, call = state.known, state.call
+        assert self._signatures is not None
+        shape = (call.size, *((call.length,) if known.has_positions else ()), *known.feature_shape)
+        hidden = torch.zeros(shape, dtype=known.dtype, device=known.device)
+        state.skipped = SkippedBlocks(self._tower, self._signatures, known.boundary, hidden)
+        state.skipped.was_called_differently = True
+
     def _compute(self, state: PassState, missing: Sequence[int]) -> bool:
         """Compute and store the prefix of some of the samples alone, if the call can be divided."""
         some = state.call.select(missing)
@@ -190,7 +256,7 @@ class PrefixExecutor:
         boundaries = self._entries.boundaries(state.known.boundary)
         with preserved_random_state(state.device) if state.known.rng_is_harmless else nullcontext():
             computed = run_prefix(self._tower, self._signatures, boundaries, some)
-        check_size(self._tower, self._signatures, state, missing, computed[state.known.boundary])
+        check_size(self._tower, self._signatures, state, missing, computed[state.known.boundary], self._lockstep)
         self._entries.put(state, computed, missing, is_whole_batch=False)
         spans = [state.spans[i] for i in missing] if state.spans else None
         fresh = layout.pack(computed[state.known.boundary], spans)

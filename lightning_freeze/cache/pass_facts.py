@@ -14,8 +14,10 @@ from lightning_freeze.cache.decision import CallFacts, PrefixFacts
 from lightning_freeze.cache.execution import PrefixExecutor
 from lightning_freeze.cache.identity.cached_towers import CachedTower
 from lightning_freeze.cache.identity.keys import Call, CallReader, KeysOf
+from lightning_freeze.cache.identity.unsupported import Unsupported
 from lightning_freeze.cache.prefix.entries import PrefixEntries
 from lightning_freeze.cache.prefix.pass_state import PassState
+from lightning_freeze.distributed.sharding import is_sharded
 
 
 class PassFacts:
@@ -60,6 +62,8 @@ class PassFacts:
         if has_observers or returns_keys:
             return CallFacts(boundary, has_observers=has_observers, returns_keys=returns_keys), None
         call = self._reader.read(args, kwargs)
+        if any(map(is_sharded, call.tensors.values())):
+            raise Unsupported("its inputs are sharded over the ranks (DTensor)")
         has_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in call.tensors.values())
         probes_padding = has_gradient and any(executor.is_probing for executor in executors)
         return CallFacts(

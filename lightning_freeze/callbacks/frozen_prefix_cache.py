@@ -33,6 +33,9 @@ class FrozenPrefixCache(Callback):
     Where skipping could change a result (dropout in frozen layers, a layer above that reads the output of an earlier
     one, a forward hook on a skipped module), the callback warns, switches itself off, and the run continues without it.
 
+    Under ``ModelParallelStrategy`` (FSDP2, tensor parallel) all ranks decide together: the prefix is skipped where
+    every rank has found all of its samples. Under FSDP of the first generation and DeepSpeed the callback does nothing.
+
     Args:
         cache_dir: Folder in which hidden states are kept for later runs. ``None`` keeps them in memory only, as long
             as the callback exists. Give one on a local disk: on a network file system, where LMDB must not be used,
@@ -250,13 +253,17 @@ class FrozenPrefixCache(Callback):
 
     def _report_switch_off(self, prefix: FrozenPrefix, reason: str, is_fault: bool) -> None:
         module = self._attachment.module
+        rank = 0 if module is None else module.global_rank
+        if rank and prefix.tower.is_sharded:
+            return  # all ranks switch off together, for a reason that the first one reports
+        # Other ranks have different batches, and reasons of their own.
+        where = f" on rank {rank}" if rank else ""
         if is_fault:
-            # Ranks have different batches, and reasons of their own.
-            rank = 0 if module is None else module.global_rank
-            where = f" on rank {rank}" if rank else ""
             warnings.warn(f"FrozenPrefixCache is switched off for {prefix.tower.label}{where}: {reason}.", stacklevel=2)
         elif self.verbose and module is not None:
-            module.print(f"Frozen prefix cache: not used for {prefix.tower.label}: {reason}.")
+            # `LightningModule.print` is silent on all ranks but the first.
+            tell = print if rank else module.print
+            tell(f"Frozen prefix cache: not used for {prefix.tower.label}{where}: {reason}.")
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy or a pickle of a callback holds its configuration, not the run that it takes part in.

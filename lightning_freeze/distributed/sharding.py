@@ -16,6 +16,11 @@ def is_sharded(tensor: Tensor) -> bool:
     return isinstance(tensor, _types()[0])
 
 
+def is_tensor_of_ranks(kind: type) -> bool:
+    """Whether a class of tensors stands for parts on several ranks, or for the result of an exchange under way."""
+    return kind.__module__.startswith(("torch.distributed.tensor", "torch.distributed._functional_collectives"))
+
+
 def reshard(module: Module) -> None:
     """Restore the sharded parameters after a forward pass that has left the gathered ones in the module.
 
@@ -35,6 +40,94 @@ def renew(module: Module) -> None:
     for part in _fsdp_modules(module):
         # No public name shows whether there was a forward pass; before the first one, there is nothing to update.
         if part._get_fsdp_state()._is_root is not None:
+            part.unshard()
+            part.reshard()
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of a tensor; the tensor itself if it is not sharded. Does not communicate."""
+    if not is_sharded(tensor):
+        return tensor
+    sharded: Any = tensor
+    with torch.no_grad():  # with gradients it would be a view with a version counter of its own
+        part: Tensor = sharded.to_local()
+    return part
+
+
+@torch.no_grad()
+def whole(tensor: Tensor) -> Tensor:
+    """The whole tensor, on all ranks; must be called on all of them if it is sharded."""
+    if not is_sharded(tensor):
+        return tensor
+    sharded: Any = tensor
+    found: Tensor = sharded.to(sharded.device_mesh.device_type).full_tensor()
+    return found
+
+
+def computation(module: Module) -> str:
+    """What a sharded module computes differently from the same module on one device, as text; empty if nothing.
+
+    ``fully_shard`` gathers whole weights, so that only its mixed precision matters. Tensor parallelism computes parts,
+    and adds them in another order.
+
+    Args:
+        module: The module, with its sharded parameters in place.
+    """
+    found = []
+    gathered_later: set[int] = set()
+    for part in _fsdp_modules(module):
+        state = part._get_fsdp_state()  # no public name shows the policy, or which parameters are gathered
+        found.append(str(state._mp_policy))
+        for group in state._fsdp_param_groups:
+            gathered_later |= {id(p.sharded_param) for p in group.fsdp_params if not p.is_dtensor}
+    for name, parameter in module.named_parameters():
+        if is_sharded(parameter) and id(parameter) not in gathered_later:
+            sharded: Any = parameter
+            found.append(f"{name} {sharded.placements} of {tuple(sharded.device_mesh.shape)}")
+    return ", ".join(sorted(set(found)))
+
+
+def unsharded_class(kind: type) -> type:
+    """The class that a module had before ``fully_shard`` changed it; the class itself if it did not."""
+    wrapper = _types()[1]
+    if wrapper and issubclass(kind, wrapper) and len(kind.__bases__) == 2:
+        return kind.__bases__[1]
+    return kind
+
+
+def gathers(module: Module) -> bool:
+    """Whether a module, or one in it, gathers its weights in its forward pass."""
+    return any(True for _ in _fsdp_modules(module))
+
+
+def end_interrupted_forward(module: Module) -> None:
+    """Bring sharded modules whose forward pass was left by an exception into the state after a forward pass.
+
+    Args:
+        module: The module that they are in; its own forward pass may be running.
+    """
+    for part in _fsdp_modules(module):
+        state = part._get_fsdp_state()  # the public ``reset_iter_state`` is for the whole model, and drops gradients
+        if part is module or state._training_state.name != "FORWARD":
+            continue
+        idle = type(state._training_state).IDLE
+        state._training_state = idle
+        for group in state._fsdp_param_groups:
+            group._training_state = idle
+        part.reshard()
+
+
+def drop_prefetched(module: Module) -> None:
+    """Drop weights that were gathered ahead for modules that were not called after all. Does not communicate.
+
+    The next forward pass would use them even if the weights have changed until then.
+
+    Args:
+        module: The module that they are in.
+    """
+    for part in _fsdp_modules(module):
+        # No public name shows whether weights are on their way. If they are, this waits for them.
+        if any(group._all_gather_result is not None for group in part._get_fsdp_state()._fsdp_param_groups):
             part.unshard()
             part.reshard()
 

@@ -27,7 +27,7 @@ from cached_fits import (
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
@@ -478,8 +478,8 @@ def test_layers_given_explicitly() -> None:
 def test_sharded_strategy_is_refused() -> None:
     cache = make_cache()
     trainer = make_trainer(cache)
-    trainer.strategy.__class__ = type("ModelParallelStrategy", (ModelParallelStrategy,), {})
-    with pytest.warns(UserWarning, match="does nothing under ModelParallelStrategy"):
+    trainer.strategy.__class__ = type("FSDPStrategy", (FSDPStrategy,), {})
+    with pytest.warns(UserWarning, match="does nothing under FSDPStrategy"):
         cache.on_fit_start(trainer, Plain(bert()))
     assert not cache._towers
 

@@ -12,7 +12,7 @@ import transformers as tf
 from cached_fits import Examples, Plain, freeze, loader, make_cache, make_trainer
 from encoders import AfterStep, Encoder, bert, frozen
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
 
 from lightning_freeze import EpochTrigger, FrozenPrefixCache, GradualUnfreezing, Phase, PhasedFineTuning
@@ -217,7 +217,7 @@ def test_model_without_blocks() -> None:
 def test_sharded_strategy() -> None:
     cache = make_cache()
     trainer = make_trainer(cache)
-    trainer.strategy.__class__ = type("ModelParallelStrategy", (ModelParallelStrategy,), {})
+    trainer.strategy.__class__ = type("FSDPStrategy", (FSDPStrategy,), {})
     with pytest.warns(UserWarning, match="does nothing under"):
         cache.on_fit_start(trainer, Plain(bert()))
     assert str(cache.explain()[""]) == "leave alone: where weights are sharded, all ranks must run the same layers"

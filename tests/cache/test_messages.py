@@ -141,11 +141,21 @@ def test_traceback_of_an_unexpected_error(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_other_ranks_say_why() -> None:
     cache = make_cache()
-    tower = SimpleNamespace(tower=SimpleNamespace(label="the model"))
+    tower = SimpleNamespace(tower=SimpleNamespace(label="the model", is_sharded=False))
     for rank, expected in ((0, "for the model: why"), (3, "for the model on rank 3: why")):
         cache._attachment.module = SimpleNamespace(global_rank=rank)  # type: ignore[assignment]
         with pytest.warns(UserWarning, match=f"FrozenPrefixCache is switched off {expected}"):
             cache._report_switch_off(tower, "why", True)  # type: ignore[arg-type]
+
+
+def test_other_ranks_say_that_it_does_not_pay(capsys: pytest.CaptureFixture[str]) -> None:
+    cache = make_cache(verbose=True)
+    cache._attachment.module = SimpleNamespace(global_rank=3)  # type: ignore[assignment]
+    for is_sharded in (False, True):  # where all ranks switch off together, the first one says why
+        tower = SimpleNamespace(tower=SimpleNamespace(label="the model", is_sharded=is_sharded))
+        cache._report_switch_off(tower, "it is slow", False)  # type: ignore[arg-type]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == ["Frozen prefix cache: not used for the model on rank 3: it is slow."]
 
 
 class FastPath(nn.Module):

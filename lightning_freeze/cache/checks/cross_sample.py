@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_freeze.cache.identity.values import tensors_in
+from lightning_freeze.distributed.sharding import is_tensor_of_ranks
 
 #: Sizes of the groups. A prime that divides no other dimension tells the dimension of the samples apart.
 _SIZES = (5, 7, 11, 13)
@@ -180,6 +181,8 @@ class _Trace(TorchDispatchMode):
         self._dependent[storage._cdata] = StorageWeakRef(storage)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(is_tensor_of_ranks(kind) for kind in types):
+            return NotImplemented  # it runs as operations on this rank's part, which are recorded
         output = func(*args, **(kwargs or {}))
         if self.problem is None:
             try:
@@ -196,6 +199,8 @@ class _Trace(TorchDispatchMode):
         found = list(tensors_in(output))
         for tensor in found:
             self._mark(tensor)
+        if func.namespace == "_c10d_functional" and name != "wait_tensor":
+            return  # an exchange between ranks has begun; its result is read once it has been waited for
         if _is_harmless(frame := _caller()):
             return
         if name.rstrip("_") in _SCANS and self._scans_samples(name, *inputs):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,10 +15,12 @@ from lightning_freeze.cache.identity.unsupported import Unsupported
 from lightning_freeze.cache.identity.values import tensors_in
 from lightning_freeze.cache.prefix import layout
 from lightning_freeze.cache.prefix.block_signature import BlockSignature
+from lightning_freeze.cache.prefix.lockstep import Extra, Lockstep
 from lightning_freeze.cache.prefix.pass_state import PassState
 from lightning_freeze.cache.prefix.predicted_gain import count_flops
 from lightning_freeze.cache.prefix.random_state import RandomState
 from lightning_freeze.cache.prefix.stand_ins import SkippedBlocks, run_prefix
+from lightning_freeze.distributed.sharding import gathers
 
 
 def hidden_states_of(tower: CachedTower, state: PassState) -> Tensor:
@@ -76,7 +79,12 @@ def compare(state: PassState, hidden: Tensor, dtype: torch.dtype) -> None:
 
 
 def check_size(
-    tower: CachedTower, signatures: Sequence[BlockSignature], state: PassState, rows: Sequence[int], hidden: Tensor
+    tower: CachedTower,
+    signatures: Sequence[BlockSignature],
+    state: PassState,
+    rows: Sequence[int],
+    hidden: Tensor,
+    lockstep: Lockstep,
 ) -> None:
     """Compare one sample with what is computed for it alone, in the first batch of each size.
 
@@ -86,6 +94,7 @@ def check_size(
         state: The pass.
         rows: The samples that were computed together.
         hidden: Their hidden states.
+        lockstep: Runs extra passes.
 
     Raises:
         Unsupported: If they differ.
@@ -99,7 +108,9 @@ def check_size(
     if alone is None:
         return
     with side_effects.isolated(tower.entry, RandomState(hidden.device), hidden.device):
-        computed = run_prefix(tower, signatures, [known.boundary], alone)[known.boundary]
+        computed = lockstep.run(
+            Extra.PREFIX, lambda: run_prefix(tower, signatures, [known.boundary], alone)[known.boundary]
+        )
     if self_check.difference(computed[0], hidden[-1]) > self_check.tolerance(hidden.dtype):
         raise Unsupported(
             f"what its frozen layers compute for one sample of {len(rows)} depends on the other samples of the batch"
@@ -107,7 +118,7 @@ def check_size(
 
 
 def check_randomness(
-    tower: CachedTower, signatures: Sequence[BlockSignature], state: PassState, hidden: Tensor
+    tower: CachedTower, signatures: Sequence[BlockSignature], state: PassState, hidden: Tensor, lockstep: Lockstep
 ) -> None:
     """Check that random numbers were not drawn by skipped modules, and did not affect the hidden states.
 
@@ -116,6 +127,7 @@ def check_randomness(
         signatures: The signatures of its blocks.
         state: The pass.
         hidden: The hidden states that it computed.
+        lockstep: Runs extra passes.
 
     Raises:
         Unsupported: If random numbers matter.
@@ -132,7 +144,9 @@ def check_randomness(
             side_effects.RandomUse(skipped, hidden.device) as random_use,
         ):
             torch.manual_seed(seed)
-            again = run_prefix(tower, signatures, [known.boundary], (call.args, call.kwargs))
+            again = lockstep.run(
+                Extra.PREFIX, lambda: run_prefix(tower, signatures, [known.boundary], (call.args, call.kwargs))
+            )
         difference = self_check.difference(again[known.boundary], hidden)
         if random_use.found or difference > self_check.tolerance(hidden.dtype):
             raise Unsupported(reason)
@@ -147,11 +161,18 @@ class DryRun:
         signatures: The signatures of its blocks.
         state: The pass that has just run for real.
         hidden: The hidden states that it computed at the boundary.
+        lockstep: Runs extra passes.
     """
 
     def __init__(
-        self, tower: CachedTower, signatures: Sequence[BlockSignature], state: PassState, hidden: Tensor
+        self,
+        tower: CachedTower,
+        signatures: Sequence[BlockSignature],
+        state: PassState,
+        hidden: Tensor,
+        lockstep: Lockstep,
     ) -> None:
+        self._lockstep = lockstep
         self._tower = tower
         self._signatures = signatures
         self._state = state
@@ -197,7 +218,8 @@ class DryRun:
         spans = tuple(self._state.spans) if self._state.spans and known.trims_padding else None
         embeddings = tuple(self._skippable_embeddings())
         for used, skipped in dict.fromkeys([(spans, embeddings), (spans, ()), (None, embeddings), (None, ())]):
-            if self._is_same(output, used, skipped):
+            is_same = partial(self._is_same, output, used, skipped)
+            if self._lockstep.run(Extra.SKIPPING, is_same):
                 known.skipped_embeddings = list(skipped)
                 known.trims_padding = known.trims_padding and (used is not None or not self._state.spans)
                 return
@@ -209,7 +231,7 @@ class DryRun:
         call, hidden, start = self._state.call, self._hidden, self._state.random_state
         assert start is not None
         with side_effects.isolated(self._tower.entry, start, hidden.device):
-            again = self._tower.entry.forward(*call.args, **call.kwargs)
+            again = self._lockstep.run(Extra.WHOLE, lambda: self._tower.entry.forward(*call.args, **call.kwargs))
         if self_check.outputs_differ(again, output, self._state.spans, call.length, self._limit):
             raise Unsupported("it does not return the same again for the same inputs: it has a state of its own")
 
@@ -220,6 +242,8 @@ class DryRun:
             module
             for module, value in (recorder.embedding_modules if recorder else {}).items()
             if isinstance(value, Tensor) and value.shape == hidden.shape and value.dtype == hidden.dtype
+            # Where ranks have other shapes, one of them might skip weights that the others gather.
+            if not gathers(module)
         ]
 
     def _is_same(self, output: Any, spans: layout.Spans | None, embeddings: Sequence[nn.Module]) -> bool:
@@ -289,7 +313,8 @@ class DryRun:
         return cross_sample.group_size(tensors, [parameter for step in steps for parameter in step])
 
     def _run_prefix(self, inputs: Any) -> None:
-        run_prefix(self._tower, self._signatures, [self._state.known.boundary], inputs)
+        boundary = self._state.known.boundary
+        self._lockstep.run(Extra.PREFIX, lambda: run_prefix(self._tower, self._signatures, [boundary], inputs))
 
     def _compute(self, args: tuple[Any, ...], kwargs: dict[str, Any], scale: float = 1.0) -> Tensor:
         """Compute the prefix of one sample, and count its operations."""
@@ -297,7 +322,7 @@ class DryRun:
         run = lambda: run_prefix(self._tower, self._signatures, [known.boundary], (args, kwargs))[known.boundary]  # noqa: E731
         skipped = self._tower.prefix_modules(known.boundary)
         snapshot = self_check.AttributeSnapshot(skipped)
-        computed, count = count_flops(run)
+        computed, count = self._lockstep.run(Extra.PREFIX, lambda: count_flops(run))
         # Another sample gives other tensors. The same sample gives the same ones, so their content shows nothing.
         if snapshot.has_changed(by_content=self._state.call.size > 1):
             raise Unsupported("its frozen layers keep what they compute in an attribute, where others may read it")

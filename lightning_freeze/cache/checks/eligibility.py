@@ -18,6 +18,8 @@ from lightning_freeze.namespaces import either
 _PAST = ("past_key_values", "past_key_value", "layer_past", "cache_params")
 #: Arguments that ask for what skipped layers compute.
 _REQUESTS = ("output_hidden_states", "output_attentions")
+#: Where hooks are defined that do not keep layers from being skipped.
+_HARMLESS = ("transformers.utils.output_capturing", "torch.distributed.fsdp.", "torch.distributed.tensor.")
 #: Modules that leave their fast path when there are hooks.
 _HOOKS_MATTER = (nn.MultiheadAttention, nn.TransformerEncoder, nn.TransformerEncoderLayer)
 
@@ -115,7 +117,8 @@ def _is_ours(hook: Any) -> bool:
 
 def _is_harmless(hook: Any) -> bool:
     # The hooks of transformers do nothing unless hidden states or attentions are requested, which is checked first.
-    return _is_ours(hook) or str(getattr(hook, "__module__", "")).startswith("transformers.utils.output_capturing")
+    # Those of PyTorch's sharding gather weights and redistribute inputs, in the same way for the same inputs.
+    return _is_ours(hook) or str(getattr(hook, "__module__", "")).startswith(_HARMLESS)
 
 
 def has_global_hooks() -> bool:
@@ -201,10 +204,10 @@ class Hook:
 
 
 def shards_weights(strategy: Any) -> bool:
-    """Whether a strategy shards the weights, so that all ranks must run the same layers."""
-    from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+    """Whether a strategy shards the weights in a way in which layers cannot be skipped on all ranks at once."""
+    from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 
-    return isinstance(strategy, either(DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy))
+    return isinstance(strategy, either(DeepSpeedStrategy, FSDPStrategy))
 
 
 def is_compiled_tower(module: nn.Module, tower: nn.Module) -> bool:

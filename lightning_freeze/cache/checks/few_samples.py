@@ -18,6 +18,7 @@ from lightning_freeze.cache.identity.keys import KeysOf
 from lightning_freeze.cache.prefix import break_even
 from lightning_freeze.cache.prefix.block_signature import BlockSignature
 from lightning_freeze.cache.prefix.entries import PrefixEntries
+from lightning_freeze.cache.prefix.lockstep import Lockstep
 from lightning_freeze.cache.prefix.pass_state import PassState
 from lightning_freeze.cache.prefix.predicted_gain import Work, count_flops
 from lightning_freeze.cache.prefix.random_state import RandomState
@@ -125,7 +126,7 @@ class FewSamples:
         compare(few, hidden, self._entries.dtype or hidden.dtype)
         known.independence_checked = True
         known.sizes |= {call.size, size}
-        DryRun(self._tower, signatures, few, hidden).check_skipping(output)
+        DryRun(self._tower, signatures, few, hidden, Lockstep()).check_skipping(output)
         known.work.prefix = count / call.size - known.work.rest
         return None if few.missing else signatures
 

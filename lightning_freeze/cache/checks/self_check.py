@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lightning_freeze.cache.identity.values import attributes_of, tensors_in, version_of
 from lightning_freeze.cache.prefix.layout import Spans
+from lightning_freeze.distributed.sharding import local
 
 #: Longest container in an attribute that is searched for numbers.
 _MOST = 64
@@ -21,7 +22,7 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-4, torch.bfloat16: 3e-2, to
 
 def contains_nan(value: Any) -> bool:
     """Whether any tensor of an output contains NaN."""
-    tensors = (t.detach() for t in tensors_in(value) if t.is_floating_point())
+    tensors = (local(t).detach() for t in tensors_in(value) if t.is_floating_point())
     # The sum first: it reads the tensor once, and needs no memory.
     return any(bool(torch.isnan(t.sum())) and bool(torch.isnan(t).any()) for t in tensors)
 
@@ -93,6 +94,7 @@ def _numbers_in(value: Any, depth: int = 3) -> Iterable[Any]:
 
 def difference(found: Tensor, expected: Tensor) -> float:
     """Return the norm of the difference of two tensors over the norm of the second."""
+    found, expected = local(found), local(expected)
     if found.shape != expected.shape:
         return float("inf")
     wide = torch.float64 if expected.dtype == torch.float64 else torch.float32

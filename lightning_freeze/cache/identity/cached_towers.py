@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torch import nn
 from torch.nn import Parameter
@@ -24,6 +25,7 @@ class CachedTower:
         steps: The parameters in depth order: first those of everything before the blocks, then those of each block.
         embedding_modules: The largest modules that run before the blocks and hold nothing else.
         smaller_entries: Smaller modules that contain all of the blocks too, the largest first.
+        is_sharded: Whether the strategy shards the module, so that all ranks must run the same layers.
     """
 
     name: str
@@ -33,6 +35,7 @@ class CachedTower:
     steps: list[list[Parameter]]
     embedding_modules: list[nn.Module] = field(default_factory=list)
     smaller_entries: list[nn.Module] = field(default_factory=list)
+    is_sharded: bool = False
 
     @property
     def label(self) -> str:
@@ -86,9 +89,12 @@ class ModuleStructure:
 
     Args:
         root: The module whose structure is compared.
+        by_name: Whether parameters count as the same as long as their names are. Sharded modules exchange their
+            parameters for gathered ones in each forward pass.
     """
 
-    def __init__(self, root: nn.Module) -> None:
+    def __init__(self, root: nn.Module, by_name: bool = False) -> None:
+        self._by_name = by_name
         self._owners = list(root.modules())
         self._parts = self._read()
 
@@ -96,7 +102,9 @@ class ModuleStructure:
         """Whether the structure is the same as when this object was made."""
         return self._parts == self._read()
 
-    def _read(self) -> list[int]:
+    def _read(self) -> list[Any]:
+        if self._by_name:
+            return [part for m in self._owners for part in (*map(id, m._modules.values()), *m._parameters)]
         return [id(part) for m in self._owners for parts in (m._modules, m._parameters) for part in parts.values()]
 
 

@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any
@@ -14,11 +14,13 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
+from torch.nn import Parameter
 
 from lightning_freeze.cache.identity.cached_towers import CachedTower
 from lightning_freeze.cache.identity.keys import bytes_of, hash_of, new_hash
 from lightning_freeze.cache.identity.module_settings import HEAD_SETTINGS
 from lightning_freeze.cache.identity.values import version_of
+from lightning_freeze.distributed.sharding import computation, local, unsharded_class, whole
 
 #: Increased when entries of an older version of this package must not be read any more.
 FORMAT = 2
@@ -51,6 +53,23 @@ class Fingerprint:
         self._sampled: bytes = b""
         self._read_seconds = 0.0
         self._read_at = 0.0
+        # Sharded modules exchange their parameters for gathered ones in each forward pass.
+        self._sharded: dict[tuple[int, str], Parameter] | None = None
+        self._computation = ""
+        if tower.is_sharded:
+            self._sharded = {
+                (id(m), name): p for m in tower.entry.modules() for name, p in m._parameters.items() if p is not None
+            }
+            self._computation = computation(tower.entry)
+
+    def is_known(self, boundary: int) -> bool:
+        """Whether the identity of a prefix is known and still right, so that no weights need to be read.
+
+        Args:
+            boundary: Number of blocks in the prefix.
+        """
+        versions = self._read_versions(boundary)
+        return versions == self._versions[: len(versions)] and len(self._digests) > boundary
 
     def of(self, boundary: int, extra: str) -> bytes:
         """Return the 16-byte identity of the prefix that ends with block ``boundary - 1``.
@@ -58,6 +77,9 @@ class Fingerprint:
         Args:
             boundary: Number of blocks in the prefix.
             extra: Everything else that the stored hidden states depend on.
+
+        If the module is sharded and :meth:`is_known` is false on any rank, it must be called on all ranks, each of
+        which has called :meth:`invalidate`.
         """
         versions = self._read_versions(boundary)
         if versions != self._versions[: len(versions)]:
@@ -111,6 +133,8 @@ class Fingerprint:
             owners = self._owners()
             for step in range(len(self._places), boundary + 1):
                 weights = [place for _, t in self._state(step) for place in owners.get(id(t), [({"": t}, "")])]
+                if self._sharded is not None:
+                    weights = [({"": t}, "") for _, t in self._state(step)]
                 inside = [module for root in self._roots(step) for module in root.modules()]
                 # A buffer may be registered or removed later.
                 owning = inside if step else [*inside, *self._tower.enclosing_modules()]
@@ -131,7 +155,7 @@ class Fingerprint:
         entry = new_hash()
         for step in range(boundary + 1):
             for _, tensor in self._state(step):
-                flat = tensor.detach().reshape(1, -1)
+                flat = local(tensor).detach().reshape(1, -1)
                 entry.update(bytes_of(flat[:, :: max(1, flat.numel() // _SAMPLES)]))
         return bytes(entry.digest())
 
@@ -144,11 +168,12 @@ class Fingerprint:
                 f"format {FORMAT}, torch {torch.__version__}, transformers {transformers.__version__}".encode()
             )
             entry.update(_settings(self._tower.entry).encode())
+            entry.update(self._computation.encode())
         for text in self._code(step):
             entry.update(text.encode())
         state = self._state(step)
         # Copied to the CPU in this thread: another thread would not wait for pending work on the device.
-        parts = [tensor.detach().cpu().reshape(-1).split(_PART) for _, tensor in state]
+        parts = [whole(tensor).detach().cpu().reshape(-1).split(_PART) for _, tensor in state]
         contents = threads.map(hash_of, [part for some in parts for part in some])
         for (name, tensor), some in zip(state, parts, strict=True):
             entry.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
@@ -162,7 +187,7 @@ class Fingerprint:
         """Return parameters and buffers of a step, by names that do not depend on the modules around the tower."""
         found: dict[int, tuple[str, Tensor]] = {}
         for number, root in enumerate(self._roots(step)):
-            for name, tensor in (*root.named_parameters(), *root.named_buffers()):
+            for name, tensor in (*self._named_parameters(root), *root.named_buffers()):
                 found.setdefault(id(tensor), (f"{number}.{name}", tensor))
         for number, parameter in enumerate(self._tower.steps[step]):
             found.setdefault(id(parameter), (f"own {number}", parameter))
@@ -171,12 +196,25 @@ class Fingerprint:
                 found.setdefault(id(tensor), (name, tensor))
         return list(found.values())
 
+    def _parameters(self, module: nn.Module) -> Iterator[tuple[str, Parameter]]:
+        """Yield the parameters of one module, those that are sharded rather than those that were gathered."""
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                yield name, self._sharded.get((id(module), name), parameter) if self._sharded else parameter
+
+    def _named_parameters(self, root: nn.Module) -> Iterator[tuple[str, Parameter]]:
+        if self._sharded is None:
+            yield from root.named_parameters()
+            return
+        for path, module in root.named_modules():
+            yield from ((f"{path}.{name}" if path else name, p) for name, p in self._parameters(module))
+
     def _surrounding_buffers(self) -> Iterable[tuple[str, Tensor]]:
         """Yield buffers of the entry outside of blocks, embeddings and head, such as rotary frequencies."""
         inside = {id(m) for root in (*self._tower.embedding_modules, *self._tower.blocks) for m in root.modules()}
         early = {id(p) for p in self._tower.steps[0]}
         for name, module in self._tower.entry.named_modules():
-            own = {id(p) for p in module._parameters.values() if p is not None}
+            own = {id(p) for _, p in self._parameters(module)}
             if id(module) not in inside and (not own or own & early):
                 yield from ((f"{name}.{key}", b) for key, b in module._buffers.items() if b is not None)
 
@@ -184,8 +222,8 @@ class Fingerprint:
         """Yield frozen parameters of the modules around the blocks, which may act between blocks."""
         known = {id(p) for step in self._tower.steps for p in step}
         for number, module in enumerate(self._tower.enclosing_modules()):
-            for name, p in module._parameters.items():
-                if p is not None and not p.requires_grad and id(p) not in known:
+            for name, p in self._parameters(module):
+                if not p.requires_grad and id(p) not in known:
                     yield f"around {number}.{name}", p
 
     def _code(self, step: int) -> Sequence[str]:
@@ -194,14 +232,17 @@ class Fingerprint:
         classes: dict[type, None] = dict.fromkeys(type(m) for root in roots for m in root.modules())
         if step == 0:
             classes[type(self._tower.entry)] = None
-        return [*texts, *(_source(cls) for cls in classes)]
+        for cls in classes:
+            if unsharded_class(cls) is not cls:
+                texts = [text.replace(f"{cls.__name__}(", f"{unsharded_class(cls).__name__}(") for text in texts]
+        return [*texts, *dict.fromkeys(_source(unsharded_class(cls)) for cls in classes)]
 
 
 def _versions_of(places: _Places) -> tuple[Any, ...]:
     weights, names = places
     found = (parts.get(name) for parts, name in weights)
     return (
-        *(None if t is None else (version_of(t), t.data_ptr()) for t in found),
+        *(None if t is None else (version_of(own := local(t)), own.data_ptr()) for t in found),
         *((name, buffer is None) for buffers in names for name, buffer in buffers.items()),
     )
 

@@ -79,9 +79,7 @@ class PrefixEntries:
             mode: The modes of its modules.
             call: The running call.
         """
-        if self._recheck is not None:
-            self._fingerprint.recheck(self._recheck, boundary)
-            self._recheck = None
+        self._look_again(boundary)
         device = next(iter(call.tensors.values())).device
         extra = f"{environment(device)}, {mode}, stored as {self.dtype or 'computed'}"
         if boundary not in self._settings:
@@ -103,6 +101,29 @@ class PrefixEntries:
             self._store.declare(namespace, info)
         self._latest = (boundary, extra)
         return namespace, self.known[namespace]
+
+    def needs_weights(self, boundary: int) -> bool:
+        """Whether weights have to be read to identify a prefix; all ranks must do that together if it is sharded.
+
+        Args:
+            boundary: Number of blocks in the prefix.
+        """
+        self._look_again(boundary)
+        return not self._fingerprint.is_known(boundary)
+
+    def read_weights(self, boundary: int) -> None:
+        """Read the weights again; must be called on all ranks if they are sharded.
+
+        Args:
+            boundary: Number of blocks in the prefix.
+        """
+        self._fingerprint.invalidate()
+        self._fingerprint.of(boundary, "")
+
+    def _look_again(self, boundary: int) -> None:
+        if self._recheck is not None:
+            self._fingerprint.recheck(self._recheck, boundary)
+            self._recheck = None
 
     def _what_changed(self, boundary: int, extra: str) -> str:
         """Return what differs from the latest prefix, in words."""
@@ -210,6 +231,8 @@ class PrefixEntries:
             packed = [packed[i] for i in rows] if is_whole_batch else packed
             if boundary == state.known.boundary:
                 namespace = state.namespace
+            elif self._tower.is_sharded and self.needs_weights(boundary):
+                continue
             else:
                 namespace, _ = self.identify(boundary, "eval", state.call)
                 if extent:

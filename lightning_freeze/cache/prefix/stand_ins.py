@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lightning_freeze.cache.identity.cached_towers import CachedTower
 from lightning_freeze.cache.identity.unsupported import Unsupported, reason_of
 from lightning_freeze.cache.prefix.block_signature import BlockSignature, ShapeOutputs, options_in, signature_of
+from lightning_freeze.distributed.sharding import drop_prefetched, end_interrupted_forward
 
 
 class NanBuffer:
@@ -37,19 +38,28 @@ class NanBuffer:
 
 
 @contextmanager
-def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Replace the ``forward`` of one module until exit."""
+def replaced_forward(module: nn.Module, forward: Callable[..., Any], name: str = "forward") -> Iterator[None]:
+    """Replace the ``forward`` of one module until exit, or another method."""
     # Written past `nn.Module.__setattr__`, which takes longer than the stand-in itself.
     own = vars(module)
-    before = own.get("forward")
-    own["forward"] = forward
+    before = own.get(name)
+    own[name] = forward
     try:
         yield
     finally:
         if before is None:
-            own.pop("forward", None)
+            own.pop(name, None)
         else:
-            own["forward"] = before
+            own[name] = before
+
+
+def replaced_method(block: nn.Module, is_sharded: bool) -> str:
+    """Return the method that a stand-in replaces: ``forward``, or the whole call with the hooks around it.
+
+    The hooks of a sharded module gather its weights and redistribute its inputs and outputs. A skipped block needs
+    neither. PyTorch has no public name for a call with its hooks.
+    """
+    return "_call_impl" if is_sharded else "forward"
 
 
 class SkippedBlocks(ExitStack):
@@ -82,14 +92,20 @@ class SkippedBlocks(ExitStack):
     ) -> None:
         super().__init__()
         self.reached_boundary = self.was_called_differently = False
+        self._is_sharded = tower.is_sharded
         self._shape_outputs = {} if shape_outputs is None else shape_outputs
         nan = (nan_buffer or NanBuffer()).like(hidden)
         for module in embedding_modules:
             self.enter_context(replaced_forward(module, self._embedding_stand_in(module.forward, nan)))
         for number, block in enumerate(tower.blocks[:boundary]):
             is_last = number == boundary - 1
-            stand_in = self._stand_in(number, block.forward, signatures[number], hidden if is_last else nan, is_last)
-            self.enter_context(replaced_forward(block, stand_in))
+            method = replaced_method(block, tower.is_sharded)
+            run = getattr(block, method)
+            stand_in = self._stand_in(number, run, signatures[number], hidden if is_last else nan, is_last)
+            self.enter_context(replaced_forward(block, stand_in, method))
+        if tower.is_sharded:
+            for block in tower.blocks[:boundary]:
+                self.callback(drop_prefetched, block)
 
     def _embedding_stand_in(self, run: Callable[..., Any], nan: Tensor) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
@@ -104,6 +120,8 @@ class SkippedBlocks(ExitStack):
     ) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
             self.reached_boundary = self.reached_boundary or is_last
+            if self._is_sharded:
+                return self._in_lockstep(signature, value, args, kwargs, run)
             if any(isinstance(part, Tensor) and part.is_nested for part in (*args, *kwargs.values())):
                 # What follows needs nested tensors too. The pass ends with what real blocks return, and is run again.
                 self.was_called_differently = True
@@ -119,6 +137,16 @@ class SkippedBlocks(ExitStack):
             return signature.blank(value)
 
         return forward
+
+    def _in_lockstep(
+        self, signature: BlockSignature, value: Tensor, args: Any, kwargs: dict[str, Any], run: Callable[..., Any]
+    ) -> Any:
+        """Do the same such that all ranks run the block, or none: nothing that was computed before is used."""
+        if signature.options == options_in(args, kwargs):
+            with suppress(Exception):
+                return signature.build(value, args, kwargs, run, {})
+        self.was_called_differently = True
+        return signature.blank(value)
 
 
 class _BoundaryReached(Exception):
@@ -156,9 +184,9 @@ class BlockRecorder(ExitStack):
         self._at_boundary = at_boundary
         for number, block in enumerate(tower.blocks):
             if not signatures or number + 1 in boundaries:
-                self.enter_context(
-                    replaced_forward(block, self._observer(number, block.forward, number + 1 in boundaries))
-                )
+                method = replaced_method(block, tower.is_sharded)
+                observer = self._observer(number, getattr(block, method), number + 1 in boundaries)
+                self.enter_context(replaced_forward(block, observer, method))
         for module in embedding_modules:
             self.enter_context(replaced_forward(module, self._embedding_observer(module, module.forward)))
 
@@ -216,5 +244,33 @@ def run_prefix(
         try:
             tower.entry.forward(*call[0], **call[1])
         except _BoundaryReached:
+            _end_interrupted(tower)
             return found
     raise Unsupported(f"{tower.entry_name or 'the module'} does not run its blocks in every call")
+
+
+@torch.no_grad()
+def pass_prefix(tower: CachedTower, boundary: int, call: tuple[Any, Any]) -> None:
+    """Run the first blocks of a tower, whatever they return, and nothing above them.
+
+    Args:
+        tower: The tower.
+        boundary: Number of blocks to run.
+        call: Positional and named arguments of the tower's entry.
+    """
+    block = tower.blocks[boundary - 1]
+    method = replaced_method(block, tower.is_sharded)
+    run = getattr(block, method)
+
+    def last(*args: Any, **kwargs: Any) -> Any:
+        run(*args, **kwargs)
+        raise _BoundaryReached
+
+    with replaced_forward(block, last, method), suppress(_BoundaryReached):
+        tower.entry.forward(*call[0], **call[1])
+    _end_interrupted(tower)
+
+
+def _end_interrupted(tower: CachedTower) -> None:
+    if tower.is_sharded:
+        end_interrupted_forward(tower.entry)

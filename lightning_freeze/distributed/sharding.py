@@ -56,7 +56,7 @@ def local(tensor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def whole(tensor: Tensor) -> Tensor:
-    """The whole tensor, on all ranks; must be called on all of them if it is sharded."""
+    """The whole tensor, on every rank and its own device; must be called on all ranks if it is sharded."""
     if not is_sharded(tensor):
         return tensor
     sharded: Any = tensor
@@ -143,12 +143,6 @@ def gathered(tensor: Tensor) -> Tensor:
     # A copy of a shard in CPU memory has to be moved to the device, where the ranks can exchange it.
     whole: Tensor = sharded.to(sharded.device_mesh.device_type).full_tensor()
     return whole.cpu() if torch.distributed.get_rank() == 0 else torch.empty(0)
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """A whole tensor, on every rank and its own device; must be called on all ranks if it is sharded."""
-    sharded: Any = tensor
-    return sharded.full_tensor() if is_sharded(tensor) else tensor
 
 
 @torch.no_grad()

@@ -198,6 +198,22 @@ class PrefixExecutor:
             state.rows[number] = row
         return True
 
+    def store_batch(self, state: PassState, missing: Sequence[int]) -> None:
+        """Compute the prefix of a whole batch, as a pass that runs does, and store some of its samples.
+
+        The samples that are stored already are computed too: in a smaller batch, kernels may round otherwise.
+
+        Args:
+            state: The pass, whose prefix has been checked.
+            missing: The samples to store.
+        """
+        assert self._signatures is not None
+        boundaries, call = self._entries.boundaries(state.known.boundary), state.call
+        with preserved_random_state(state.device) if state.known.rng_is_harmless else nullcontext():
+            computed = run_prefix(self._tower, self._signatures, boundaries, (call.args, call.kwargs))
+        check_size(self._tower, self._signatures, state, range(call.size), computed[state.known.boundary])
+        self._entries.put(state, computed, missing, is_whole_batch=True)
+
     def skip_from_lower(self, state: PassState) -> bool:
         """Skip the blocks below a lower boundary at which all samples are stored, and let the others run for real.
 

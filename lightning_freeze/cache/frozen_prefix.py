@@ -54,6 +54,7 @@ class FrozenPrefix:
         upstream_keys: Keys of what the tower has returned in the running step.
         executor: Runs or skips the prefix.
         is_outdated: Whether modules or parameters of the tower have been replaced, so that it must be analysed again.
+        takes_over: Called in each pass once the prefix is identified, in place of the decision; ``None`` to decide.
     """
 
     def __init__(
@@ -74,11 +75,12 @@ class FrozenPrefix:
         self.calls = 0
         self.batch_size = 0
         self.is_outdated = False
+        self.takes_over: Callable[[PassState], None] | None = None
         self.boundary = 0
         self.min_boundary = 0
         self.upstream_keys = UpstreamKeys(tower)
-        self.executor = PrefixExecutor(tower, entries, self.tally, self._keys_of)
-        self._facts = PassFacts(tower, entries, verify, self._keys_of)
+        self.executor = PrefixExecutor(tower, entries, self.tally, self.keys_of)
+        self._facts = PassFacts(tower, entries, verify, self.keys_of)
         self._towers = towers
         self._on_switch_off = on_switch_off
         self._pass: PassState | None = None
@@ -140,6 +142,9 @@ class FrozenPrefix:
             # Known from here on, so that the pass is closed whatever goes wrong.
             self._pass = state = self._facts.identify(self.boundary, call, began)
             self.known, self.batch_size = state.known, call.size
+            if self.takes_over is not None:
+                self.takes_over(state)
+                return state
             decision = self._act(state, self._facts.of_prefix(state))
         self.decision = decision
         if decision is None or decision.outcome is Outcome.LEAVE_ALONE:
@@ -177,7 +182,12 @@ class FrozenPrefix:
             self.executor.run(state)
         return True
 
-    def _keys_of(self, tensor: Tensor) -> Sequence[bytes] | None:
+    def keys_of(self, tensor: Tensor) -> Sequence[bytes] | None:
+        """Return the keys of the samples that a tensor was computed from, if a tower has returned it in this step.
+
+        Args:
+            tensor: Any tensor.
+        """
         return next((keys for t in self._towers if (keys := t.upstream_keys.keys_of(tensor)) is not None), None)
 
     # -------------------------------------------------------------------------------------------- after the pass

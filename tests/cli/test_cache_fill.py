@@ -8,10 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from projects import FIT, QUIET, fails
+from projects import FIT as PROJECT
+from projects import QUIET, fails
 
 from lightning_freeze.cli import command_line
 
+FIT = [*PROJECT, "--data.batch_size=4"]
 CONFIG = """
 trainer:
   max_epochs: 6
@@ -39,7 +41,7 @@ def test_fill_then_fit(config: str, project: Path, capsys: pytest.CaptureFixture
     assert "were stored already" in capsys.readouterr().out
     command_line.main(["fit", config, *FIT, *QUIET])
     (line,) = [x for x in capsys.readouterr().out.splitlines() if "samples read back" in x]
-    assert int(line.partition("%")[0].rpartition("(")[2]) > 60  # the first batch of each phase is compared
+    assert int(line.partition("%")[0].rpartition("(")[2]) > 40  # the first batches of each phase are compared
 
 
 def test_set_ups_that_cannot_be_filled(config: str, project: Path, capsys: pytest.CaptureFixture[str]) -> None:

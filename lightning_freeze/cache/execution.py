@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_freeze.cache.checks import self_check
 from lightning_freeze.cache.checks.dry_run import DryRun, check_randomness, check_size, compare, hidden_states_of
@@ -197,6 +197,18 @@ class PrefixExecutor:
         for number, row in zip(missing, fresh, strict=True):
             state.rows[number] = row
         return True
+
+    def skippable(self, boundary: int) -> list[nn.Module]:
+        """Return the first blocks, without those on an accelerator that compute something from shapes when skipped.
+
+        Args:
+            boundary: Number of blocks.
+        """
+        blocks = self._tower.blocks[:boundary]
+        known = self._signatures or []
+        computes = [any(source in ("row", "all") for source, _ in signature.parts) for signature in known]
+        on_cpu = [all(p.device.type == "cpu" for p in block.parameters()) for block in blocks]
+        return [b for b, is_on_cpu, works in zip(blocks, on_cpu, computes, strict=False) if is_on_cpu or not works]
 
     def store_batch(self, state: PassState, missing: Sequence[int]) -> None:
         """Compute the prefix of a whole batch, as a pass that runs does, and store some of its samples.

@@ -24,6 +24,7 @@ from lightning_freeze.cache.execution import PrefixExecutor
 from lightning_freeze.cache.identity.cached_towers import CachedTower, ModuleStructure
 from lightning_freeze.cache.identity.keys import Call
 from lightning_freeze.cache.identity.unsupported import Unsupported, reason_of
+from lightning_freeze.cache.offload import WeightOffload
 from lightning_freeze.cache.pass_facts import PassFacts
 from lightning_freeze.cache.prefix.entries import PrefixEntries
 from lightning_freeze.cache.prefix.pass_state import KnownPrefix, PassState, Tally
@@ -54,6 +55,7 @@ class FrozenPrefix:
         upstream_keys: Keys of what the tower has returned in the running step.
         executor: Runs or skips the prefix.
         is_outdated: Whether modules or parameters of the tower have been replaced, so that it must be analysed again.
+        offload: Moves weights that are not needed out of the way, ``None`` to leave them.
         takes_over: Called in each pass once the prefix is identified, in place of the decision; ``None`` to decide.
     """
 
@@ -78,6 +80,7 @@ class FrozenPrefix:
         self.takes_over: Callable[[PassState], None] | None = None
         self.boundary = 0
         self.min_boundary = 0
+        self.offload: WeightOffload | None = None
         self.upstream_keys = UpstreamKeys(tower)
         self.executor = PrefixExecutor(tower, entries, self.tally, self.keys_of)
         self._facts = PassFacts(tower, entries, verify, self.keys_of)
@@ -98,6 +101,19 @@ class FrozenPrefix:
             handle.remove()
         self._end_pass()
         self.upstream_keys.forget()
+        if self.offload is not None:
+            self.offload.close()
+
+    def end_training_batch(self) -> None:
+        """End a training batch: weights that it has not needed may be offloaded."""
+        known, decision = self.known, self.decision
+        if self.offload is None or known is None or decision is None or decision.outcome is not Outcome.SKIP:
+            return
+        self.offload.end_batch(known.boundary, [*known.skipped_embeddings, *self.executor.skippable(known.boundary)])
+
+    def _need_weights(self) -> None:
+        if self.offload is not None:
+            self.offload.restore()
 
     def end_step(self) -> None:
         """End a training step, after its backward pass."""
@@ -120,6 +136,7 @@ class FrozenPrefix:
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.off is not None or self._busy or torch._C._is_tracing():
+            self._need_weights()
             return
         self._end_pass()
         self.upstream_keys.forget()
@@ -129,6 +146,7 @@ class FrozenPrefix:
             self._pass = self._plan(args, kwargs)
         except Exception as error:  # an error of the cache must not end the run
             self._end_pass()
+            self._need_weights()
             self.switch_off(reason_of(error))
         finally:
             self._busy = False
@@ -142,12 +160,16 @@ class FrozenPrefix:
             # Known from here on, so that the pass is closed whatever goes wrong.
             self._pass = state = self._facts.identify(self.boundary, call, began)
             self.known, self.batch_size = state.known, call.size
+            if self.offload is not None and self.offload.boundary not in (0, state.known.boundary):
+                self._need_weights()
             if self.takes_over is not None:
+                self._need_weights()
                 self.takes_over(state)
                 return state
             decision = self._act(state, self._facts.of_prefix(state))
         self.decision = decision
         if decision is None or decision.outcome is Outcome.LEAVE_ALONE:
+            self._need_weights()
             return None
         if decision.outcome is Outcome.SWITCH_OFF:
             raise Unsupported(decision.reason)
@@ -171,6 +193,8 @@ class FrozenPrefix:
         return decision
 
     def _carry_out(self, state: PassState, outcome: Outcome) -> bool:
+        if outcome is not Outcome.SKIP or state.missing:
+            self._need_weights()
         if outcome is Outcome.SKIP:
             state.checks_padding = state.checks_padding and state.known.padding_check_is_due
             return self.executor.skip(state)
@@ -226,6 +250,7 @@ class FrozenPrefix:
             return state.skipped is not None
 
     def _rerun(self, state: PassState) -> Any:
+        self._need_weights()
         output = self.executor.rerun(state)
         try:
             problem = self.executor.problem(state, output)

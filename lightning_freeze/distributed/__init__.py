@@ -7,7 +7,7 @@ May import ``layers`` and ``errors``. Begin reading with ``support.py`` (what is
 """
 
 from lightning_freeze.distributed.agreement import mean_over_ranks
-from lightning_freeze.distributed.changes import before_change, resynchronise
+from lightning_freeze.distributed.changes import before_change, call_before_change, resynchronise
 from lightning_freeze.distributed.optimizer_state import restore_where_saved
 from lightning_freeze.distributed.replaced import Snapshot
 from lightning_freeze.distributed.sharding import gathered, reshard, write
@@ -16,6 +16,7 @@ from lightning_freeze.distributed.support import check_strategy, check_wrapped, 
 __all__ = [
     "Snapshot",
     "before_change",
+    "call_before_change",
     "check_strategy",
     "check_wrapped",
     "foreign_wrapper",

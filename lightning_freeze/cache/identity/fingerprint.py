@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any
@@ -90,6 +90,15 @@ class Fingerprint:
             self.changed = self._find_changed(self._read_versions(boundary)) or self.changed
             self.invalidate()
         self._sampled = sampled
+
+    @contextlib.contextmanager
+    def moving_weights(self) -> Iterator[None]:
+        """While this is open, weights get another place in memory and keep their elements."""
+        seen = max(0, len(self._versions) - 1)
+        is_current = bool(self._versions) and self._read_versions(seen)[: seen + 1] == self._versions
+        yield
+        if is_current:
+            self._versions = self._read_versions(seen)
 
     def invalidate(self) -> None:
         """Compute all identities again when they are needed next."""

@@ -93,7 +93,7 @@ class MappedFile:
         with tempfile.TemporaryFile(dir=folder) as file:  # has no name, so nothing stays behind after a crash
             for tensor, offset in zip(tensors, offsets, strict=True):
                 file.seek(offset)
-                file.write(tensor.reshape(-1).view(torch.uint8).numpy())
+                file.write(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
             file.truncate(size)
             file.flush()
             # Only pages that are written can be dropped.

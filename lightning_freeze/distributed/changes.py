@@ -12,7 +12,6 @@ from torch.nn.parallel import DistributedDataParallel
 from lightning_freeze.distributed.sharding import renew, reshard
 from lightning_freeze.namespaces import either
 
-
 _LISTENERS: WeakKeyDictionary[LightningModule, list[Callable[[], None]]] = WeakKeyDictionary()
 
 

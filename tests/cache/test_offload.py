@@ -58,7 +58,9 @@ class Watch(Callback):
             self.after_act = away(self.cache)
 
 
-def fit(act: Any = None, module: Any = None, *callbacks: Callback, epochs: int = 4, **options: Any) -> tuple[Any, Watch]:
+def fit(
+    act: Any = None, module: Any = None, *callbacks: Callback, epochs: int = 4, **options: Any
+) -> tuple[Any, Watch]:
     watch = Watch(act)
     module = module or Plain(bert())
     callbacks = callbacks or (LayerFreezing("50%", verbose=False),)

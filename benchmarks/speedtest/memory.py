@@ -32,6 +32,10 @@ CONTENDERS: dict[str, Callable[[str], list[Callback]]] = {
     "full fine-tuning": lambda freeze: [],
     "LayerFreezing": lambda freeze: [LayerFreezing(freeze, verbose=False)],
     "LayerFreezing + cache": lambda freeze: [LayerFreezing(freeze, verbose=False), FrozenPrefixCache(verbose=False)],
+    "LayerFreezing + cache, offload": lambda freeze: [
+        LayerFreezing(freeze, verbose=False),
+        FrozenPrefixCache(verbose=False, offload=True),
+    ],
 }
 
 

@@ -31,7 +31,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.saved_results import RESULTS, Figure, Provenance, Table, add_option, save
 from benchmarks.speedtest import limits, measure, memory
-from benchmarks.speedtest.contenders import GRADUAL, STATIC, Contender
+from benchmarks.speedtest.contenders import FILLED, GRADUAL, STATIC, Contender
 from benchmarks.speedtest.publish import PARTS, QUICK_PARTS, publish
 from benchmarks.speedtest.subjects import FULL, QUICK, Subject
 
@@ -61,6 +61,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--without", nargs="*", default=[], metavar="CONTENDER", help="leave some out")
     parser.add_argument("--memory", action="store_true", help="measure memory, each in a process of its own")
+    parser.add_argument("--fill", action="store_true", help="compare with a cache that is filled ahead, too")
     parser.add_argument(
         "--publish",
         action="store_true",
@@ -99,26 +100,32 @@ def main() -> None:
 def file_name(subject: str, own: dict[str, int], options: argparse.Namespace) -> str:
     """Name of the results of a run; runs with other settings do not replace each other."""
     parts = ["speed", subject, *(f"{name}-{number}" for name, number in own.items())]
-    flags = {"memory": options.memory, "quick": options.quick, "partial": options.without}
+    flags = {"memory": options.memory, "quick": options.quick, "partial": options.without, "fill": options.fill}
     return "-".join([*parts, *(name for name, is_set in flags.items() if is_set)])
 
 
-def contenders_of(subject: Subject, without: Sequence[str] = ()) -> dict[str, Contender]:
+def contenders_of(subject: Subject, without: Sequence[str] = (), fills: bool = False) -> dict[str, Contender]:
     """The contenders that can train a subject, without some."""
-    every = STATIC if subject.freeze else GRADUAL
+    every = {**(STATIC if subject.freeze else GRADUAL), **(FILLED if fills else {})}
     return {name: contender for name, contender in every.items() if name not in without}
+
+
+def _as_limited(contender: str) -> str:
+    """The contender with the same limit: filling ahead computes what a cold cache computes."""
+    cold = "cache, cold"
+    return next(name for name in (*STATIC, *GRADUAL) if name.endswith(cold)) if contender in FILLED else contender
 
 
 def times(subject: Subject, options: argparse.Namespace) -> Table:
     """The table of ratios of one subject."""
-    contenders = contenders_of(subject, options.without)
+    contenders = contenders_of(subject, options.without, options.fill)
     work = limits.count(subject)
     with tempfile.TemporaryDirectory() as folder:
         found = measure.rounds(subject, contenders, options.rounds, Path(folder), say)
     base = next(iter(contenders))
     rows = {}
     for contender in contenders:
-        ratio, limit = measure.ratios(found, contender, base), work.limit(contender) / work.limit(base)
+        ratio, limit = measure.ratios(found, contender, base), work.limit(_as_limited(contender)) / work.limit(base)
         rows[contender] = {
             "seconds": Figure([seconds[contender] for seconds in found], digits=1),
             f"times faster than {base}": ratio,
@@ -145,32 +152,33 @@ def memory_table(name: str, options: argparse.Namespace) -> Table:
     subject = (QUICK if options.quick else FULL)[name]()
     rows = {}
     for contender in memory.CONTENDERS:
-        predicted, measured, peak = in_a_process(name, contender, options.quick, options.threads)
+        predicted, measured, peak, steady = in_a_process(name, contender, options.quick, options.threads)
         cells = [f"{p / 2**20:,.1f} / {m / 2**20:,.1f}" for p, m in zip(predicted, measured, strict=True)]
-        columns = ("weights", "gradients", "optimizer", "activations", "peak of the process")
-        rows[contender] = dict(zip(columns, [*cells, f"{peak / 2**20:,.0f}"], strict=True))
+        columns = ("weights", "gradients", "optimizer", "activations", "peak of the process", "steady")
+        rows[contender] = dict(zip(columns, [*cells, f"{peak / 2**20:,.0f}", f"{steady / 2**20:,.0f}"], strict=True))
         say(f"{contender}: {rows[contender]}")
     return Table(
         f"Memory: {subject.title}", rows, f"MiB, predicted / measured; batches of {subject.batch_size}, 1 round."
     )
 
 
-def in_a_process(*arguments: object) -> tuple[Sequence[int], Sequence[int], int]:
+def in_a_process(*arguments: object) -> tuple[Sequence[int], Sequence[int], int, int]:
     """Memory of one contender in a process of its own."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        found: tuple[Sequence[int], Sequence[int], int] = pool.apply(_memory_of, arguments)
+        found: tuple[Sequence[int], Sequence[int], int, int] = pool.apply(_memory_of, arguments)
         return found
 
 
-def _memory_of(name: str, contender: str, quick: bool, threads: int) -> tuple[Sequence[int], Sequence[int], int]:
+def _memory_of(name: str, contender: str, quick: bool, threads: int) -> tuple[Sequence[int], Sequence[int], int, int]:
     quiet(threads)
-    # In the second epoch the cache is filled.
-    subject = replace((QUICK if quick else FULL)[name](), batches=2, epochs=2)
+    # From the second epoch on the cache is filled, and weights that nothing needs leave soon after.
+    subject = replace((QUICK if quick else FULL)[name](), batches=2, epochs=6)
     before = measure.peak_memory()
+    steady_before = memory.anonymous_memory()
     with tempfile.TemporaryDirectory() as folder:
-        measured = memory.measured(subject, contender, Path(folder))
+        measured, steady = memory.measured(subject, contender, Path(folder))
     peak = measure.peak_memory() - before
-    return memory.predicted(subject, contender), measured, peak
+    return memory.predicted(subject, contender), measured, peak, max(0, steady - steady_before)
 
 
 def quiet(threads: int) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.speedtest.subjects import Batch, Subject
 from lightning_freeze import GradualUnfreezing, LayerFreezing, LayerStack
+from lightning_freeze.callbacks.cache_filling import CacheFillingCallback, FillComplete
 from lightning_freeze.callbacks.frozen_prefix_cache import FrozenPrefixCache
 
 RATE = 1e-5
@@ -166,6 +170,32 @@ def warm(subject: Subject, folder: Path) -> Run:
     return trained(subject, folder, Finetuned(subject.build()), LayerFreezing(subject.freeze, verbose=False), cache)
 
 
+def filled_ahead(subject: Subject, folder: Path) -> Run:
+    """Filling the cache of all phases, and then a fit that reads it; the time of both counts."""
+    freezing = LayerFreezing(subject.freeze, verbose=False) if subject.freeze else GradualUnfreezing(verbose=False)
+    place = Path(tempfile.mkdtemp(dir=folder))
+    cache = FrozenPrefixCache(cache_dir=place, verbose=False)
+    fit = trained(subject, folder, Finetuned(subject.build()), freezing, cache)
+
+    def run() -> list[float]:
+        train, validation = loaders(subject)
+        callbacks = [copy.deepcopy(freezing), copy.deepcopy(cache), CacheFillingCallback()]
+        quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        trainer = Trainer(
+            accelerator="cpu",
+            max_epochs=subject.epochs,
+            callbacks=callbacks,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            **quiet,
+        )
+        with contextlib.suppress(FillComplete):
+            trainer.fit(Finetuned(subject.build()), train, validation)
+        return fit()
+
+    return run
+
+
 def ideal(subject: Subject, folder: Path) -> Run:
     """The hand-cut model of what trains, in a plain loop, on activations in RAM."""
     cut = subject.cut(subject.build())
@@ -218,6 +248,8 @@ STATIC: dict[str, Contender] = {
     "LayerFreezing + cache, warm": warm,
     "ideal, cut by hand": ideal,
 }
+#: Only with ``--fill``.
+FILLED: dict[str, Contender] = {"cache filled ahead, and fit": filled_ahead}
 GRADUAL: dict[str, Contender] = {
     "full fine-tuning": full,
     "GradualUnfreezing": gradual,

@@ -32,6 +32,10 @@ CONTENDERS: dict[str, Callable[[str], list[Callback]]] = {
     "full fine-tuning": lambda freeze: [],
     "LayerFreezing": lambda freeze: [LayerFreezing(freeze, verbose=False)],
     "LayerFreezing + cache": lambda freeze: [LayerFreezing(freeze, verbose=False), FrozenPrefixCache(verbose=False)],
+    "LayerFreezing + cache, offload": lambda freeze: [
+        LayerFreezing(freeze, verbose=False),
+        FrozenPrefixCache(verbose=False, offload=True),
+    ],
 }
 
 
@@ -45,8 +49,8 @@ def predicted(subject: Subject, contender: str) -> Kept:
     return Kept(_bytes(module.parameters()), trains, MOMENTS * trains, above)
 
 
-def measured(subject: Subject, contender: str, folder: Path) -> Kept:
-    """Measure in the last step of a run of ``Trainer.fit``."""
+def measured(subject: Subject, contender: str, folder: Path) -> tuple[Kept, int]:
+    """Measure in the last step of a run of ``Trainer.fit``; the second number is the memory of the process after it."""
     module, meter = Finetuned(subject.build()), Meter()
     train, _ = loaders(subject)
     Trainer(
@@ -59,7 +63,7 @@ def measured(subject: Subject, contender: str, folder: Path) -> Kept:
         enable_progress_bar=False,
         enable_model_summary=False,
     ).fit(module, train)
-    return meter.kept(module)
+    return meter.kept(module), meter.steady
 
 
 class Meter(Callback):
@@ -68,6 +72,7 @@ class Meter(Callback):
     def __init__(self) -> None:
         self._gradients = self._optimizer = 0
         self._saved = Saved(())
+        self.steady = 0
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Batch, batch_idx: int) -> None:
         self._saved = Saved(module.parameters())
@@ -79,6 +84,9 @@ class Meter(Callback):
     def on_before_optimizer_step(self, trainer: Trainer, module: LightningModule, optimizer: object) -> None:
         self._gradients = _bytes(p.grad for p in module.parameters() if p.grad is not None)
 
+    def on_train_batch_end(self, trainer: Trainer, *_: object) -> None:
+        self.steady = anonymous_memory()
+
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         states = [state for optimizer in trainer.optimizers for state in optimizer.state.values()]
         self._optimizer = _bytes(v for s in states for v in s.values() if isinstance(v, Tensor))
@@ -86,6 +94,12 @@ class Meter(Callback):
     def kept(self, module: LightningModule) -> Kept:
         """The measured bytes."""
         return Kept(_bytes(module.parameters()), self._gradients, self._optimizer, self._saved.bytes)
+
+
+def anonymous_memory() -> int:
+    """Bytes of this process that the system cannot drop and read again; Linux only."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * sum(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon"))
 
 
 class Saved:

@@ -14,7 +14,7 @@ from lightning_freeze.cache.checks.eligibility import shards_weights
 from lightning_freeze.cache.decision import Decision, Outcome
 from lightning_freeze.cache.frozen_prefix import FrozenPrefix
 from lightning_freeze.cache.storage import Storage
-from lightning_freeze.distributed import ranks_of
+from lightning_freeze.distributed import call_before_change, ranks_of
 from lightning_freeze.layers.discovery.groups import Groups
 from lightning_freeze.run_warnings.record import warn_in_run
 
@@ -33,7 +33,8 @@ class Attachment:
         self.cached: CachedModule | None = None
         self.storage: Storage | None = None
         self._refused: Decision | None = None
-        self._is_told = False
+        self._is_told = self._is_offload_told = False
+        self._stop_listening: Callable[[], None] | None = None
         self._min_boundaries: dict[str, int] = {}
         self._last_module: ReferenceType[LightningModule] | None = None
 
@@ -87,6 +88,7 @@ class Attachment:
         min_boundaries = self._min_boundaries if is_last and trainer.state.fn != TrainerFn.FITTING else {}
         self.storage = open_storage()
         self.cached = CachedModule(module, groups, self.storage, min_boundaries, on_switch_off, ranks_of(trainer))
+        self._stop_listening = call_before_change(module, self.cached.restore_weights)
         if not self.prefixes:
             problems = "; ".join(self.cached.problems.values())
             warn_in_run(trainer, f"FrozenPrefixCache does nothing for {type(module).__name__}: {problems}.")
@@ -109,6 +111,17 @@ class Attachment:
             self.cached.use_smaller_entries()
             self.cached.end_step()
 
+    def end_training_batch(self) -> None:
+        """End a training batch: weights that are not needed may be offloaded. Warns once if they cannot be."""
+        if self.cached is None or self.module is None or self.storage is None or not self.storage.offload:
+            return
+        self.cached.end_training_batch()
+        for prefix in self.prefixes:
+            if prefix.offload is not None and prefix.offload.problem and not self._is_offload_told:
+                self._is_offload_told = True
+                reason = prefix.offload.problem
+                warn_in_run(self.module.trainer, f"FrozenPrefixCache(offload=True) does nothing: {reason}.")
+
     def frozen_parts(self) -> dict[str, str]:
         """Return once, after a training batch, the wholly frozen parts that are computed in each step, and why.
 
@@ -123,6 +136,9 @@ class Attachment:
 
     def detach(self) -> None:
         """Remove the cache from the module, and release the storage."""
+        if self._stop_listening is not None:
+            self._stop_listening()
+            self._stop_listening = None
         if self.module is not None:
             self._last_module = weakref.ref(self.module)
             if self.cached is not None:

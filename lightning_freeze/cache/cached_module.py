@@ -13,6 +13,7 @@ from lightning_freeze.cache.decision import Decision, Outcome
 from lightning_freeze.cache.frozen_prefix import FrozenPrefix
 from lightning_freeze.cache.identity.cached_towers import CachedTower, boundaries_ahead, find_towers, frozen_modules
 from lightning_freeze.cache.identity.unsupported import reason_of
+from lightning_freeze.cache.offload import WeightOffload
 from lightning_freeze.cache.prefix.entries import PrefixEntries
 from lightning_freeze.cache.prefix.pass_state import Tally
 from lightning_freeze.cache.storage import Storage
@@ -152,6 +153,17 @@ class CachedModule:
             self.prefixes[number].entries.expected_samples = prefix.entries.expected_samples
             self._phases = None
 
+    def end_training_batch(self) -> None:
+        """End a training batch: weights that are not needed may be offloaded."""
+        for prefix in self.prefixes:
+            prefix.end_training_batch()
+
+    def restore_weights(self) -> None:
+        """Bring offloaded weights back."""
+        for prefix in self.prefixes:
+            if prefix.offload is not None:
+                prefix.offload.restore()
+
     def close(self) -> None:
         """Remove all hooks and stand-ins from the module."""
         for prefix in self.prefixes:
@@ -206,4 +218,9 @@ class CachedModule:
             # Whether padding is read shows in the gradient of hidden states. Sharded modules exchange gradients in
             # another order where hidden states require one, so ranks with and without padding would not match.
             entries.trims_padding = False
-        return FrozenPrefix(tower, entries, storage.verify, self.prefixes, self._on_switch_off, tally, self._ranks)
+        prefix = FrozenPrefix(tower, entries, storage.verify, self.prefixes, self._on_switch_off, tally, self._ranks)
+        if storage.offload:
+            prefix.offload = WeightOffload(self._module, entries, storage.folder)
+            if tower.is_sharded:
+                prefix.offload.problem = "each rank holds a part of them"
+        return prefix

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_freeze.cache.checks import self_check, side_effects
 from lightning_freeze.cache.checks.dry_run import DryRun, check_randomness, check_size, compare, hidden_states_of
@@ -263,6 +263,36 @@ class PrefixExecutor:
         for number, row in zip(missing, fresh, strict=True):
             state.rows[number] = row
         return True
+
+    def skippable(self, boundary: int) -> list[nn.Module]:
+        """Return the first blocks, without those on an accelerator that compute something from shapes when skipped.
+
+        Args:
+            boundary: Number of blocks.
+        """
+        blocks = self._tower.blocks[:boundary]
+        known = self._signatures or []
+        computes = [any(source in ("row", "all") for source, _ in signature.parts) for signature in known]
+        on_cpu = [all(p.device.type == "cpu" for p in block.parameters()) for block in blocks]
+        return [b for b, is_on_cpu, works in zip(blocks, on_cpu, computes, strict=False) if is_on_cpu or not works]
+
+    def store_batch(self, state: PassState, missing: Sequence[int]) -> None:
+        """Compute the prefix of a whole batch, as a pass that runs does, and store some of its samples.
+
+        The samples that are stored already are computed too: in a smaller batch, kernels may round otherwise.
+
+        Args:
+            state: The pass, whose prefix has been checked.
+            missing: The samples to store.
+        """
+        assert self._signatures is not None
+        boundaries, call = self._entries.boundaries(state.known.boundary), state.call
+        with preserved_random_state(state.device) if state.known.rng_is_harmless else nullcontext():
+            computed = run_prefix(self._tower, self._signatures, boundaries, (call.args, call.kwargs))
+        check_size(
+            self._tower, self._signatures, state, range(call.size), computed[state.known.boundary], self._lockstep
+        )
+        self._entries.put(state, computed, missing, is_whole_batch=True)
 
     def skip_from_lower(self, state: PassState) -> bool:
         """Skip the blocks below a lower boundary at which all samples are stored, and let the others run for real.

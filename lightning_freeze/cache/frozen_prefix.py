@@ -28,6 +28,7 @@ from lightning_freeze.cache.execution import PrefixExecutor
 from lightning_freeze.cache.identity.cached_towers import CachedTower, ModuleStructure
 from lightning_freeze.cache.identity.keys import Call
 from lightning_freeze.cache.identity.unsupported import Unsupported, reason_of
+from lightning_freeze.cache.offload import WeightOffload
 from lightning_freeze.cache.pass_facts import PassFacts
 from lightning_freeze.cache.prefix.entries import PrefixEntries
 from lightning_freeze.cache.prefix.lockstep import Lockstep
@@ -61,6 +62,8 @@ class FrozenPrefix:
         upstream_keys: Keys of what the tower has returned in the running step.
         executor: Runs or skips the prefix.
         is_outdated: Whether modules or parameters of the tower have been replaced, so that it must be analysed again.
+        offload: Moves weights that are not needed out of the way, ``None`` to leave them.
+        takes_over: Called in each pass once the prefix is identified, in place of the decision; ``None`` to decide.
     """
 
     def __init__(
@@ -82,14 +85,16 @@ class FrozenPrefix:
         self.calls = 0
         self.batch_size = 0
         self.is_outdated = False
+        self.takes_over: Callable[[PassState], None] | None = None
         self.boundary = 0
         self.min_boundary = 0
+        self.offload: WeightOffload | None = None
         self.upstream_keys = UpstreamKeys(tower)
-        self.executor = PrefixExecutor(tower, entries, self.tally, self._keys_of, Lockstep(ranks))
+        self.executor = PrefixExecutor(tower, entries, self.tally, self.keys_of, Lockstep(ranks))
         self._ranks = ranks
         # Why this rank has to switch off, and whether that is a fault; the others hear of it in the next pass.
         self._problem: tuple[str, bool] | None = None
-        self._facts = PassFacts(tower, entries, verify, self._keys_of)
+        self._facts = PassFacts(tower, entries, verify, self.keys_of)
         self._towers = towers
         self._on_switch_off = on_switch_off
         self._pass: PassState | None = None
@@ -107,6 +112,19 @@ class FrozenPrefix:
             handle.remove()
         self._end_pass()
         self.upstream_keys.forget()
+        if self.offload is not None:
+            self.offload.close()
+
+    def end_training_batch(self) -> None:
+        """End a training batch: weights that it has not needed may be offloaded."""
+        known, decision = self.known, self.decision
+        if self.offload is None or known is None or decision is None or decision.outcome is not Outcome.SKIP:
+            return
+        self.offload.end_batch(known.boundary, [*known.skipped_embeddings, *self.executor.skippable(known.boundary)])
+
+    def _need_weights(self) -> None:
+        if self.offload is not None:
+            self.offload.restore()
 
     def end_step(self) -> None:
         """End a training step, after its backward pass."""
@@ -128,6 +146,11 @@ class FrozenPrefix:
             self._on_switch_off(self, reason, is_fault)
 
     @property
+    def is_sharded(self) -> bool:
+        """Whether all ranks must run the same layers."""
+        return self._ranks is not None
+
+    @property
     def _is_running(self) -> bool:
         """Whether one forward pass runs, in which ranks may come to different conclusions."""
         return self._busy
@@ -136,6 +159,7 @@ class FrozenPrefix:
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.off is not None or self._busy or torch._C._is_tracing():
+            self._need_weights()
             return
         self._end_pass()
         self.upstream_keys.forget()
@@ -145,6 +169,7 @@ class FrozenPrefix:
             self._pass = self._plan(args, kwargs) if self._ranks is None else self._plan_together(args, kwargs)
         except Exception as error:  # an error of the cache must not end the run
             self._end_pass()
+            self._need_weights()
             self.switch_off(reason_of(error))
         finally:
             self._busy = False
@@ -158,9 +183,16 @@ class FrozenPrefix:
             # Known from here on, so that the pass is closed whatever goes wrong.
             self._pass = state = self._facts.identify(self.boundary, call, began)
             self.known, self.batch_size = state.known, call.size
+            if self.offload is not None and self.offload.boundary not in (0, state.known.boundary):
+                self._need_weights()
+            if self.takes_over is not None:
+                self._need_weights()
+                self.takes_over(state)
+                return state
             decision = self._act(state, self._facts.of_prefix(state))
         self.decision = decision
         if decision is None or decision.outcome is Outcome.LEAVE_ALONE:
+            self._need_weights()
             return None
         if decision.outcome is Outcome.SWITCH_OFF:
             raise Unsupported(decision.reason)
@@ -245,6 +277,8 @@ class FrozenPrefix:
         return decision
 
     def _carry_out(self, state: PassState, outcome: Outcome) -> bool:
+        if outcome is not Outcome.SKIP or state.missing:
+            self._need_weights()
         if outcome is Outcome.SKIP:
             state.checks_padding = state.checks_padding and state.known.padding_check_is_due
             return self.executor.skip(state)
@@ -256,7 +290,12 @@ class FrozenPrefix:
             self.executor.run(state)
         return True
 
-    def _keys_of(self, tensor: Tensor) -> Sequence[bytes] | None:
+    def keys_of(self, tensor: Tensor) -> Sequence[bytes] | None:
+        """Return the keys of the samples that a tensor was computed from, if a tower has returned it in this step.
+
+        Args:
+            tensor: Any tensor.
+        """
         return next((keys for t in self._towers if (keys := t.upstream_keys.keys_of(tensor)) is not None), None)
 
     # -------------------------------------------------------------------------------------------- after the pass
@@ -298,6 +337,7 @@ class FrozenPrefix:
             return state.skipped is not None
 
     def _rerun(self, state: PassState) -> Any:
+        self._need_weights()
         output = self.executor.rerun(state)
         try:
             problem = self.executor.problem(state, output)

@@ -27,6 +27,8 @@ class Storage:
         budget: Bytes that the store may hold, ``None`` for no limit.
         verify: Number of batches with hits that are compared with a real forward pass, for each identity of a prefix.
         trims_padding: Whether samples may be stored without padding.
+        offload: Whether weights of skipped layers leave the memory of the device.
+        folder: Where files of the run may be written, ``None`` for the folder for temporary files.
     """
 
     store: Any
@@ -35,6 +37,8 @@ class Storage:
     budget: int | None
     verify: int
     trims_padding: bool
+    offload: bool = False
+    folder: Path | None = None
 
     @property
     def stored_bytes(self) -> int:
@@ -58,6 +62,7 @@ def open_storage(
     dtype: str | None,
     verify: int,
     trim_padding: bool,
+    offload: bool = False,
 ) -> Storage:
     """Open the storage of a run.
 
@@ -70,6 +75,7 @@ def open_storage(
         dtype: Name of the dtype to store.
         verify: Number of batches to compare.
         trim_padding: Whether samples may be stored without padding.
+        offload: Whether weights of skipped layers leave the memory of the device.
 
     Raises:
         ConfigurationError: If a library that is needed is not installed.
@@ -84,4 +90,4 @@ def open_storage(
     if cache_dir is None or disk is not None:
         budget = (default_memory() if memory is None else memory) + (disk or 0)
     accelerator = AcceleratorTier(on_device) if on_device else None
-    return Storage(store, accelerator, DTYPES.get(dtype or ""), budget, verify, trim_padding)
+    return Storage(store, accelerator, DTYPES.get(dtype or ""), budget, verify, trim_padding, offload, cache_dir)

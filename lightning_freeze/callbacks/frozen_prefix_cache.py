@@ -55,6 +55,9 @@ class FrozenPrefixCache(Callback):
             of detached hidden states, a logged norm). ``False`` stores all positions.
         max_accelerator_memory: The most memory of the accelerator to use for hidden states that were read once, so that
             they need not be copied from RAM again. None by default, because only you know what the training leaves.
+        offload: Whether the weights of skipped layers leave the memory of the device while every batch skips them: from
+            an accelerator to host memory, on the CPU to a file that the system reads again when it is needed. They come
+            back by themselves before anything runs or saves these layers.
 
     Raises:
         ConfigurationError: If a value is out of range, or a library that is needed is not installed.
@@ -75,6 +78,7 @@ class FrozenPrefixCache(Callback):
         groups: Groups | None = None,
         max_accelerator_memory: str | int | None = None,
         trim_padding: bool = True,
+        offload: bool = False,
     ) -> None:
         check_arguments(FrozenPrefixCache, locals(), needs={"max_disk": "cache_dir"})
         if cache_dir is not None and not os.fspath(cache_dir):
@@ -103,6 +107,7 @@ class FrozenPrefixCache(Callback):
         self.groups = groups
         self.trim_padding = trim_padding
         self.max_accelerator_memory = max_accelerator_memory
+        self.offload = offload
         self._store: Any = None
         self._attachment = Attachment()
         self._gain = GainMessage()
@@ -184,6 +189,7 @@ class FrozenPrefixCache(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._attachment.end_batch()
+        self._attachment.end_training_batch()
         self._gain.end_batch(pl_module, self._towers)
         if (line := frozen_parts_line(self._attachment.frozen_parts())) and self.verbose:
             pl_module.print(line)
@@ -235,6 +241,7 @@ class FrozenPrefixCache(Callback):
             self.dtype,
             self.verify,
             self.trim_padding,
+            self.offload,
         )
         self._store = storage.store
         return storage

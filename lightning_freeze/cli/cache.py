@@ -34,12 +34,17 @@ def main(args: Sequence[str]) -> None:
     """Run the command.
 
     Args:
-        args: ``info DIR``, ``verify DIR`` or ``prune DIR`` and its options.
+        args: ``info DIR``, ``verify DIR`` or ``prune DIR`` and its options, or ``fill`` and the options of ``fit``.
 
     Raises:
         ConfigurationError: If the folder is no cache, or an option cannot be read.
         SystemExit: With code 1 if ``verify`` has found damage.
     """
+    if list(args[:1]) == ["fill"]:
+        from lightning_freeze.cli.cache_fill import main as fill  # the other commands need no model
+
+        fill(args[1:])
+        return
     options = _parser().parse_args(args)
     root = _cache(options.folder)
     {"info": _info, "verify": _verify, "prune": _prune}[options.command](root, options)
@@ -47,7 +52,8 @@ def main(args: Sequence[str]) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("lightning-freeze cache", description="Look after a FrozenPrefixCache on disk.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{info,verify,prune}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{fill,info,verify,prune}")
+    commands.add_parser("fill", help="fill the cache of a fit ahead; takes the options of `lightning-freeze fit`")
     for name, help_text in (
         ("info", "what the folder holds"),
         ("verify", "read every entry; exit code 1 if any is damaged"),

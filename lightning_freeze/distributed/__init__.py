@@ -7,7 +7,7 @@ May import ``layers`` and ``errors``. Begin reading with ``support.py`` (what is
 """
 
 from lightning_freeze.distributed.agreement import mean_of_each, mean_over_ranks
-from lightning_freeze.distributed.changes import before_change, resynchronise
+from lightning_freeze.distributed.changes import before_change, call_before_change, resynchronise
 from lightning_freeze.distributed.optimizer_state import restore_where_saved
 from lightning_freeze.distributed.ranks import Ranks, ranks_of
 from lightning_freeze.distributed.replaced import Snapshot
@@ -18,6 +18,7 @@ __all__ = [
     "Ranks",
     "Snapshot",
     "before_change",
+    "call_before_change",
     "check_strategy",
     "check_wrapped",
     "foreign_wrapper",

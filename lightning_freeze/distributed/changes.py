@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from weakref import WeakKeyDictionary
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
@@ -12,9 +13,30 @@ from torch.nn.parallel import DistributedDataParallel
 from lightning_freeze.distributed.sharding import renew, reshard
 from lightning_freeze.namespaces import either
 
+_LISTENERS: WeakKeyDictionary[LightningModule, list[Callable[[], None]]] = WeakKeyDictionary()
+
+
+def call_before_change(module: LightningModule, listener: Callable[[], None]) -> Callable[[], None]:
+    """Have a function called whenever weights or ``requires_grad`` are about to change; returns a function to stop it.
+
+    Args:
+        module: The module that is trained.
+        listener: The function.
+    """
+    listeners = _LISTENERS.setdefault(module, [])
+    listeners.append(listener)
+
+    def stop() -> None:
+        if listener in listeners:
+            listeners.remove(listener)
+
+    return stop
+
 
 def before_change(module: LightningModule) -> None:
     """Bring the module into the state in which gradients, weights and ``requires_grad`` may be changed."""
+    for listener in _LISTENERS.get(module, ()):
+        listener()
     reshard(module)
 
 

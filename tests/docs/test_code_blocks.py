@@ -119,6 +119,8 @@ def test_commands_are_read_by_the_command_line(
     if own is not None:
         _, args = own().parse_known_args(args)
         subcommand = "fit"
+    if subcommand == "cache" and args[0] == "fill":
+        subcommand, args = "fit", args[1:]
     if subcommand in ("layers", "cache", "merge-checkpoint"):
         parse = argparse.ArgumentParser.parse_args
 

@@ -113,6 +113,15 @@ class Fingerprint:
             self.invalidate()
         self._sampled = sampled
 
+    @contextlib.contextmanager
+    def moving_weights(self) -> Iterator[None]:
+        """While this is open, weights get another place in memory and keep their elements."""
+        seen = max(0, len(self._versions) - 1)
+        is_current = bool(self._versions) and self._read_versions(seen)[: seen + 1] == self._versions
+        yield
+        if is_current:
+            self._versions = self._read_versions(seen)
+
     def invalidate(self) -> None:
         """Compute all identities again when they are needed next."""
         self._digests, self._versions, self._places = [], (), []

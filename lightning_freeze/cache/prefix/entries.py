@@ -191,6 +191,20 @@ class PrefixEntries:
             rows[number] = row
         return rows
 
+    def missing_at(self, boundary: int, state: PassState) -> list[int]:
+        """Return which samples of a pass are not stored at a boundary.
+
+        Args:
+            boundary: The boundary of the pass, or one of a later phase.
+            state: The pass.
+        """
+        namespace, _ = self.identify(boundary, state.mode, state.call)
+        return [number for number, row in enumerate(self._store.get(namespace, state.keys)) if row is None]
+
+    def moving_weights(self) -> AbstractContextManager[None]:
+        """Return a context in which weights get another place in memory and keep their elements."""
+        return self._fingerprint.moving_weights()
+
     def has_lower(self, boundary: int) -> bool:
         """Whether hidden states are stored at any boundary below the given one."""
         return any(lower < boundary for lower in self.filled)

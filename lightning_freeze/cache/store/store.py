@@ -230,6 +230,11 @@ class Store:
         return max(self._noted.get(namespace, 0), on_disk)
 
     @property
+    def folder(self) -> Path | None:
+        """The folder of the disk tier, ``None`` if there is none."""
+        return None if self._disk is None else self._disk.root
+
+    @property
     def stats(self) -> StoreStats:
         """What the store has done and what it holds."""
         disk = self._disk

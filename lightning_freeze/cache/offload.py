@@ -1,0 +1,244 @@
+"""Moves the weights of skipped layers out of the way, and brings them back when anything needs them.
+
+On the CPU a weight becomes a view of a memory-mapped file, which the system may drop from memory and read again. On an
+accelerator it moves to host memory. In both cases the parameter object stays the same, so optimizers and other
+references hold, and its elements can be read at any time.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from lightning_freeze.cache.checks.eligibility import Hook
+from lightning_freeze.cache.prefix.entries import PrefixEntries
+from lightning_freeze.cache.store.network_folder import file_system
+
+#: Training batches in a row that must not need the weights. Doubled each time that they were needed again.
+_FIRST_WAIT = 2
+#: Weights begin at multiples of a page.
+_PAGE = mmap.PAGESIZE
+#: Smaller weights stay where they are.
+_LEAST_BYTES = 4096
+_IN_MEMORY = frozenset({"tmpfs", "ramfs", "hugetlbfs"})
+
+
+def removable(root: nn.Module, skipped: Iterable[nn.Module], keeps_first: bool) -> list[Parameter]:
+    """Return the parameters that nothing outside of some modules uses.
+
+    Left out are tied weights with a use elsewhere, parameters that share their memory with another tensor, subclasses
+    of ``Parameter`` (quantised weights, shards), and small ones.
+
+    Args:
+        root: The module as a whole.
+        skipped: The modules that are skipped.
+        keeps_first: Whether to leave out the first parameter of each module around them, of which code asks the device.
+    """
+    roots = list(skipped)
+    inside = {id(m) for each in roots for m in each.modules()}
+    around = [m for m in root.modules() if id(m) not in inside]
+    kept = {id(p) for m in around for p in m._parameters.values() if p is not None}
+    if keeps_first:
+        kept |= {id(p) for m in around if (p := next(m.parameters(), None)) is not None}
+    places: dict[int, set[int]] = {}
+    for tensor in (*root.parameters(), *root.buffers()):
+        with suppress(Exception):  # a tensor without memory of its own
+            places.setdefault(tensor.untyped_storage().data_ptr(), set()).add(id(tensor))
+    own = dict.fromkeys(p for each in roots for p in each.parameters())
+    return [p for p in own if id(p) not in kept and _is_plain(p) and len(places[_place(p)]) == 1]
+
+
+def _is_plain(p: Parameter) -> bool:
+    is_plain = type(p) is Parameter and type(p.data) is Tensor and p.layout == torch.strided and not p.is_meta
+    if not is_plain or p.requires_grad or p.is_inference() or not p.is_contiguous():
+        return False
+    size = p.numel() * p.element_size()
+    return size >= _LEAST_BYTES and p.untyped_storage().nbytes() == size
+
+
+def _place(p: Tensor) -> int:
+    return p.untyped_storage().data_ptr()
+
+
+class MappedFile:
+    """A file without a name that holds tensors; its pages need no memory while nothing reads them.
+
+    Args:
+        folder: A folder on a disk.
+        tensors: The tensors, on the CPU.
+
+    Attributes:
+        views: The same tensors as views of the file.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
+
+    def __init__(self, folder: Path, tensors: Sequence[Tensor]) -> None:
+        offsets, size = [], 0
+        for tensor in tensors:
+            offsets.append(size)
+            size += -(-tensor.numel() * tensor.element_size() // _PAGE) * _PAGE
+        with tempfile.TemporaryFile(dir=folder) as file:  # has no name, so nothing stays behind after a crash
+            for tensor, offset in zip(tensors, offsets, strict=True):
+                file.seek(offset)
+                file.write(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+            file.truncate(size)
+            file.flush()
+            # Only pages that are written can be dropped.
+            os.fsync(file.fileno())
+            self._map = mmap.mmap(file.fileno(), size)
+        self.views = [
+            torch.frombuffer(self._map, dtype=torch.uint8, count=t.numel() * t.element_size(), offset=offset)
+            .view(t.dtype)
+            .view(t.shape)
+            for t, offset in zip(tensors, offsets, strict=True)
+        ]
+
+    def drop_pages(self) -> None:
+        """Take the pages that were read out of the memory of this process."""
+        if hasattr(self._map, "madvise"):
+            self._map.madvise(mmap.MADV_DONTNEED)
+
+
+class WeightOffload:
+    """Offloads the weights of the frozen prefix of one tower while every pass skips it.
+
+    Args:
+        root: The module that is trained.
+        entries: The hidden states of the tower, which know the prefix by its weights.
+        folder: Where a file may be written on the CPU; ``None`` for the folder for temporary files.
+
+    Attributes:
+        problem: Why the weights stay where they are, empty if there is no problem.
+        boundary: Number of blocks whose weights are away, 0 if none are.
+    """
+
+    def __init__(self, root: nn.Module, entries: PrefixEntries, folder: Path | None) -> None:
+        self.problem = ""
+        self.boundary = 0
+        self._root = root
+        self._entries = entries
+        self._folder = folder
+        self._wait = _FIRST_WAIT
+        self._unused = 0
+        self._away: list[tuple[Parameter, torch.device]] = []
+        self._file: MappedFile | None = None
+        self._handles: list[Any] = []
+        self._hooked: set[int] = set()
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the weights that are away."""
+        return sum(p.numel() * p.element_size() for p, _ in self._away)
+
+    def end_batch(self, boundary: int, skipped: Sequence[nn.Module]) -> None:
+        """End a training batch that has skipped the prefix; offloads its weights if enough of them did.
+
+        Args:
+            boundary: Number of blocks in the prefix.
+            skipped: The modules that are skipped.
+        """
+        if self._away:
+            if self._file is not None:
+                self._file.drop_pages()  # read when the identity of the prefix was checked
+            return
+        self._unused += 1
+        if self._unused >= self._wait and not self.problem:
+            self._leave(boundary, skipped)
+
+    def restore(self, is_needed: bool = True) -> None:
+        """Bring the weights back, bit for bit.
+
+        Args:
+            is_needed: Whether the layers run, rather than are saved; then more batches are waited for the next time.
+        """
+        self._unused = 0
+        if not self._away:
+            return
+        away, self._away, self.boundary = self._away, [], 0
+        if is_needed:
+            self._wait *= 2
+        with self._entries.moving_weights(), torch.no_grad(), torch.inference_mode(False):
+            for parameter, device in away:
+                parameter.data = parameter.data.to(device, copy=True)
+        self._file = None
+
+    def close(self) -> None:
+        """Bring the weights back, and remove all hooks."""
+        self.restore()
+        for handle in self._handles:
+            handle.remove()
+        self._handles, self._hooked = [], set()
+
+    def _leave(self, boundary: int, skipped: Sequence[nn.Module]) -> None:
+        first = next((p for each in skipped for p in each.parameters()), None)
+        if first is None:
+            return
+        parameters = removable(self._root, skipped, keeps_first=first.device.type != "cpu")
+        if not parameters:
+            self.problem = "the weights of the skipped layers are shared with others, sharded or quantised"
+            return
+        self._watch(parameters, skipped, first.device)
+        with self._entries.moving_weights(), torch.no_grad(), torch.inference_mode(False):
+            hosts = self._host_copies(parameters)
+            if hosts is None:
+                return
+            self._away = [(p, p.device) for p in parameters]
+            for parameter, host in zip(parameters, hosts, strict=True):
+                parameter.data = host
+        self.boundary = boundary
+        _return_free_memory()
+
+    def _host_copies(self, parameters: Sequence[Parameter]) -> list[Tensor] | None:
+        if parameters[0].device.type != "cpu":
+            return [p.data.to("cpu") for p in parameters]
+        size = sum(p.numel() * p.element_size() + _PAGE for p in parameters)
+        folder = _folder_with_room(self._folder, size)
+        if folder is None:
+            self.problem = f"neither cache_dir nor {tempfile.gettempdir()} is on a disk with room for the weights"
+            return None
+        try:
+            self._file = MappedFile(folder, [p.data for p in parameters])
+        except (OSError, ValueError) as error:
+            self.problem = f"the weights cannot be written to {folder} ({error})"
+            return None
+        return self._file.views
+
+    def _watch(self, parameters: Sequence[Parameter], skipped: Sequence[nn.Module], device: torch.device) -> None:
+        """Bring weights back before they are saved, or replaced by those of a checkpoint."""
+        wanted = {id(p) for p in parameters}
+        for module in (m for each in skipped for m in each.modules()):
+            if id(module) in self._hooked or not any(id(p) in wanted for p in module._parameters.values()):
+                continue
+            self._hooked.add(id(module))
+            hook = Hook(lambda *_: self.restore(is_needed=False))
+            self._handles.append(module.register_state_dict_pre_hook(hook))
+            self._handles.append(module.register_load_state_dict_pre_hook(hook))
+
+
+def _folder_with_room(preferred: Path | None, size: int) -> Path | None:
+    for folder in (preferred, Path(tempfile.gettempdir())):
+        if folder is None or not folder.is_dir() or file_system(folder) in _IN_MEMORY:
+            continue
+        with suppress(OSError):
+            if shutil.disk_usage(folder).free > 2 * size:
+                return folder
+    return None
+
+
+def _return_free_memory() -> None:
+    """Return memory that was freed to the system; glibc keeps it otherwise."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)

@@ -20,7 +20,9 @@ def row(measure, config: str, seed: int, accuracy: float, fingerprint: str | Non
 
 
 def test_every_config_is_measured(measure):
-    assert sorted(measure.ORDER) == sorted(path.stem for path in SCRIPT.parent.glob("*.yaml") if path.stem not in ("base", "compare"))
+    assert sorted(measure.ORDER) == sorted(
+        path.stem for path in SCRIPT.parent.glob("*.yaml") if path.stem not in ("base", "compare")
+    )
 
 
 def test_a_finished_run_is_skipped_until_its_config_changes(measure):

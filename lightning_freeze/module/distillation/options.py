@@ -16,7 +16,7 @@ from lightning_freeze.errors import ConfigurationError, listing, suggest
 class DistillationOptions(TypedDict, total=False):
     """How a student learns from its teacher.
 
-    Args:
+    Attributes:
         temperature: Divides the logits of both before the softmax; above 0. 2.0 unless given, as in the code that Sanh
             et al. (2019) published for fine-tuning with a teacher.
         alpha: Share of the teacher's outputs in the loss, from 0 to 1; the labels have the rest. 0.5 unless given,

@@ -8,11 +8,9 @@ from lightning.pytorch import LightningModule
 
 from lightning_freeze.errors import ConfigurationError, suggest
 from lightning_freeze.module import TransformerModule
+from lightning_freeze.module.metric_direction import larger_is_better
 
 Mode = Literal["min", "max"]
-
-_LARGER = ("acc", "f1", "pearson", "spearman", "auroc", "auc", "precision", "recall", "r2", "bleu", "rouge", "map")
-_SMALLER = ("loss", "perplexity", "mse", "mae", "error", "wer", "cer")
 
 
 def monitor_of(module: LightningModule) -> str:
@@ -33,11 +31,10 @@ def mode_of(monitor: str) -> Mode:
     Raises:
         ConfigurationError: If the name does not tell.
     """
-    name = monitor.lower()
-    larger, smaller = any(word in name for word in _LARGER), any(word in name for word in _SMALLER)
-    if larger == smaller:
+    is_better = larger_is_better(monitor)
+    if is_better is None:
         raise ConfigurationError(
             f"monitor={monitor!r}: the name does not tell if larger is better: expected mode='max' or mode='min'."
             f"{suggest(monitor, ('val_loss', 'val_accuracy'))}"
         )
-    return "max" if larger else "min"
+    return "max" if is_better else "min"

@@ -5,9 +5,7 @@ from __future__ import annotations
 from lightning_freeze.comparison.records import FitResult
 from lightning_freeze.comparison.settings import Mode
 from lightning_freeze.errors import ConfigurationError, listing, suggest
-
-_LARGER = ("acc", "f1", "pearson", "spearman", "matthews", "auc", "auroc", "precision", "recall", "r2", "bleu", "rouge")
-_SMALLER = ("loss", "perplexity", "mse", "mae", "rmse", "error", "wer", "cer")
+from lightning_freeze.module.metric_direction import larger_is_better
 
 
 def metric_of(result: FitResult, wanted: str | None) -> str:
@@ -41,8 +39,7 @@ def mode_of(metric: str, wanted: Mode | None) -> Mode:
     """
     if wanted is not None:
         return wanted
-    words = metric.lower().replace("-", "_").split("_")
-    larger, smaller = (any(word.startswith(kind) for word in words for kind in kinds) for kinds in (_LARGER, _SMALLER))
-    if larger == smaller:
+    is_better = larger_is_better(metric)
+    if is_better is None:
         raise ConfigurationError(f"mode is not given, and {metric!r} does not tell it: expected 'max' or 'min'.")
-    return "max" if larger else "min"
+    return "max" if is_better else "min"

@@ -2,7 +2,7 @@
 
 ``transformer.py`` builds its model with ``build.py``: a pre-trained model with the head of a task (``pretrained/``), or
 a small head on a bare encoder (``pooling.py``). Everything about a task is in ``tasks.py``; the default optimizer and
-schedule are in ``optim.py``.
+schedule are in ``optim.py``. ``metric_direction.py`` says whether a larger value of a metric is better.
 
 ``adapters.py`` puts adapters of peft into the model, ``distillation/`` lets it learn from a teacher.
 

@@ -171,3 +171,32 @@ def test_wrong_calls_end_with_a_message(arguments, message):
     done = subprocess.run([sys.executable, EXPERIMENTS / "measure.py", *arguments], capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.startswith("error: ") and message in done.stderr
+
+
+def rows_of_the_map() -> dict[str, list[str]]:
+    """The cells of each row, by folder."""
+    text = (EXPERIMENTS / "README.md").read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if line.startswith("| [`")]
+    return {re.match(r"\| \[`(\w+)`\]", line)[1]: [cell.strip() for cell in line.split("|")[1:-1]] for line in lines}
+
+
+def test_the_map_names_every_experiment():
+    folders = {path.parent.name for path in EXPERIMENTS.glob("*/README.md")}
+    assert set(rows_of_the_map()) == folders - {"integration"}
+
+
+@pytest.mark.parametrize("folder", rows_of_the_map())
+def test_the_map_tells_what_is_measured(folder):
+    _, question, answer, evidence = rows_of_the_map()[folder]
+    assert question.endswith("?")
+    is_measured = (EXPERIMENTS / folder / "results.csv").exists()
+    assert (answer == "not measured yet" or answer.startswith("not measured here:")) != is_measured
+    assert bool(evidence) == is_measured
+
+
+@pytest.mark.parametrize("folder", rows_of_the_map())
+def test_numbers_of_the_map_stand_in_the_tables_of_the_folder(folder):
+    readme = (EXPERIMENTS / folder / "README.md").read_text(encoding="utf-8")
+    tables = "".join(re.findall(r"<!-- results: .*?<!-- end of results -->", readme, re.DOTALL))
+    for number in re.findall(r"\d\.\d{3}|\d+%", rows_of_the_map()[folder][2]):
+        assert number in tables, number

@@ -210,6 +210,7 @@ def test_a_call_that_was_interrupted_goes_on_where_it_was(
     assert advice.best.scores
 
 
+@pytest.mark.slow
 def test_scores_of_another_set_up_are_not_used(
     two_plans: None, tiny_bert_dir: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -246,6 +247,7 @@ def test_scores_of_other_data_are_not_used(
     assert len(fits) == 8
 
 
+@pytest.mark.slow
 def test_very_short_runs_are_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
     names = [FULL, "freeze", "a", "b"]
     monkeypatch.setattr(advice_run, "candidates_for", lambda *_: [replace(FREEZE, name=name) for name in names])

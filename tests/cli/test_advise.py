@@ -32,6 +32,7 @@ def config(project: Path) -> Path:
     return project
 
 
+@pytest.mark.slow
 def test_advice_from_a_csv_file_ends_in_a_config_that_fits_unchanged(
     config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

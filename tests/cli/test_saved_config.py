@@ -53,7 +53,13 @@ def test_every_callback_is_among_the_forms() -> None:
     assert {name for name in callbacks.__all__ if name in lightning_freeze.__all__} <= FORMS.keys()
 
 
-@pytest.mark.parametrize("form", FORMS)
+# The others are slow together: each of them is two runs of the command line.
+FAST = ("no callback", "all", "optimizer and schedule", "plateau")
+
+
+@pytest.mark.parametrize(
+    "form", [form if form in FAST else pytest.param(form, marks=pytest.mark.slow) for form in FORMS]
+)
 def test_saved_config_and_proposed_test_run(form: str, capsys: pytest.CaptureFixture[str]) -> None:
     command_line.main(["fit", *FIT, "--trainer.max_epochs=2", *QUIET, *FORMS[form]])
     command = capsys.readouterr().out.splitlines()[-1].removeprefix("test it: lightning-freeze ").split()

@@ -132,6 +132,7 @@ def test_fits_that_fail_are_reported_and_tried_again(project: Path) -> None:
     assert "2 of 5 fits were done before" in again.stdout and "crashes, seed 0: test_loss" in again.stdout
 
 
+@pytest.mark.slow
 def test_python_a_forgetting_metric_and_checkpoints(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("norms.py").write_text(
         "class Norm:\n    higher_is_better = False\n\n    def __init__(self, scale):\n        self.scale = scale\n\n"
@@ -181,6 +182,7 @@ def test_wrong_arguments(project: Path, monkeypatch: pytest.MonkeyPatch) -> None
         compare("compare.yaml")
 
 
+@pytest.mark.slow
 def test_one_comparison_at_a_time_in_a_directory(project: Path) -> None:
     with comparing._locked(Path("here")), pytest.raises(ConfigurationError, match="another comparison is running"):
         compare("compare.yaml", directory="here")

@@ -1,4 +1,4 @@
-"""Which layers a strategy may give a turn of their own."""
+"""Which layers a strategy may give a turn of their own, and which train beside them."""
 
 from __future__ import annotations
 
@@ -19,3 +19,16 @@ def candidates(layers: Iterable[Layer], beside: Collection[str]) -> list[str]:
         for layer in sorted(layers, key=lambda layer: layer.index)
         if layer.name not in beside and not layer.is_bystander and layer.parameters()
     ]
+
+
+def with_ends(layers: str, embeddings: bool, head: bool) -> str:
+    """The selector of layers, with the embeddings before and the head after them.
+
+    Args:
+        layers: A selector; empty for the ends alone.
+        embeddings: Whether to add the embeddings.
+        head: Whether to add the head.
+    """
+    return ",".join(
+        term for term, is_wanted in (("embeddings", embeddings), (layers, layers), ("head", head)) if is_wanted
+    )

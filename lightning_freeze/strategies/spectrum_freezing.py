@@ -15,6 +15,7 @@ from lightning_freeze.distributed import whole
 from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.layers import LayerStack
 from lightning_freeze.session.session import Session
+from lightning_freeze.strategies.candidates import with_ends
 from lightning_freeze.strategies.dynamic.statistics import Statistics
 from lightning_freeze.strategies.dynamic.turns import TurnByTurn
 from lightning_freeze.strategies.signal_to_noise import highest, signal_to_noise
@@ -63,7 +64,7 @@ class SpectrumFreezing(TurnByTurn):
         self.top_percent = top_percent
         self._found: list[str] = []
         self._is_provisional = False
-        always = ",".join([*(["embeddings"] if embeddings else []), *(["head"] if head else [])])
+        always = with_ends("", embeddings, head)
         super().__init__(None, layers, always or None, True, groups, frozen_eval, verbose, save_frozen)
 
     @property

@@ -6,6 +6,7 @@ from typing import Literal
 
 from lightning_freeze.arguments import check_arguments
 from lightning_freeze.callbacks.layer_callback import Groups
+from lightning_freeze.strategies.candidates import with_ends
 from lightning_freeze.strategies.dynamic.dynamic_freezing import DynamicFreezing, steps_in_epoch
 from lightning_freeze.strategies.dynamic.policies import OneLayerAtATime
 
@@ -49,7 +50,7 @@ class BlockCoordinate(DynamicFreezing):
         save_frozen: bool = True,
     ) -> None:
         check_arguments(BlockCoordinate, locals())
-        chosen = ",".join([*(["embeddings"] if embeddings else []), layers, *(["head"] if head else [])])
+        chosen = with_ends(layers, embeddings, head)
         self._begin(
             OneLayerAtATime(order, seed), interval, chosen, None, True, groups, frozen_eval, verbose, save_frozen
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lightning_freeze.arguments import check_arguments
 from lightning_freeze.callbacks.layer_callback import Groups
+from lightning_freeze.strategies.candidates import with_ends
 from lightning_freeze.strategies.dynamic.dynamic_freezing import DynamicFreezing
 from lightning_freeze.strategies.dynamic.policies import RandomLayers
 
@@ -47,6 +48,6 @@ class LISA(DynamicFreezing):
         save_frozen: bool = True,
     ) -> None:
         check_arguments(LISA, locals())
-        always = ",".join([*(["embeddings"] if embeddings else []), *(["head"] if head else [])])
+        always = with_ends("", embeddings, head)
         policy = RandomLayers(activated_layers, seed)
         self._begin(policy, interval, layers, always or None, True, groups, frozen_eval, verbose, save_frozen)

@@ -8,7 +8,6 @@ from torch.nn import Module, Parameter
 
 from lightning_freeze.checkpoints.base_weights import base_weights, converted_dtype
 from lightning_freeze.checkpoints.saving import leave_out_when_saving, saves_whole_weights
-from lightning_freeze.diagnostics.new_layers import NewLayer
 from lightning_freeze.run_warnings.record import warn_in_run
 from lightning_freeze.session.observer import Observer, PhaseChange
 from lightning_freeze.session.session import Member, Session
@@ -20,16 +19,15 @@ class SmallCheckpoints(Observer):
     Args:
         session: The running fit.
         members: The callbacks with ``save_frozen=False``.
-        new: Layers that no pre-trained checkpoint gave. They are saved although they are frozen, because nothing could
-            give their random weights again.
+        new: Parameters that no pre-trained checkpoint gave. They are saved although they are frozen, because nothing
+            could give their random weights again.
     """
 
-    def __init__(self, session: Session, members: Collection[Member], new: Collection[NewLayer]) -> None:
+    def __init__(self, session: Session, members: Collection[Member], new: Collection[Parameter]) -> None:
         self._session = session
         self._layers = {p: layer for member in members for p, layer in member.omitted_when_frozen().items()}
-        for layer in new:
-            for parameter in layer.module.parameters():
-                self._layers.pop(parameter, None)
+        for parameter in new:
+            self._layers.pop(parameter, None)
         strategy = session.trainer.strategy
         self._is_possible = not saves_whole_weights(strategy)
         if self._is_possible:

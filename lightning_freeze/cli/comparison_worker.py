@@ -217,7 +217,7 @@ def _read(file: str) -> Any:
 def _config_file(part: PartialConfig | None, target: Path) -> str:
     if isinstance(part, str):
         return part
-    target.write_text(yaml.safe_dump(part, sort_keys=False), encoding="utf-8")
+    target.write_text(yaml.safe_dump(part, sort_keys=False, allow_unicode=True), encoding="utf-8")
     return str(target)
 
 

@@ -60,7 +60,9 @@ def run_fit(
     if is_first_process():  # before the strategy starts further processes, which come here too
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
-        file.write_text(yaml.safe_dump(_logged_in(config, folder), sort_keys=False), encoding="utf-8")
+        file.write_text(
+            yaml.safe_dump(_logged_in(config, folder), sort_keys=False, allow_unicode=True), encoding="utf-8"
+        )
     with warnings.catch_warnings():
         # Lightning asks for the arguments of the process, which are those of another command.
         warnings.filterwarnings("ignore", message="LightningCLI's args parameter")

@@ -202,7 +202,7 @@ def _comparison(outcomes: Sequence[FitOutcome], settings: ComparisonSettings, no
 def _notes(outcomes: Sequence[FitOutcome], settings: ComparisonSettings, workers: int) -> list[str]:
     """Sentences on what has to be known to read the numbers."""
     results = [outcome.result for outcome in outcomes if outcome.result is not None]
-    found = [f"{each.task.name} has failed: {each.error}" for each in outcomes if each.result is None]
+    found = _failures(outcomes)
     warned = [(each.task.plan, text) for each in outcomes if each.result for text in each.result.warnings]
     found += [f"{plan} has warned: {text}" for plan, text in dict.fromkeys(warned)]
     wrong = [
@@ -231,6 +231,20 @@ def _notes(outcomes: Sequence[FitOutcome], settings: ComparisonSettings, workers
         found.append(f"Wall times are not comparable, because the environments differ: {'; '.join(environments)}.")
     if any(result.cache_hit_rate is not None for result in results):
         found.append("Fits share one cache of hidden states: one that finds them there is faster than the first.")
+    return found
+
+
+def _failures(outcomes: Sequence[FitOutcome]) -> list[str]:
+    """Which fits have failed and why: one sentence for all seeds of a plan that failed for the same reason."""
+    seeds: dict[tuple[str, str], list[FitOutcome]] = {}
+    for each in outcomes:
+        if each.result is None:
+            seeds.setdefault((each.task.plan, each.error), []).append(each)
+    found = []
+    for (plan, error), failed in seeds.items():
+        numbers = ", ".join(str(each.task.seed) for each in failed)
+        name = failed[0].task.name if len(failed) == 1 else f"{plan}, seeds {numbers}"
+        found.append(f"{name} {'has' if len(failed) == 1 else 'have'} failed: {error}")
     return found
 
 

@@ -55,13 +55,19 @@ class ComparisonRecord:
         """The plans of which it is not known whether the best one is better."""
         return [name for name, is_beaten in self._against_best() if not is_beaten]
 
+    @property
+    def failed(self) -> list[str]:
+        """The plans of which no fit has succeeded, so that nothing is known about them."""
+        return [plan.name for plan in self.plans if plan.mean is None]
+
     def _against_best(self) -> list[tuple[str, bool]]:
-        best = self.best.name
-        return [
+        best, failed = self.best.name, self.failed
+        found = [
             (pair.other if pair.plan == best else pair.plan, pair.test is not None and pair.test.is_significant)
             for pair in self.pairs
             if best in (pair.plan, pair.other)
         ]
+        return [(name, is_beaten) for name, is_beaten in found if name not in failed]
 
     def to_dict(self) -> Mapping[str, Any]:
         """The comparison as nested dicts, lists and numbers. Configs of the fits are left out."""
@@ -74,5 +80,10 @@ class ComparisonRecord:
             }
             for fit in self.fits
         ]
-        verdict = {"best": self.best.name, "beaten": self.beaten, "undecided": self.undecided}
+        verdict = {
+            "best": self.best.name,
+            "beaten": self.beaten,
+            "undecided": self.undecided,
+            "failed": self.failed,
+        }
         return {**asdict(replace(self, fits=())), **verdict, "fits": fits}

@@ -62,7 +62,39 @@ def new_layers(root: nn.Module) -> list[NewLayer]:
     Args:
         root: The module, before its first optimizer step.
     """
-    if not any(is_loaded(p) for p in root.parameters()) or any(hasattr(m, "peft_config") for m in root.modules()):
+    return [] if any(hasattr(m, "peft_config") for m in root.modules()) else _at_initialisation(root)
+
+
+def new_parameters(root: nn.Module) -> set[Parameter]:
+    """The parameters that no pre-trained checkpoint gave, so that building the module again gives others.
+
+    These are those of :func:`new_layers`, beside adapters too; in a model that transformers has loaded, all that its
+    checkpoint did not hold (a pooler, new rows of an embedding); and the adapters of PEFT, with its copies of modules
+    that train as a whole.
+
+    Args:
+        root: The module, before its first optimizer step.
+    """
+    new = {parameter for layer in _at_initialisation(root) for parameter in layer.module.parameters()}
+    for module in root.modules():
+        if hasattr(module, "base_model_prefix") and any(map(is_loaded, module.parameters())):
+            new |= {parameter for parameter in module.parameters() if not is_loaded(parameter)}
+        new |= set(_adapters_of(module))
+    return new
+
+
+def _adapters_of(module: nn.Module) -> Iterator[Parameter]:
+    """The parameters of a layer of PEFT that it has added to what it wraps."""
+    for name in getattr(module, "adapter_layer_names", ()):
+        added = getattr(module, name, None)
+        if isinstance(added, Parameter):
+            yield added
+        elif isinstance(added, nn.Module):
+            yield from added.parameters()
+
+
+def _at_initialisation(root: nn.Module) -> list[NewLayer]:
+    if not any(is_loaded(p) for p in root.parameters()):
         return []
     spreads = set(_initial_spreads(root))
     return [

@@ -155,7 +155,7 @@ class TransformerModule(TaskModule):
         if peft is not None:
             self.model = add_adapters(self.model, peft, self.task)
         self.make_metrics()
-        self.response_overlap = ResponseOverlap()
+        self.response_overlap = ResponseOverlap() if self.task.target == "next-token" else None
 
     @property
     def head_is_trained(self) -> bool:
@@ -237,8 +237,9 @@ class TransformerModule(TaskModule):
     def on_test_epoch_start(self) -> None:
         """Reset the metrics, those of responses too."""
         super().on_test_epoch_start()
-        with torch.inference_mode(False):
-            self.response_overlap.reset()
+        if self.response_overlap is not None:
+            with torch.inference_mode(False):
+                self.response_overlap.reset()
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """Log the loss and the metrics of the test data; a causal language model also responds to its prompts."""
@@ -247,7 +248,7 @@ class TransformerModule(TaskModule):
 
     def on_test_epoch_end(self) -> None:
         """Log how far the responses of a causal language model agree with the expected ones."""
-        if not self.response_overlap.is_empty:
+        if self.response_overlap is not None and not self.response_overlap.is_empty:
             scores = self.response_overlap.compute()  # over all processes, so all log the same
             self.log_dict({f"test_{name}": value for name, value in scores.items()}, sync_dist=True)
 
@@ -293,14 +294,15 @@ class TransformerModule(TaskModule):
     def _score_responses(self, batch: Any) -> None:
         """Let the model respond to the prompts of a batch, if its examples begin with prompts."""
         inputs, labels = unpack(batch)
-        if self.task.target != "next-token" or not self._can_generate or labels is None or "input_ids" not in inputs:
+        overlap = self.response_overlap
+        if overlap is None or not self._can_generate or labels is None or "input_ids" not in inputs:
             return
         prompts = split_prompts(inputs, labels)
         if prompts is None:
             return
         written = self._generate(prompts.inputs, do_sample=False)[:, prompts.inputs["input_ids"].shape[1] :]
         tokenizer = self._tokenizer
-        self.response_overlap.update(decode(tokenizer, list(written)), decode(tokenizer, prompts.responses))
+        overlap.update(decode(tokenizer, list(written)), decode(tokenizer, prompts.responses))
 
     def _warn_about_padding(self, examples: list[dict[str, Any]]) -> None:
         effect = padding_effect(self.model, self._logits, examples)

@@ -21,6 +21,7 @@ from lightning_freeze import Advice, FrozenPrefixCache, LayerFreezing, advise
 from lightning_freeze.advice import advice_run
 from lightning_freeze.advice.candidates import FULL, Candidate
 from lightning_freeze.advice.fits.single_fit import FitScore, FitSettings, run_fit
+from lightning_freeze.advice.output.config_text import config_text
 from lightning_freeze.errors import ConfigurationError
 
 FREEZE = Candidate("freeze", "a test", ({"class_path": "LayerFreezing", "init_args": {"layers": "embeddings,:3"}},))
@@ -298,6 +299,8 @@ def test_files_of_advice(advice: Advice, tmp_path: Path) -> None:
     text = (tmp_path / "a/recommended.yaml").read_text()
     assert yaml.safe_load(text)["trainer"]["callbacks"][0] == FREEZE.entries[0]
     assert "# Use freeze: val_accuracy 0.900" in text
+    config = {"data": {"label": "Étiquette 中"}}
+    assert "label: Étiquette 中\n" in config_text(advice, config)
 
 
 def test_the_page_is_self_contained_and_escapes_names(advice: Advice, tmp_path: Path) -> None:

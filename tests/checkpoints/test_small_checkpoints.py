@@ -28,8 +28,10 @@ from lightning.pytorch.strategies import (
     ModelParallelStrategy,
     SingleDeviceStrategy,
 )
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from toys import Recorder, StatefulLoader, fit, layer_of, loader, trainer, weights
+from transformers import BertModel
 
 from lightning_freeze import (
     LISA,
@@ -217,6 +219,14 @@ def test_weights_of_a_whole_checkpoint_that_are_not_those_of_the_module_are_save
     assert_same(weights(Model.load_from_checkpoint(path)), weights(model))
 
 
+def fit_on_tokens(model, callback):
+    inputs = {"input_ids": torch.randint(5, 20, (4, 6)), "labels": torch.tensor([0, 1, 0, 1])}
+    rows = [{name: tensor[i] for name, tensor in inputs.items()} for i in range(4)]
+    the_trainer = trainer(callback, max_epochs=1)
+    the_trainer.fit(model, DataLoader(rows, batch_size=2))
+    return the_trainer
+
+
 @pytest.mark.filterwarnings("ignore:.*head", "ignore:.*the first layer that trains")
 def test_new_layers_are_saved_although_frozen(tmp_path, tiny_bert_dir):
     torch.manual_seed(1)
@@ -250,6 +260,47 @@ def test_the_base_of_adapters_is_left_out(tmp_path):
     assert any("base_layer" in name for name in left_out) and not any("lora" in name for name in left_out)
     assert all("base_layer" in name or "norm" in name or "embeddings" in name for name in left_out)
     assert_same(weights(Adapted.load_from_checkpoint(path)), weights(model))
+
+
+@pytest.mark.parametrize("pooling", ["mean", None])
+@pytest.mark.filterwarnings("ignore:.*head", "ignore:.*the first layer that trains", "ignore:.*reaches the last one")
+def test_adapters_that_no_phase_has_trained_are_saved_because_they_are_random(tmp_path, tiny_bert_dir, pooling):
+    pytest.importorskip("peft")
+    options = {"pooling": pooling, "peft": {"method": "lora", "r": 2, "target_modules": ["query"]}}
+    model = TransformerModule(str(tiny_bert_dir), num_classes=2, **options)
+    schedule = GradualUnfreezing(verbose=False, save_frozen=False)
+    the_trainer = fit_on_tokens(model, schedule)
+    the_trainer.save_checkpoint(tmp_path / "a.ckpt")
+    left_out = omitted(tmp_path / "a.ckpt")
+    assert any("base_layer" in name for name in left_out)
+    assert not [name for name in left_out if "lora" in name or "classifier" in name]
+    torch.manual_seed(torch.seed())  # a process of its own, which has another seed
+    assert_same(weights(TransformerModule.load_from_checkpoint(tmp_path / "a.ckpt")), weights(model))
+
+
+@pytest.mark.filterwarnings("ignore:.*head", "ignore:.*the first layer that trains")
+def test_whatever_the_checkpoint_of_an_encoder_did_not_hold_is_saved(tmp_path, tiny_bert_dir):
+    class Encoder(LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder = BertModel.from_pretrained(tmp_path / "without_pooler")
+            self.head = nn.Linear(self.encoder.config.hidden_size, 2)
+
+        def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+            labels = batch.pop("labels")
+            return nn.functional.cross_entropy(self.head(self.encoder(**batch).pooler_output), labels)
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.AdamW(self.parameters())
+
+    BertModel.from_pretrained(tiny_bert_dir, add_pooling_layer=False).save_pretrained(tmp_path / "without_pooler")
+    model = Encoder()
+    the_trainer = fit_on_tokens(model, LayerFreezing("embeddings,:1,*pooler*", verbose=False, save_frozen=False))
+    the_trainer.save_checkpoint(tmp_path / "a.ckpt")
+    left_out = omitted(tmp_path / "a.ckpt")
+    assert any("layer.0." in name for name in left_out) and not [name for name in left_out if "pooler" in name]
+    torch.manual_seed(torch.seed())
+    assert_same(weights(Encoder.load_from_checkpoint(tmp_path / "a.ckpt")), weights(model))
 
 
 @pytest.mark.filterwarnings("ignore:You're using the WeightAveraging callback")

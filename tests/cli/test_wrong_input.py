@@ -35,6 +35,7 @@ WRONG = [
      "'GradualUnfreezing'?"),
     ([f"{ADD}GradualUnfreezing", f"{ARGUMENT}trigger=EpochTriger"], "Did you mean 'EpochTrigger'?"),
     ([f"{ADD}GradualUnfreezing", f"{ARGUMENT}trigger=EpochTrigger(2)"], "{class_path: EpochTrigger, init_args: {...}}"),
+    ([f"{ADD}LISA", f"{ARGUMENT}steps=3"], "LISA has no argument 'steps': expected one of 'activated_"),
     ([f"{ADD}LayerFreezing", f"{ARGUMENT}layer=3"], "LayerFreezing has no argument 'layer'. Did you mean 'layers'?"),
     (["--model.optimizer=Adm"], "model.optimizer: 'Adm' is not the name of a class. Did you mean 'Adam'?"),
     (["--model.lr_scheduler=CosineAnneling"], "Did you mean 'CosineAnnealingLR'?"),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from lightning_freeze.comparison.comparing import _failures
 from lightning_freeze.comparison.comparison import Comparison
 from lightning_freeze.comparison.fits import FitOutcome, FitTask
 from lightning_freeze.comparison.metric import metric_of, mode_of
@@ -142,3 +143,21 @@ def test_the_metric_and_its_mode() -> None:
     assert (mode_of("test_f1", None), mode_of("val_loss", None), mode_of("score", "min")) == ("max", "min", "min")
     with pytest.raises(ConfigurationError, match="mode is not given, and 'score' does not tell it"):
         mode_of("score", None)
+
+
+def test_a_plan_without_any_result_is_not_among_those_that_may_be_as_good() -> None:
+    outcomes = [outcome("late", seed, None) if plan == "late" else outcome(plan, seed, value)
+                for plan, values in VALUES.items() for seed, value in enumerate(values)]  # fmt: skip
+    found = comparison(outcomes)
+    assert (found.beaten, found.undecided, found.failed) == ([], ["full"], ["late"])
+    assert "late has no result: no fit has succeeded." in str(found)
+    assert "better than full." in str(found)
+
+
+def test_seeds_that_failed_for_the_same_reason_share_one_note() -> None:
+    other = FitOutcome(outcome("late", 2, None).task, None, "the disk is full.")
+    notes = _failures([outcome("late", 0, None), outcome("late", 1, None), other, outcome("full", 0, 0.5)])
+    assert notes == [
+        "late, seeds 0, 1 have failed: its process was ended by SIGKILL.",
+        "late, seed 2 has failed: the disk is full.",
+    ]

@@ -91,3 +91,8 @@ def test_whole_texts_are_not_generated(tmp_path: Path) -> None:
     module = TransformerModule(model(), task="causal-lm")
     scores = Trainer(**QUIET).test(module, data, verbose=False)[0]
     assert set(scores) == {"test_loss", "test_perplexity"}
+
+
+def test_only_models_that_write_on_measure_responses(tiny_bert_dir: Path, tiny_gpt2_dir: Path) -> None:
+    assert "response_overlap" not in dict(TransformerModule(str(tiny_bert_dir), num_classes=2).named_children())
+    assert "response_overlap" in dict(TransformerModule(str(tiny_gpt2_dir), task="causal-lm").named_children())

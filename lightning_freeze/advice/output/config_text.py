@@ -21,7 +21,7 @@ def config_text(advice: AdviceRecord, config: Mapping[str, Any] | None = None, h
     """
     content = {"trainer": {"callbacks": entries(advice)}} if config is None else config
     lines = [f"# {line}" for line in [*sentences(advice), how] if line]
-    dumped: str = yaml.safe_dump(content, sort_keys=False, width=1000)
+    dumped: str = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=1000)
     return "\n".join([*lines, dumped])
 
 

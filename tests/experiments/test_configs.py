@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from lightning_freeze.comparison.fits import tasks_of
 from lightning_freeze.comparison.settings import read_settings
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
-CONFIGS = sorted(path for path in EXPERIMENTS.rglob("*.yaml") if path.name not in ("base.yaml", "compare.yaml"))
-COMPARISONS = sorted(EXPERIMENTS.rglob("compare.yaml"))
+CONFIGS = sorted(path for path in EXPERIMENTS.rglob("*.yaml") if not path.name.startswith(("base", "compare")))
+COMPARISONS = sorted(EXPERIMENTS.rglob("compare*.yaml"))
 
 
 def name(path: Path) -> str:
@@ -64,6 +65,11 @@ def tiny_chat_dir(tmp_path_factory) -> Path:
 
 def is_language_model(config: Path) -> bool:
     return yaml.safe_load((config.parent / "base.yaml").read_text())["model"]["task"] == "causal-lm"
+
+
+def all_configs(comparison: Path) -> list[Path]:
+    """The configs in the folder of a comparison, itself among them."""
+    return sorted(comparison.parent.glob("*.yaml"))
 
 
 def leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -123,14 +129,25 @@ def test_config_takes_in_its_base(config, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("comparison", COMPARISONS, ids=name)
-def test_every_plan_of_a_comparison_is_a_config_that_can_be_built(comparison, reviews, tiny_bert_dir, monkeypatch):
+def test_every_plan_of_a_comparison_is_a_config_that_can_be_built(
+    comparison, reviews, dialogues, tiny_bert_dir, tiny_chat_dir, monkeypatch
+):
     monkeypatch.chdir(reviews.parent)
-    data = reviews.parent / "experiments" / "reviews" / "data"
-    data.mkdir(parents=True)
-    (data / "reviews.csv").symlink_to(reviews)
-    (data / "minilm").symlink_to(tiny_bert_dir)
+    for path in re.findall(r"experiments/\w+/data/[\w.-]+", "".join(map(Path.read_text, all_configs(comparison)))):
+        stand_in = {".csv": reviews, ".jsonl": dialogues, ".txt": dialogues, "": tiny_bert_dir}[Path(path).suffix]
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        if not Path(path).exists():
+            Path(path).symlink_to(tiny_chat_dir if path.endswith("smollm2") else stand_in)
+    settings = read_settings(load_yaml(comparison.read_text()), comparison)
     prepared = prepare(None, str(comparison))
-    plans = {path.stem for path in CONFIGS if path.parent == comparison.parent}
-    assert set(prepared["configs"]) == set(prepared["settings"]["plans"]) == plans
-    tasks = tasks_of(read_settings(load_yaml(comparison.read_text()), comparison), prepared["configs"], reviews.parent)
-    assert {(task.seed, task.config["data"]["init_args"]["split_seed"]) for task in tasks} == {(i, i) for i in range(5)}
+    assert set(prepared["configs"]) == set(prepared["settings"]["plans"])
+    assert settings.seed_options == ("data.split_seed",)
+    tasks = tasks_of(settings, prepared["configs"], reviews.parent)
+    for seed in settings.seeds:
+        assert {each.config["data"]["init_args"]["split_seed"] for each in tasks if each.seed == seed} == {seed}
+
+
+def test_the_comparison_of_reviews_holds_all_its_configs():
+    plans = {path.stem for path in CONFIGS if path.parent.name == "reviews"}
+    settings = load_yaml((EXPERIMENTS / "reviews" / "compare.yaml").read_text())
+    assert set(settings["plans"]) == plans and settings["seeds"] == 5

@@ -1,52 +1,173 @@
-"""The script that measures the review experiments: what it skips, and the table that it writes."""
+"""What the experiments have measured: every table of a README is what its results.csv says."""
 
-import runpy
+import re
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import figures
+import measure
+import pandas
 import pytest
+import yaml
+from results import Fit, Origin, Results, ResultsError, read_results, write_results
+from tables import with_tables
 
-SCRIPT = Path(__file__).parents[2] / "experiments" / "reviews" / "measure.py"
-
-
-@pytest.fixture
-def measure() -> SimpleNamespace:
-    return SimpleNamespace(**runpy.run_path(str(SCRIPT)))
-
-
-def row(measure, config: str, seed: int, accuracy: float, fingerprint: str | None = None) -> dict[str, str]:
-    values = [config, seed, accuracy, 0.5, 0.25, fingerprint or measure.fingerprint(config)]
-    return dict(zip(measure.COLUMNS, map(str, values), strict=True))
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+MEASURED = sorted(path.parent for path in EXPERIMENTS.glob("*/results.csv"))
+ORIGIN = Origin("compare", "python x.py", "0 1", "test_accuracy", "larger", "full", "t", "abc", "torch 1.0")
 
 
-def test_every_config_is_measured(measure):
-    assert sorted(measure.ORDER) == sorted(path.stem for path in SCRIPT.parent.glob("*.yaml") if path.stem != "base")
+def name(folder: Path) -> str:
+    return folder.name
 
 
-def test_a_finished_run_is_skipped_until_its_config_changes(measure):
-    assert measure.is_measured([row(measure, "full", 1, 0.8)], "full", 1)
-    assert not measure.is_measured([row(measure, "full", 1, 0.8)], "full", 2)
-    assert not measure.is_measured([row(measure, "full", 1, 0.8)], "gradual", 1)
-    assert not measure.is_measured([row(measure, "full", 1, 0.8, fingerprint="old")], "full", 1)
+def some_results(*comparisons: str) -> Results:
+    """Two plans, two seeds, of each comparison."""
+    results = Results({})
+    for place, comparison in enumerate(comparisons or ("compare",)):
+        origin = Origin(**{**vars(ORIGIN), "comparison": comparison})
+        fits = [
+            Fit(
+                comparison,
+                plan,
+                seed,
+                {"test_accuracy": round(value + 0.01 * place, 2), "trained_share": share, "steps": 20},
+            )
+            for plan, share, values in [("full", 1.0, (0.7, 0.8)), ("frozen", 0.25, (0.6, 0.72))]
+            for seed, value in enumerate(values)
+        ]
+        results = results.replaced(origin, fits)
+    return results
 
 
-def test_results_survive_the_file(measure, tmp_path):
+@pytest.mark.parametrize("folder", MEASURED, ids=name)
+def test_the_tables_of_a_readme_are_what_its_results_say(folder):
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert with_tables(text, read_results(folder / "results.csv")) == text
+
+
+@pytest.mark.parametrize("folder", MEASURED, ids=name)
+def test_an_edited_number_is_noticed(folder):
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    start = text.index("<!-- results: ")
+    number = re.search(r"\d\.\d{3}|\d+\.\d", text[start:])
+    place = start + number.end() - 1
+    edited = text[:place] + str((int(text[place]) + 1) % 10) + text[place + 1 :]
+    assert with_tables(edited, read_results(folder / "results.csv")) == text
+
+
+@pytest.mark.parametrize("folder", MEASURED, ids=name)
+def test_the_figure_is_what_the_results_say(folder, tmp_path):
+    kept = (folder / "results.svg").read_text(encoding="utf-8")
+    copy = tmp_path / "results.csv"
+    copy.write_bytes((folder / "results.csv").read_bytes())
+    figures.write_figure(tmp_path)
+    drawn = (tmp_path / "results.svg").read_text(encoding="utf-8")
+    assert re.findall(r"<text[^>]*>([^<]*)<", drawn) == re.findall(r"<text[^>]*>([^<]*)<", kept)
+    assert drawn.count("<use") == kept.count("<use")
+    assert "results.svg" in (folder / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("folder", MEASURED, ids=name)
+def test_results_are_of_the_plans_and_seeds_of_their_comparison(folder):
+    results = read_results(folder / "results.csv")
+    for comparison, origin in results.origins.items():
+        settings = yaml.safe_load((folder / f"{comparison}.yaml").read_text(encoding="utf-8"))
+        assert results.plans(comparison) == list(settings["plans"])
+        seeds = settings["seeds"]
+        assert origin.seeds.split() == [str(seed) for seed in (range(seeds) if isinstance(seeds, int) else seeds)]
+        for plan in results.plans(comparison):
+            assert [fit.seed for fit in results.of(comparison) if fit.plan == plan] == list(
+                map(int, origin.seeds.split())
+            )
+        assert origin.baseline == settings["baseline"]
+
+
+@pytest.mark.parametrize("folder", MEASURED, ids=name)
+def test_results_can_be_read_with_pandas(folder):
+    frame = pandas.read_csv(folder / "results.csv", comment="#")
+    assert {"comparison", "plan", "seed", "seconds", "trained_share"} <= set(frame.columns)
+    assert len(frame) == len(read_results(folder / "results.csv").fits)
+
+
+def test_results_survive_the_file(tmp_path):
     file = tmp_path / "results.csv"
-    assert measure.read_rows(file) == []
-    rows = [row(measure, "head_only", 0, 0.7), row(measure, "full", 0, 0.8), row(measure, "full", 1, 0.9)]
-    measure.write_atomically(file, measure.to_csv(reversed(rows)))
-    assert measure.read_rows(file) == rows
+    assert read_results(file) == Results({})
+    results = some_results("compare", "compare_200", "compare_1000")
+    write_results(file, results)
+    assert read_results(file) == results
+    assert list(read_results(file).origins) == ["compare", "compare_200", "compare_1000"]
     assert [path.name for path in tmp_path.iterdir()] == ["results.csv"]
 
 
-def test_table_holds_mean_and_spread_and_goes_between_its_markers(measure, tmp_path, monkeypatch):
-    rows = [row(measure, "full", 0, 0.7), row(measure, "full", 1, 0.8), row(measure, "head_only", 0, 0.6)]
-    table = measure.to_markdown(rows)
-    assert "| [full](full.yaml) | 0.750 ± 0.071 | 0.250 ± 0.071 | 25% | 2 |" in table
-    assert "| [head_only](head_only.yaml) | 0.600 | 0.100 | 25% | 1 |" in table
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{measure.BEGIN}\nold\n\n{measure.END}\nafter\n")
-    monkeypatch.setitem(measure.put_into_readme.__globals__, "README", readme)
-    measure.put_into_readme(table)
-    measure.put_into_readme(table)
-    assert readme.read_text() == f"before\n{measure.BEGIN}\n{table}\n{measure.END}\nafter\n"
+def test_a_comparison_that_is_measured_again_replaces_its_rows_alone():
+    results = some_results("compare", "compare_b")
+    again = results.replaced(ORIGIN, [Fit("compare", "full", 0, {"test_accuracy": 0.5})])
+    assert again.of("compare") == [Fit("compare", "full", 0, {"test_accuracy": 0.5})]
+    assert again.of("compare_b") == results.of("compare_b")
+
+
+def test_table_holds_mean_spread_and_difference_between_its_markers():
+    text = "before\n<!-- results: compare; steps -->\nold\n<!-- end of results -->\nafter\n"
+    table = with_tables(text, some_results())
+    assert "| full | 0.750 ± 0.071 | - | - | 20.0 ± 0.0 | 100% | 2 |" in table
+    assert "| frozen | 0.660 ± 0.085 | -0.090 [-0.217, +0.037] | 0.070 | 20.0 ± 0.0 | 25% | 2 |" in table
+    assert table.startswith("before\n<!-- results: compare; steps -->\n\n| plan ")
+    assert table.endswith("\n\n<!-- end of results -->\nafter\n")
+    assert with_tables(table, some_results()) == table
+
+
+def test_a_table_of_all_comparisons_has_a_column_for_each():
+    text = "<!-- results: * -->\n<!-- end of results -->\n"
+    assert "| frozen | 0.660 ± 0.085 | 0.670 ± 0.085 |" in with_tables(text, some_results("compare_16", "compare_100"))
+
+
+def test_a_comparison_without_a_table_and_a_table_without_results_are_refused():
+    with pytest.raises(ResultsError, match="has no table of compare"):
+        with_tables("nothing", some_results())
+    with pytest.raises(ResultsError, match="no results of 'compared'"):
+        both = "<!-- results: compare -->\n<!-- end of results -->\n<!-- results: compared -->\n<!-- end of results -->"
+        with_tables(both, some_results())
+
+
+def test_many_comparisons_are_drawn_as_lines_and_few_as_panels():
+    few, many = some_results("a", "b"), some_results(*"abcdef")
+    assert [ax.get_title() for ax in figures.figure_of(few).axes if ax.get_visible()] == ["a", "b"]
+    (ax,) = figures.figure_of(many).axes
+    assert [label.get_text() for label in ax.get_xticklabels()] == list("abcdef")
+
+
+def test_fits_of_a_comparison_become_rows_with_their_origin():
+    result = SimpleNamespace(metrics={"test_accuracy": 0.5}, steps=3, parameters=8, trainable_parameters=4,
+                             mean_trainable=2.0, seconds=1.234)  # fmt: skip
+    fits = [
+        SimpleNamespace(task=SimpleNamespace(plan=plan, seed=seed), result=result) for seed in (0, 1) for plan in "ab"
+    ]
+    failed = SimpleNamespace(task=SimpleNamespace(plan="a", seed=2), result=None)
+    comparison = SimpleNamespace(
+        plans=[SimpleNamespace(name="a"), SimpleNamespace(name="b")], fits=[*fits, failed], seeds=(0, 1, 2),
+        metric="test_accuracy", mode="max", baseline="a", test="t",
+    )  # fmt: skip
+    results = measure.with_comparison(Results({}), Path("folder"), "compare", comparison, "abc")
+    assert [(fit.plan, fit.seed) for fit in results.fits] == [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
+    assert results.fits[0].values["trained_share"] == 0.25
+    origin = results.origins["compare"]
+    assert (origin.commit, origin.baseline, origin.better, origin.seeds) == ("abc", "a", "larger", "0 1 2")
+    assert "torch" in origin.versions and "transformers" in origin.versions
+
+
+def test_every_commit_that_has_worked_in_a_directory_is_named(tmp_path):
+    file = tmp_path / "runs" / "commits.txt"
+    first = measure.note_commit(file)
+    assert measure.note_commit(file) == first
+    file.write_text("0123456789ab\n")
+    assert measure.note_commit(file) == f"0123456789ab {first}"
+
+
+@pytest.mark.parametrize("arguments, message", [(["nowhere"], "no experiment 'nowhere'"), ([], "one or more folders")])
+def test_wrong_calls_end_with_a_message(arguments, message):
+    done = subprocess.run([sys.executable, EXPERIMENTS / "measure.py", *arguments], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ") and message in done.stderr

@@ -30,7 +30,7 @@ from measure import note_commit, versions
 from results import Fit, Origin, read_results, write_atomically, write_results
 
 from lightning_freeze import TextDataModule, task_forgetting
-from lightning_freeze.cli.command_line import FreezeCLI
+from lightning_freeze.cli.command_line import FreezeCLI, silence_known_noise
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -61,6 +61,7 @@ def main() -> None:
     """Run the sequences that are missing, then write all results."""
     del sys.argv[1:]
     os.chdir(ROOT)  # paths in configs begin here
+    silence_known_noise()
     settings = yaml.safe_load((HERE / "sequence.yaml").read_text(encoding="utf-8"))
     seeds = range(settings["seeds"])
     commits = note_commit(RUNS / "commits.txt")

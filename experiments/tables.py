@@ -6,7 +6,8 @@ A table stands between two markers, which say what it shows::
     <!-- end of results -->
 
 The first word names a comparison; after the semicolon follow further metrics, if any. ``*`` in place of a comparison
-gives a table of all of them: a row for each plan, a column for each comparison.
+gives a table of all of them: a row for each plan, a column for each comparison. A table of a comparison without results
+says so.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def update_readme(folder: Path) -> None:
     """Write all tables of a README anew.
 
     Raises:
-        ResultsError: If a marker names what has not been measured, or a comparison has no table.
+        ResultsError: If a comparison has no table.
     """
     readme = folder / "README.md"
     text = with_tables(readme.read_text(encoding="utf-8"), read_results(folder / "results.csv"), str(readme))
@@ -51,16 +52,16 @@ def with_tables(text: str, results: Results, place: str = "README.md") -> str:
             f"{place} has no table of {', '.join(missing)}: expected the lines <!-- results: {missing[0]} --> and "
             "<!-- end of results -->, between which it goes."
         )
-    return _TABLE.sub(lambda match: f"{match[1]}\n{_table(match['what'], results, place)}\n{match[4]}", text)
+    return _TABLE.sub(lambda match: f"{match[1]}\n{_table(match['what'], results)}\n{match[4]}", text)
 
 
-def _table(what: str, results: Results, place: str) -> str:
+def _table(what: str, results: Results) -> str:
     comparison, _, names = what.partition(";")
     comparison, metrics = comparison.strip(), [name.strip() for name in names.split(",") if name.strip()]
     if comparison == "*":
         return table_of_all(results)
     if comparison not in results.origins:
-        raise ResultsError(f"{place}: there are no results of {comparison!r}; there are: {', '.join(results.origins)}.")
+        return "Not measured yet.\n"
     return table_of(results, comparison, metrics)
 
 

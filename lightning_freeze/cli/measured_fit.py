@@ -21,6 +21,7 @@ from lightning_freeze.cli.runs.divergence import check_finite
 from lightning_freeze.cli.trainer_commands import FreezeCLI
 from lightning_freeze.comparison.peak_memory import PeakMemory
 from lightning_freeze.comparison.records import FitResult
+from lightning_freeze.forgetting import Forgetting
 from lightning_freeze.run_warnings.record import warnings_of
 
 #: A score of what a model could do before the fit. It is better if it is larger, unless the callable has an attribute
@@ -153,6 +154,7 @@ def _measured(cli: _MeasuredCLI, forgetting: ForgettingMetric | None, keep_check
     else:
         run = trainer.test if stage == "test" else trainer.validate
         metrics = {k: v for each in run(model, data, ckpt_path=best or None, verbose=False) for k, v in each.items()}
+    metrics = {**metrics, **_forgetting_metrics(trainer)}
     lost = None
     if forgetting is not None and cli.score_before is not None:
         change = cli.score_before - float(forgetting(model, data))
@@ -186,6 +188,13 @@ def _stage(model: LightningModule, data: LightningDataModule) -> Literal["test",
         if has_data and is_overridden("test_step" if stage == "test" else "validation_step", model):
             return stage  # type: ignore[return-value]
     return "fit"
+
+
+def _forgetting_metrics(trainer: Trainer) -> dict[str, float]:
+    """What the callback Forgetting has measured last, which is of the weights that were tested."""
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    found = [each.result.metrics() for each in callbacks if isinstance(each, Forgetting) and each.result is not None]
+    return {name: value for metrics in found for name, value in metrics.items()}
 
 
 def _main_metric(model: LightningModule, stage: str, metrics: Mapping[str, Any]) -> str:

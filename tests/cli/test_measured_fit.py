@@ -64,6 +64,14 @@ def test_hits_of_the_cache_and_a_checkpoint_that_is_kept(project: Path) -> None:
     assert second.cache_hit_rate > 0.9 > first.cache_hit_rate > 0  # a first batch is compared with a real pass
 
 
+def test_what_the_callback_forgetting_has_measured_is_among_the_metrics(project: Path) -> None:
+    Path("general.txt").write_text("the film was good\nthe book was dull\nit is great\na slow plot\n")
+    result = run_fit(config([{"class_path": "Forgetting", "init_args": {"text": "general.txt"}}]), 0, "fit")
+    assert 0 <= result.metrics["forgetting/ranking_drop"] <= 2
+    assert result.metrics["forgetting/l2/0"] > 0
+    assert "test_accuracy" in result.metrics and result.main_metric == "test_accuracy"
+
+
 class _Norm:
     """A metric of the weights, which the fit changes."""
 

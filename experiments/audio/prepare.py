@@ -11,7 +11,7 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
 from sources import PrepareError, run
 
-EPOCHS = 25
+EPOCHS = 40
 
 
 def make_wav2vec2(target: Path) -> None:

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from sources import PrepareError, run
 
-EPOCHS = 25
+EPOCHS = 40
 
 
 def make_wav2vec2(target: Path) -> None:

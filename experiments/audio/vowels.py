@@ -76,7 +76,7 @@ def vowel(formants: tuple[float, ...], generator: torch.Generator) -> Tensor:
         generator: Decides pitch, length of the vocal tract, phases and noise.
     """
     pitch, tract, level = torch.rand(3, generator=generator).tolist()
-    pitch, tract, level = 90 + 160 * pitch, 0.85 + 0.35 * tract, 0.2 + 0.6 * level
+    pitch, tract, level = 90 + 160 * pitch, 0.9 + 0.2 * tract, 0.1 + 0.3 * level
     harmonics = torch.arange(pitch, RATE / 2, pitch)
     gains = 1 / torch.arange(1, len(harmonics) + 1)
     for formant, bandwidth in zip(formants, _BANDWIDTHS, strict=True):

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from lm_tokenizers import byte_level
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, ViTConfig, ViTModel, Wav2Vec2Config, Wav2Vec2Model
 
 from lightning_freeze.cli.command_line import main
 from lightning_freeze.cli.comparison_worker import prepare
@@ -19,7 +19,13 @@ from lightning_freeze.comparison.fits import tasks_of
 from lightning_freeze.comparison.settings import read_settings
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
-CONFIGS = sorted(path for path in EXPERIMENTS.rglob("*.yaml") if not path.name.startswith(("base", "compare")))
+#: Settings of scripts that fit plans one after another.
+SEQUENCES = sorted(path for path in EXPERIMENTS.rglob("*.yaml") if path.stem in ("sequence", "warm"))
+CONFIGS = sorted(
+    path
+    for path in EXPERIMENTS.rglob("*.yaml")
+    if not path.name.startswith(("base", "compare")) and path not in SEQUENCES
+)
 COMPARISONS = sorted(EXPERIMENTS.rglob("compare*.yaml"))
 
 
@@ -33,10 +39,12 @@ def reviews(tmp_path) -> Path:
     path = tmp_path / "reviews.csv"
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["text", "label", "review", "dialogue"])
+        groups = ["review", "dialogue", "source", "lineage"]
+        writer.writerow(["text", "label", "sentiment", "strength", "rating", *groups])
         for i in range(60):
             text = f"it is {'good' if i % 2 else 'bad'} number {i}"
-            writer.writerow([text, ["negative", "positive"][i % 2], i // 3, i // 3])
+            label = ["negative", "positive"][i % 2]
+            writer.writerow([text, label, label, ["strong", "weak"][i // 2 % 2], i % 9 - 4, *[i // 3] * len(groups)])
     return path
 
 
@@ -63,8 +71,46 @@ def tiny_chat_dir(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def tiny_vit_dir(tmp_path_factory) -> Path:
+    """A ViT for images of 8 x 8 pixels."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-vit"
+    sizes = {"hidden_size": 8, "num_hidden_layers": 6, "num_attention_heads": 2, "intermediate_size": 8}
+    ViTModel(ViTConfig(image_size=8, patch_size=4, num_channels=1, **sizes)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tiny_wav2vec2_dir(tmp_path_factory) -> Path:
+    """A Wav2Vec2 with a short stack of convolutions."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-wav2vec2"
+    sizes = {"hidden_size": 8, "num_hidden_layers": 6, "num_attention_heads": 2, "intermediate_size": 8}
+    convolutions = {"conv_dim": [8, 8], "conv_kernel": [20, 8], "conv_stride": [20, 4], "feat_extract_norm": "layer"}
+    config = Wav2Vec2Config(
+        **sizes, **convolutions, num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2, mask_time_prob=0.0
+    )
+    Wav2Vec2Model(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def own_classes(monkeypatch):
+    """Configs name data modules of their folders, which the command finds in the repository root."""
+    monkeypatch.syspath_prepend(EXPERIMENTS.parent)
+
+
 def is_language_model(config: Path) -> bool:
-    return yaml.safe_load((config.parent / "base.yaml").read_text())["model"]["task"] == "causal-lm"
+    return yaml.safe_load((config.parent / "base.yaml").read_text())["model"].get("task") == "causal-lm"
+
+
+def flags_of(config: Path, data: Path, encoder: Path) -> list[str]:
+    """What replaces the data and the model of a config."""
+    content = yaml.safe_load((config.parent / "base.yaml").read_text()) | yaml.safe_load(config.read_text())
+    arguments = content.get("data", {}).get("init_args", {})
+    if "train" in arguments:
+        return [f"--model.encoder={encoder}", f"--data.train={data}", f"--data.test={data}"]
+    makes_its_own_data = content.get("data", {}).get("class_path", "").startswith("experiments.")
+    return [f"--model.encoder={encoder}", *([] if makes_its_own_data else [f"--data.data={data}"])]
 
 
 def all_configs(comparison: Path) -> list[Path]:
@@ -85,13 +131,16 @@ def test_the_review_experiments_are_there():
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=name)
-def test_fast_dev_run(config, reviews, dialogues, tiny_bert_dir, tiny_chat_dir, tmp_path, monkeypatch):
+def test_fast_dev_run(
+    config, reviews, dialogues, tiny_bert_dir, tiny_chat_dir, tiny_vit_dir, tiny_wav2vec2_dir, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)  # what a config writes, it writes here
     general = tmp_path / "experiments" / config.parent.name / "data" / "general.txt"
     general.parent.mkdir(parents=True)
     general.write_text("the film was good\nthe book was dull\nit is great\na slow plot\n")
     encoder, data = (tiny_chat_dir, dialogues) if is_language_model(config) else (tiny_bert_dir, reviews)
-    flags = [f"--model.encoder={encoder}", f"--data.data={data}"]
+    encoder = {"vision": tiny_vit_dir, "audio": tiny_wav2vec2_dir}.get(config.parent.name, encoder)
+    flags = flags_of(config, data, encoder)
     own = yaml.safe_load(config.read_text())
     if "model.peft" in own:
         pytest.importorskip("peft")
@@ -122,22 +171,24 @@ def test_config_takes_in_its_base(config, capsys, monkeypatch):
     printed = leaves(yaml.safe_load(capsys.readouterr().out))
     own = yaml.safe_load(config.read_text())
     assert own.pop("config") == "base.yaml"
-    assert not [key for key, value in own.items() if key in ("trainer", "model", "data") and isinstance(value, dict)]
-    for key, value in leaves(yaml.safe_load((config.parent / "base.yaml").read_text())).items():
+    base = yaml.safe_load((config.parent / "base.yaml").read_text())
+    assert not [key for key, value in own.items() if key in base and isinstance(value, dict)]
+    for key, value in leaves(base).items():
         if not any(key == mine or key.startswith(f"{mine}.") for mine in own) and not key.endswith("class_path"):
             assert printed[key] == value, key
 
 
 @pytest.mark.parametrize("comparison", COMPARISONS, ids=name)
 def test_every_plan_of_a_comparison_is_a_config_that_can_be_built(
-    comparison, reviews, dialogues, tiny_bert_dir, tiny_chat_dir, monkeypatch
+    comparison, reviews, dialogues, tiny_bert_dir, tiny_chat_dir, tiny_vit_dir, tiny_wav2vec2_dir, monkeypatch
 ):
     monkeypatch.chdir(reviews.parent)
     for path in re.findall(r"experiments/\w+/data/[\w.-]+", "".join(map(Path.read_text, all_configs(comparison)))):
         stand_in = {".csv": reviews, ".jsonl": dialogues, ".txt": dialogues, "": tiny_bert_dir}[Path(path).suffix]
         Path(path).parent.mkdir(parents=True, exist_ok=True)
+        models = {"smollm2": tiny_chat_dir, "vit": tiny_vit_dir, "wav2vec2": tiny_wav2vec2_dir}
         if not Path(path).exists():
-            Path(path).symlink_to(tiny_chat_dir if path.endswith("smollm2") else stand_in)
+            Path(path).symlink_to(models.get(Path(path).name, stand_in))
     settings = read_settings(load_yaml(comparison.read_text()), comparison)
     prepared = prepare(None, str(comparison))
     assert set(prepared["configs"]) == set(prepared["settings"]["plans"])
@@ -153,3 +204,22 @@ def test_the_comparison_of_reviews_holds_all_its_configs():
     plans = {path.stem for path in CONFIGS if path.parent.name == "reviews"}
     settings = load_yaml((EXPERIMENTS / "reviews" / "compare.yaml").read_text())
     assert set(settings["plans"]) == plans and settings["seeds"] == 5
+
+
+@pytest.mark.parametrize("settings", SEQUENCES, ids=name)
+def test_every_plan_of_a_sequence_is_a_config_that_is_there(settings):
+    content = yaml.safe_load(settings.read_text())
+    assert content["baseline"] in content["plans"] and content["seeds"] == 5
+    for files in content["plans"].values():
+        for file in [files] if isinstance(files, str) else files:
+            assert settings.parent / file in CONFIGS
+
+
+@pytest.mark.parametrize("folder", ["strategies", "few_shot"])
+def test_comparisons_of_one_folder_have_the_same_plans(folder):
+    """The data or its size differs; every config that names no data is a plan of all of them."""
+    comparisons = [yaml.safe_load(path.read_text()) for path in COMPARISONS if path.parent.name == folder]
+    configs = {path.stem for path in CONFIGS if path.parent.name == folder and "data" not in path.read_text()}
+    data = {path.stem for path in CONFIGS if path.parent.name == folder} - configs
+    assert {each["base"].removesuffix(".yaml") for each in comparisons} == data
+    assert all(set(each["plans"]) == configs for each in comparisons)

@@ -9,7 +9,13 @@ from pathlib import Path
 import pytest
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
-SCRIPTS = sorted(path for path in EXPERIMENTS.glob("*/prepare.py") if "sources import" in path.read_text())
+#: These make what they need themselves.
+NOTHING_FETCHED = ("audio", "vision")
+SCRIPTS = sorted(
+    path
+    for path in EXPERIMENTS.glob("*/prepare.py")
+    if "sources import" in path.read_text() and path.parent.name not in NOTHING_FETCHED
+)
 
 
 def load(path: Path):
@@ -89,3 +95,29 @@ def test_functions_lose_their_docstring_and_keep_its_first_paragraph(sources):
     script = load(EXPERIMENTS / "code_docs" / "prepare.py")
     source = 'def add(a, b):\n    """Return the\n    sum.\n\n    More."""\n    return a + b\n\ndef bare():\n    pass\n'
     assert list(script.functions(source)) == [("def add(a, b):\n    return a + b", "Return the sum.")]
+
+
+def test_a_debian_package_is_fetched_into_an_empty_folder_and_checked(sources, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    package = sources.Package("a=1", sources.hashlib.sha256(b"content").hexdigest(), client="apt-get")
+
+    def download(command, cwd, **_):
+        assert command == ["apt-get", "download", "a=1"]
+        (Path(cwd) / "a_1_amd64.deb").write_bytes(b"content")
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(sources.subprocess, "run", download)
+    assert sources.fetch(package).read_bytes() == b"content"
+
+
+def test_a_client_that_is_missing_is_named(sources, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(sources.PrepareError, match="apt-get is missing: expected it, to fetch a=1"):
+        sources.fetch(sources.Package("a=1", "00", client="apt-get"))
+
+
+def test_an_aligned_sequence_is_translated_without_its_gaps(sources):
+    script = load(EXPERIMENTS / "protein" / "prepare.py")
+    assert script.translated("CAGGTG...NNNTGG..") == "QVXW"
+    assert script.translated("CAGTAAGTG") == ""

@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 import yaml
+from lightning.pytorch import Callback
 
 from lightning_freeze.cli.command_line import silence_known_noise
 from lightning_freeze.cli.measured_fit import ForgettingMetric, is_first_process, run_fit
@@ -158,6 +159,11 @@ def forgetting_metric(given: Mapping[str, Any] | str) -> ForgettingMetric:
     name = given if isinstance(given, str) else str(given["class_path"])
     found: Any = find_class(name) or _function(name)
     arguments = {} if isinstance(given, str) else (given.get("init_args") or {})
+    if isinstance(found, type) and issubclass(found, Callback):
+        raise ConfigurationError(
+            f"forgetting is {name!r}, which is a callback: expected it in trainer.callbacks of the base config, where it "
+            "is measured without this setting, or a metric that takes the module and the data."
+        )
     if isinstance(found, type):
         try:
             found = found(**arguments)

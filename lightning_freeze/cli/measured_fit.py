@@ -44,7 +44,8 @@ def run_fit(
         config: The config of a fit, as dicts and lists.
         seed: The seed of the run (``seed_everything``).
         directory: Where the config, the logs and the checkpoints go. Anything in it is removed first.
-        forgetting: A metric that is computed before the fit and for the weights that are measured.
+        forgetting: A metric that is computed before the fit and for the weights that are measured. Without one, a
+            Forgetting callback of the config says how much is forgotten: its ``ranking_drop``.
         keep_checkpoint: Whether the checkpoints are left there.
 
     Returns:
@@ -161,6 +162,11 @@ def _measured(cli: _MeasuredCLI, forgetting: ForgettingMetric | None, keep_check
     if forgetting is not None and cli.score_before is not None:
         change = cli.score_before - float(forgetting(model, data))
         lost = change if getattr(forgetting, "higher_is_better", True) else -change
+    drift = next((each.result for each in trainer.callbacks if isinstance(each, Forgetting)), None)  # type: ignore[attr-defined]
+    if drift is not None:
+        drift_metrics = drift.metrics()
+        metrics = {**metrics, **drift_metrics}
+        lost = drift_metrics["forgetting/ranking_drop"] if forgetting is None else lost
     if best and not keep_checkpoint and trainer.is_global_zero:
         shutil.rmtree(Path(best).parent, ignore_errors=True)
     return FitResult(

@@ -70,6 +70,10 @@ def test_wrong_comparison_files(old: str, new: str, message: str, project: Path)
     [
         ("no_such_module.metric", "'no_such_module' cannot be imported"),
         ("os.sep", "cannot be called: expected a metric that takes the module and the data"),
+        (
+            {"class_path": "Forgetting", "init_args": {"text": "a.txt"}},
+            "which is a callback: expected it in trainer.callb",
+        ),
         ({"class_path": "fractions.Fraction", "init_args": {"x": 1}}, "forgetting: fractions.Fraction: .*'x'"),
     ],
 )

@@ -93,6 +93,16 @@ def test_forgetting_is_how_much_worse_a_metric_becomes(higher_is_better: bool, p
     assert result.forgetting == (before - after if higher_is_better else after - before)
 
 
+def test_the_callback_says_what_is_forgotten_where_no_metric_does(project: Path) -> None:
+    Path("general.txt").write_text("the book is good\na bad phone\nthe film\ngood and bad\nthe phone is a book\n")
+    callback = {"class_path": "Forgetting", "init_args": {"text": "general.txt", "verbose": False}}
+    frozen = {"class_path": "LayerFreezing", "init_args": {"layers": "embeddings,:"}}
+    result = run_fit(config([callback]), 0, "fit")
+    assert result.forgetting == result.metrics["forgetting/ranking_drop"] != 0
+    assert run_fit(config([callback, frozen]), 0, "frozen").forgetting == pytest.approx(0, abs=1e-6)
+    assert run_fit(config([callback]), 0, "both", forgetting=lambda *_: 1.0).forgetting == 0
+
+
 def test_without_test_data_the_validation_counts(project: Path) -> None:
     split = config()
     split["data"]["init_args"]["split"] = [0.8, 0.2, 0]

@@ -109,7 +109,10 @@ def legend(comparison: ComparisonRecord) -> str:
         "Trainable is the most that trained at the same time, and the share that trained in a batch on average.",
     ]
     if any(plan.forgetting is not None for plan in comparison.plans):
-        lines.append("Forgetting is how much worse the metric of forgetting is than before the fit.")
+        lines.append(
+            "Forgetting is how much worse the metric of forgetting is than before the fit; of the callback Forgetting, "
+            "1 minus the correlation of rankings."
+        )
     return " ".join(lines)
 
 

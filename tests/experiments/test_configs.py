@@ -87,7 +87,12 @@ def tiny_wav2vec2_dir(tmp_path_factory) -> Path:
     sizes = {"hidden_size": 8, "num_hidden_layers": 6, "num_attention_heads": 2, "intermediate_size": 8}
     convolutions = {"conv_dim": [8, 8], "conv_kernel": [20, 8], "conv_stride": [20, 4], "feat_extract_norm": "layer"}
     config = Wav2Vec2Config(
-        **sizes, **convolutions, num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2, mask_time_prob=0.0
+        **sizes,
+        **convolutions,
+        num_conv_pos_embeddings=4,
+        num_conv_pos_embedding_groups=2,
+        mask_time_prob=0.0,
+        layerdrop=0.0,
     )
     Wav2Vec2Model(config).save_pretrained(folder)
     return folder

@@ -161,8 +161,8 @@ def forgetting_metric(given: Mapping[str, Any] | str) -> ForgettingMetric:
     arguments = {} if isinstance(given, str) else (given.get("init_args") or {})
     if isinstance(found, type) and issubclass(found, Callback):
         raise ConfigurationError(
-            f"forgetting is {name!r}, which is a callback: expected it in trainer.callbacks of the base config, where it "
-            "is measured without this setting, or a metric that takes the module and the data."
+            f"forgetting is {name!r}, which is a callback: expected it in trainer.callbacks of the base config, where "
+            "it is measured without this setting, or a metric that takes the module and the data."
         )
     if isinstance(found, type):
         try:

@@ -22,6 +22,7 @@ from lightning_freeze.advice import advice_run
 from lightning_freeze.advice.candidates import FULL, Candidate
 from lightning_freeze.advice.fits.single_fit import FitScore, FitSettings, run_fit
 from lightning_freeze.advice.output.config_text import config_text
+from lightning_freeze.advice.output.text import layer_rows
 from lightning_freeze.errors import ConfigurationError
 
 FREEZE = Candidate("freeze", "a test", ({"class_path": "LayerFreezing", "init_args": {"layers": "embeddings,:3"}},))
@@ -315,6 +316,14 @@ def test_the_page_is_self_contained_and_escapes_names(advice: Advice, tmp_path: 
     assert page.count("<svg") == 3
     assert "Layers before training" in page
     assert "prefers-color-scheme: dark" in page
+
+
+def test_layers_are_listed_from_the_input_up_where_the_embeddings_have_no_gradients(advice: Advice) -> None:
+    layers = dict(advice.measurements.layers)
+    del layers["embeddings"]
+    adapted = replace(advice, measurements=replace(advice.measurements, layers=layers))
+    names = [row[0] for row in layer_rows(adapted)]
+    assert (names[0], names[-1]) == ("embeddings", "head")
 
 
 def test_a_page_without_measurements(advice: Advice, tmp_path: Path) -> None:

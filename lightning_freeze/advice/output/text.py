@@ -74,7 +74,7 @@ def _layers(advice: AdviceRecord) -> Table:
 
 
 def layer_rows(advice: AdviceRecord) -> list[list[str]]:
-    """One row for each layer: its name, the probe and LogME of its output, its gradients.
+    """One row for each layer, from the input up: its name, the probe and LogME of its output, its gradients.
 
     Args:
         advice: The advice.
@@ -82,7 +82,7 @@ def layer_rows(advice: AdviceRecord) -> list[list[str]]:
     depths = {depth.name: depth for depth in advice.measurements.depths}
     layers = advice.measurements.layers
     rows = []
-    for name in [*layers, *(name for name in depths if name not in layers)]:
+    for name in [*depths, *(name for name in layers if name not in depths)]:  # embeddings may have no gradients
         depth, gradients = depths.get(name), layers.get(name)
         rows.append(
             [

@@ -7,6 +7,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.transforms import ScaledTranslation
 
 from lightning_freeze.layers.wording import count
 from lightning_freeze.pages.scales import log_colorbar
@@ -43,7 +44,10 @@ def timeline_chart(view: View) -> Chart:
         _draw_layers(layers, view)
         handle = Patch(facecolor=FROZEN, edgecolor=HATCH_COLOUR, hatch=HATCH, linewidth=0, label="frozen")
         if shows_metric:
-            layers.legend(handles=[handle], loc="upper right", bbox_to_anchor=(1.0, -0.06), frameon=False, fontsize=9)
+            # In the line of the axis label, below the numbers of the steps, however few layers there are.
+            under = layers.transAxes + ScaledTranslation(0, -16 / 72, figure.dpi_scale_trans)
+            place = {"loc": "upper right", "bbox_to_anchor": (1.0, 0.0), "bbox_transform": under}
+            layers.legend(handles=[handle], frameon=False, fontsize=9, borderaxespad=0, **place)
         else:
             legend_above(layers, handles=[handle])
         _number_phases(curve if shows_metric else layers, view)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -148,7 +149,7 @@ def _rows(fits: Sequence[Fit]) -> str:
 
 
 def _number(value: float | None) -> str:
-    if value is None:
+    if value is None or math.isnan(value):
         return ""
     return str(int(value)) if value == int(value) and abs(value) >= 10 else f"{value:.6g}"
 

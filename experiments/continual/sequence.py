@@ -2,11 +2,11 @@
 
     python experiments/continual/sequence.py      # from the repository root, after prepare.py
 
-Each fit is one of ``lightning-freeze fit`` with the data of one task. It begins with the best weights of the task before,
-its classifier among them, and is followed by a test on all tasks so far. A finished sequence of fits is a file in
-``runs/continual/sequence``, so the script may be interrupted and called again; a sequence whose configs have changed runs
-again. In the end the results go to ``results.csv``, and ``python experiments/measure.py --tables continual`` writes the
-tables of the README from it.
+Each fit is one of ``lightning-freeze fit`` with the data of one task. It begins with the best weights of the task
+before, its classifier among them, and is followed by a test on all tasks so far. A finished sequence of fits is a file
+in ``runs/continual/sequence``, so the script may be interrupted and called again; a sequence whose configs have
+changed runs again. In the end the results go to ``results.csv``, and ``python experiments/measure.py --tables
+continual`` writes the tables of the README from it.
 """
 
 from __future__ import annotations

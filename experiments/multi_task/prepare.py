@@ -2,9 +2,9 @@
 
     python experiments/multi_task/prepare.py
 
-``data/minilm/`` is all-MiniLM-L6-v2. ``data/sentences.csv`` has sentences of product reviews (text), the review that each is
-from, the mean rating of twenty people from -4 to 4 (rating), its sign (sentiment; a mean of 0 counts as negative), and
-whether it is further from 0 than that of half of the sentences (strength).
+``data/minilm/`` is all-MiniLM-L6-v2. ``data/sentences.csv`` has sentences of product reviews (text), the review that
+each is from, the mean rating of twenty people from -4 to 4 (rating), its sign (sentiment; a mean of 0 counts as
+negative), and whether it is further from 0 than that of half of the sentences (strength).
 """
 
 import statistics

@@ -2,9 +2,9 @@
 
     python experiments/multi_task/warm.py         # from the repository root, after prepare.py
 
-The folder is empty before the first task. A finished sequence of fits is a file in ``runs/multi_task/warm``, so the script
-may be interrupted and called again; a sequence whose configs have changed runs again. In the end the results go to
-``results.csv``, and ``python experiments/measure.py --tables multi_task`` writes the tables of the README from it.
+The folder is empty before the first task. A finished sequence of fits is a file in ``runs/multi_task/warm``, so the
+script may be interrupted and called again; a sequence whose configs have changed runs again. In the end the results go
+to ``results.csv``, and ``python experiments/measure.py --tables multi_task`` writes the tables of the README from it.
 """
 
 from __future__ import annotations

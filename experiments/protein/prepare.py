@@ -2,9 +2,10 @@
 
     python experiments/protein/prepare.py
 
-``data/antiberty/`` is AntiBERTy, a BERT of 8 layers. ``data/antibodies.csv`` has variable regions of human heavy chains as
-amino acids with spaces between them (text), their isotype (label), and the V gene, J gene and length of the junction, by
-which related ones are kept together (lineage). The data comes with a Debian package: apt-get and dpkg-deb are needed.
+``data/antiberty/`` is AntiBERTy, a BERT of 8 layers. ``data/antibodies.csv`` has variable regions of human heavy
+chains as amino acids with spaces between them (text), their isotype (label), and the V gene, J gene and length of the
+junction, by which related ones are kept together (lineage). The data comes with a Debian package: apt-get and dpkg-deb
+are needed.
 """
 
 import csv

@@ -2,9 +2,9 @@
 
     python experiments/strategies/prepare.py
 
-``data/minilm/`` is all-MiniLM-L6-v2. ``data/amazon.csv`` and ``data/movie.csv`` (columns text, label, review) are sentences
-with mean ratings of twenty people from -4 to 4; the label is their sign, and texts with a mean of 0 count as negative.
-``data/reuters.csv`` (columns text, label) is Reuters-21578 R8: news of eight topics.
+``data/minilm/`` is all-MiniLM-L6-v2. ``data/amazon.csv`` and ``data/movie.csv`` (columns text, label, review) are
+sentences with mean ratings of twenty people from -4 to 4; the label is their sign, and texts with a mean of 0 count as
+negative. ``data/reuters.csv`` (columns text, label) is Reuters-21578 R8: news of eight topics.
 """
 
 import csv

@@ -80,7 +80,7 @@ def _run(given: list[str], args: list[str] | None) -> None:
 
 
 def _find_project() -> None:
-    # A config may name classes of the user's project. Unlike `python -m`, a command does not look in the current folder.
+    # A config may name classes of the user's project. Unlike `python -m`, a command does not look in its folder.
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
 

@@ -114,7 +114,7 @@ class _Recorder:
     @contextmanager
     def recording(self) -> Iterator[None]:
         with ExitStack() as stack:
-            # Layers that FrozenPrefixCache skips return NaN. It leaves a pass alone that a hook on all modules observes.
+            # Skipped layers return NaN. FrozenPrefixCache skips none while a hook on all modules observes the pass.
             stack.callback(register_module_forward_hook(_observe).remove)
             for number, (name, block) in enumerate(self._blocks):
                 if number == 0:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 from transformers import PreTrainedModel
 
 from lightning_freeze.data.batching import Collator
@@ -113,6 +114,8 @@ class _Recorder:
     @contextmanager
     def recording(self) -> Iterator[None]:
         with ExitStack() as stack:
+            # Skipped layers return NaN. FrozenPrefixCache skips none while a hook on all modules observes the pass.
+            stack.callback(register_module_forward_hook(_observe).remove)
             for number, (name, block) in enumerate(self._blocks):
                 if number == 0:
                     stack.callback(block.register_forward_pre_hook(self._before, with_kwargs=True).remove)
@@ -138,6 +141,10 @@ class _Recorder:
     def _keep(self, name: str, hidden: Any) -> None:
         if isinstance(hidden, Tensor) and hidden.ndim == 3 and hidden.shape[:2] == self.mask.shape:
             self._batch[name] = pool(hidden.detach().float(), self.mask, "mean").cpu()
+
+
+def _observe(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    pass
 
 
 def _token_loss(logits: Tensor, batch: dict[str, Tensor]) -> tuple[float, int]:

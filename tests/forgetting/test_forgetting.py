@@ -63,6 +63,20 @@ def test_frozen_layers_keep_everything_and_trained_ones_move(
     assert result.perplexity_before is None and result.step == 2 * 5
 
 
+def test_layers_that_the_cache_skips_are_measured_too(
+    general: Path, data: TextDataModule, tiny_bert_dir: Path, tmp_path: Path
+) -> None:
+    forgetting, freezing = Forgetting(general, verbose=False, every_n_epochs=1), LayerFreezing("embeddings, 50%")
+    cache = FrozenPrefixCache(str(tmp_path / "cache"))
+    module = module_of(tiny_bert_dir)
+    trainer = fit(module, data, freezing, cache, forgetting, max_epochs=3)
+    trainer.test(module, data, verbose=False)
+    trainer.test(module, data, verbose=False)  # the general texts have been seen before
+    assert cache.hit_rate > 0 and forgetting.result is not None
+    assert [layer.l2 for layer in forgetting.result.layers[:3]] == [0, 0, 0]
+    assert all(math.isfinite(number) for number in forgetting.result.metrics().values())
+
+
 def test_nothing_is_forgotten_where_nothing_trains(general: Path, data: TextDataModule, tiny_bert_dir: Path) -> None:
     forgetting = Forgetting(general, verbose=False)
     fit(module_of(tiny_bert_dir), data, LayerFreezing("embeddings, 100%", verbose=False), forgetting)

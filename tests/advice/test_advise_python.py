@@ -60,6 +60,7 @@ def scores(
     return fits
 
 
+@pytest.mark.slow
 def test_a_module_of_ones_own_is_advised_and_left_as_it_was(capsys: pytest.CaptureFixture[str]) -> None:
     module = Own()
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
@@ -156,6 +157,7 @@ def test_there_is_one_fit_in_memory_at_a_time(two_plans: None) -> None:
     assert max(alive) == 1, "the one that is planned with"
 
 
+@pytest.mark.slow
 def test_fits_of_frozen_prefixes_share_one_cache(
     two_plans: None, tiny_bert_dir: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -236,6 +238,7 @@ def test_scores_of_another_set_up_are_not_used(
         assert len(fits) == 4 * number, (model, run)
 
 
+@pytest.mark.slow
 def test_scores_of_other_data_are_not_used(
     two_plans: None, tiny_bert_dir: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -273,6 +276,7 @@ def test_a_plan_that_cannot_be_trained_is_left_out_with_its_reason(
     assert "nowhere" in advice.result("wrong").problem
 
 
+@pytest.mark.slow
 def test_callbacks_of_the_user_take_part_and_checkpoints_do_not(two_plans: None) -> None:
     started: list[str] = []
 

@@ -132,6 +132,7 @@ assert check_equal(Plain(bert()), frozen()).hit_rate > 0.5
 
 # In a process of its own, as torch cannot go back to the settings of before.
 @pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="torch before 2.9")
+@pytest.mark.slow
 def test_precision_set_in_the_new_way() -> None:
     done = subprocess.run(
         [sys.executable, "-c", NEW_SETTING], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=300

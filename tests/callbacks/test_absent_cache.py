@@ -85,6 +85,7 @@ class Wide(nn.Module):
         return x + self.down(torch.tanh(self.up(x)))
 
 
+@pytest.mark.slow
 def test_a_large_model():
     torch.manual_seed(0)
     (message,) = said(Large(), LayerFreezing("embeddings,:5", verbose=False))

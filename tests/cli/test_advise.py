@@ -80,6 +80,7 @@ def test_wrong_options(config: Path, capsys: pytest.CaptureFixture[str], options
     assert message in fails(capsys, "advise", *SMALL, *options)
 
 
+@pytest.mark.slow
 def test_a_metric_that_is_almost_logged_is_named(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "Did you mean 'val_accuracy'?" in fails(capsys, "advise", *SMALL, "--monitor", "val_accurracy")
 

@@ -220,6 +220,7 @@ def test_optimizer_and_scheduler_from_flags(monkeypatch: pytest.MonkeyPatch) -> 
     assert trainers[1].optimizers[0].param_groups[0]["initial_lr"] == 0.25
 
 
+@pytest.mark.slow
 def test_the_users_trainer_settings_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
     trainers = seen(monkeypatch)
     fit("--trainer.logger=false", "--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.save_last=true")

@@ -62,6 +62,7 @@ def test_output_memory_and_defaults_of_fit(project: Path, capsys: pytest.Capture
     assert "It fits in 1.0 GiB." in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_written_phases_plan_the_same(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("config.yaml").write_text(CONFIG)
     main(["plan", "--config", "config.yaml", "--write", "phases.yaml", "--output", "one.json"])
@@ -92,6 +93,7 @@ def test_strategies_that_are_more_than_phases_stay_as_they_are(project: Path, st
     assert entry["class_path"].rpartition(".")[2] == written_as
 
 
+@pytest.mark.slow
 def test_written_phases_can_be_fitted(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("config.yaml").write_text(CONFIG)
     main(["plan", "--config", "config.yaml", "--write", "phases.yaml"])

@@ -51,11 +51,13 @@ def test_it_can_be_turned_off_and_the_saved_config_says_so(project: Path) -> Non
     assert yaml.safe_load(Path("lightning_logs/version_0/config.yaml").read_text())["report"] is False
 
 
+@pytest.mark.slow
 def test_a_report_in_the_config_is_the_only_one(project: Path) -> None:
     fit("--trainer.callbacks+=FreezeReport", "--trainer.callbacks.filename=mine.html")
     assert [path.name for path in project.rglob("*.html")] == ["mine.html"]
 
 
+@pytest.mark.slow
 def test_the_saved_config_tests_and_resumes(project: Path) -> None:
     fit()
     saved = "lightning_logs/version_0/config.yaml"

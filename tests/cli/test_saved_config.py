@@ -54,7 +54,7 @@ def test_every_callback_is_among_the_forms() -> None:
 
 
 # The others are slow together: each of them is two runs of the command line.
-FAST = ("no callback", "all", "optimizer and schedule", "plateau")
+FAST = ("no callback", "all")
 
 
 @pytest.mark.parametrize(
@@ -86,6 +86,7 @@ def test_printed_config_runs(form: str, capsys: pytest.CaptureFixture[str]) -> N
     command_line.main(["fit", "--config=printed.yaml", "--trainer.fast_dev_run=true"])
 
 
+@pytest.mark.slow
 def test_config_of_a_run_survives_a_test_in_its_folder() -> None:
     logger = ["--trainer.logger=CSVLogger", "--trainer.logger.save_dir=.", "--trainer.logger.version=one"]
     command_line.main(["fit", *FIT, *QUIET, *logger, "--trainer.max_epochs=1"])
@@ -108,6 +109,7 @@ def init_args(*more: str) -> dict[str, object]:
     return arguments
 
 
+@pytest.mark.slow
 def test_class_named_alone_has_its_own_defaults() -> None:
     arguments = init_args("--model.optimizer=Adam")
     assert (arguments["lr"], arguments["weight_decay"]) == (0.001, 0)

@@ -288,6 +288,7 @@ def test_links_and_devices_as_data_are_one_message(capsys: pytest.CaptureFixture
     assert "no regular file" in fails(capsys, "fit", *FIT, "--data.data=/dev/zero")
 
 
+@pytest.mark.slow
 def test_checkpoint_of_another_shape_is_one_message(capsys: pytest.CaptureFixture[str]) -> None:
     command_line.main(["fit", *FIT, *QUIET, "--trainer.max_epochs=1"])
     content = torch.load(checkpoint(), weights_only=True)
@@ -384,6 +385,7 @@ def test_checkpoint_runs_no_code(
     assert end.value.code == 2 and "ckpt" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_predictions_are_not_written_through_a_link(capsys: pytest.CaptureFixture[str]) -> None:
     command_line.main(["fit", *FIT, *QUIET, "--trainer.max_epochs=1"])
     folder = Path("lightning_logs/version_1")
@@ -398,6 +400,7 @@ def test_predictions_are_not_written_through_a_link(capsys: pytest.CaptureFixtur
     assert Path("victim").read_text() == "kept"
 
 
+@pytest.mark.slow
 def test_main_can_be_imported_and_the_room_run() -> None:
     assert lightning_freeze.cli.main is command_line.main
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

@@ -157,6 +157,7 @@ def test_python_a_forgetting_metric_and_checkpoints(project: Path, capsys: pytes
     assert saved["plans"][0]["forgetting"] == found.plans[0].forgetting
 
 
+@pytest.mark.slow
 def test_a_wrong_comparison_file_is_an_error_before_any_fit(project: Path) -> None:
     edit("compare.yaml", "class_path: LayerFreezing", "class_path: LayerFreezin")
     with pytest.raises(ConfigurationError, match=r"plan 'head_only': .*Did you mean 'LayerFreezing'"):
@@ -164,6 +165,7 @@ def test_a_wrong_comparison_file_is_an_error_before_any_fit(project: Path) -> No
     assert not FITS.exists()
 
 
+@pytest.mark.slow
 def test_wrong_arguments(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigurationError, match=r"workers is 0: expected a whole number, 1 or more"):
         compare("compare.yaml", workers=0)
@@ -191,6 +193,7 @@ def test_one_comparison_at_a_time_in_a_directory(project: Path) -> None:
         compare("compare.yaml", directory="file")
 
 
+@pytest.mark.slow
 def test_the_command_names_a_wrong_option(project: Path) -> None:
     done = run("--config=compare.yaml", "--worker=2")
     assert (done.returncode, done.stderr) == (2, "error: There is no option --worker. Did you mean '--workers'?\n")

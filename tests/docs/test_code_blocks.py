@@ -22,6 +22,8 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCKS = {page: list(blocks_of(page)) for page in PAGES}
 PYTHON = [page for page, blocks in BLOCKS.items() if any(block.language == "python" for block in blocks)]
+#: Their examples train for more than ten seconds.
+SLOW = ("advise.md", "warnings.md")
 YAML = [(page, block) for page, blocks in BLOCKS.items() for block in blocks if block.language == "yaml"]
 SHELL = [
     (page, block, command)
@@ -84,7 +86,9 @@ def test_blocks_were_found() -> None:
 
 
 @pytest.mark.filterwarnings("default:::lightning_freeze")
-@pytest.mark.parametrize("page", PYTHON, ids=label)
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=pytest.mark.slow) if page.name in SLOW else page for page in PYTHON], ids=label
+)
 def test_python_blocks_run(page: Path, folder: Path) -> None:
     names: dict[str, Any] = {}
     for block in BLOCKS[page]:

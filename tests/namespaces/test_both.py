@@ -111,7 +111,11 @@ CALLBACKS = {
 }
 
 
-@pytest.mark.parametrize("callbacks", CALLBACKS.values(), ids=CALLBACKS)
+@pytest.mark.parametrize(
+    "callbacks",
+    [pytest.param(made, marks=pytest.mark.slow) if "finder" in name else made for name, made in CALLBACKS.items()],
+    ids=CALLBACKS,
+)
 def test_a_fit_is_the_same_in_both(callbacks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (steps, weights), (other_steps, others) = (fit(n, callbacks(n), tmp_path) for n in NAMESPACES)

@@ -149,6 +149,7 @@ def test_a_pair_is_named_by_position() -> None:
     assert plan.batch == {"0": (4, 12), "1": (4,)}
 
 
+@pytest.mark.slow
 def test_fitting_is_found_without_what_the_callbacks_freeze() -> None:
     """A frozen layer that is in eval mode in the run keeps its dropout where another layer is frozen instead."""
     module = Classifier()

@@ -119,6 +119,7 @@ def test_a_model_on_the_meta_device_costs_what_a_real_one_does() -> None:
     assert meta.to_dict() == real.to_dict()
 
 
+@pytest.mark.slow
 def test_a_model_larger_than_memory() -> None:
     config = BertConfig(hidden_size=8192, num_hidden_layers=24, num_attention_heads=64, intermediate_size=32768)
     module = Classifier(meta=True, config=config)

@@ -125,6 +125,7 @@ def test_several_optimizers_that_take_turns(tmp_path: Path) -> None:
     assert sample["rates"] == [0.1, 0.1, 0.1, 0.2]
 
 
+@pytest.mark.slow
 def test_the_order_of_callbacks_does_not_matter(tmp_path: Path) -> None:
     """The first callback in the list is told of a batch before a schedule has decided about it."""
     starts = []
@@ -234,6 +235,7 @@ def test_a_module_that_is_frozen_entirely(tmp_path: Path) -> None:
     assert "timeline" in Page(callback.path or "").charts
 
 
+@pytest.mark.slow
 def test_early_stopping_is_named(tmp_path: Path) -> None:
     callback = report()
     module = make(values=[1.0, 2.0, 3.0, 4.0])
@@ -295,6 +297,7 @@ def test_a_killed_run_has_the_report_of_its_last_epoch(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.slow
 def test_two_processes_write_one_report(strategy: str, tmp_path: Path) -> None:
     sys.path.insert(0, str(Path(__file__).parents[1] / "distributed"))
     from distributed_processes import run_script

@@ -278,6 +278,7 @@ def test_wrong_entries_are_noticed() -> None:
     assert_same(plain, cached)
 
 
+@pytest.mark.slow
 def test_compiled_model() -> None:
     module = Plain(bert())
     module.model = torch.compile(module.model, backend="eager")  # type: ignore[assignment]

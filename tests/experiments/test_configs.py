@@ -153,6 +153,8 @@ def test_fast_dev_run(
     encoder = {"vision": tiny_vit_dir, "audio": tiny_wav2vec2_dir}.get(config.parent.name, encoder)
     flags = flags_of(config, data, encoder)
     own = yaml.safe_load(config.read_text())
+    if config.parent.name == "vision":
+        pytest.importorskip("sklearn")  # its images
     if "model.peft" in own:
         pytest.importorskip("peft")
     if "model.teacher" in own:  # the config beside it makes the teacher

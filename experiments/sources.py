@@ -74,7 +74,7 @@ def run(folder: str, steps: Mapping[str, Callable[[Path], None]]) -> None:
                 (Path(scratch) / name).replace(cache / name)
             print(f"{name}: in {cache / name}", flush=True)
         link = EXPERIMENTS / folder / "data"
-        _link(link, cache)
+        link_to(link, cache)
     except PrepareError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
@@ -165,6 +165,22 @@ def vader_ratings(member: str) -> list[tuple[str, float, str]]:
     return [(identifier, float(rating), text.strip()) for identifier, rating, text in rows]
 
 
+def rated_texts(member: str, source: str) -> list[dict[str, str]]:
+    """Return the texts of one file of the VADER study as rows: text, label, and what each is from.
+
+    The label is the sign of the mean rating; texts with a mean of 0 count as negative.
+
+    Args:
+        member: Name of the file.
+        source: Name of the column with the review that a sentence is from; other texts have one of their own.
+    """
+    return [
+        {"text": text, "label": "positive" if rating > 0 else "negative", source: identifier.split("_")[0]}
+        for identifier, rating, text in vader_ratings(member)
+        if text
+    ]
+
+
 def chatterbot(language: str) -> dict[str, list[list[str]]]:
     """Return the conversations of one language of the chatterbot corpus, by topic; each is a list of turns."""
     import yaml
@@ -248,7 +264,7 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _link(link: Path, cache: Path) -> None:
+def link_to(link: Path, cache: Path) -> None:
     """Make ``experiments/<folder>/data`` a link to the cache, so that configs can name it from the repository root."""
     if link.is_symlink():
         if link.resolve() == cache.resolve():

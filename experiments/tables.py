@@ -20,6 +20,7 @@ from pathlib import Path
 
 from results import Results, ResultsError, read_results, write_atomically
 
+from lightning_freeze.comparison.output.columns import difference_text
 from lightning_freeze.comparison.statistics import PairedTest, corrected, paired_test
 
 _TABLE = re.compile(r"(<!-- results: (?P<what>[^\n]*?) -->\n)(?P<table>.*?)(<!-- end of results -->)", re.DOTALL)
@@ -81,7 +82,12 @@ def table_of(results: Results, comparison: str, metrics: Sequence[str] = ()) -> 
         values = results.values(comparison, plan, origin.metric)
         share = statistics.fmean(results.values(comparison, plan, "trained_share").values())
         further = [spread(list(results.values(comparison, plan, name).values())) for name in metrics]
-        cells = [plan, spread(list(values.values())), _difference(tests.get(plan)), _p_value(tests.get(plan))]
+        cells = [
+            plan,
+            spread(list(values.values())),
+            difference_text(tests.get(plan), digits=3),
+            _p_value(tests.get(plan)),
+        ]
         lines.append(_line([*cells, *further, f"{share:.0%}", str(len(values))]))
     lines += [
         "",
@@ -126,14 +132,6 @@ def spread(values: Sequence[float]) -> str:
     if len(values) == 1 or math.isnan(mean):
         return f"{mean:.{digits}f}"
     return f"{mean:.{digits}f} ± {statistics.stdev(values):.{digits}f}"
-
-
-def _difference(test: PairedTest | None) -> str:
-    if test is None:
-        return "-"
-    if test.interval is None:
-        return f"{test.difference:+.3f}"
-    return f"{test.difference:+.3f} [{test.interval[0]:+.3f}, {test.interval[1]:+.3f}]"
 
 
 def _p_value(test: PairedTest | None) -> str:

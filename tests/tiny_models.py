@@ -116,3 +116,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "MT5": T5,
     "Bart": SEQ2SEQ,
 }
+
+
+def block_of(name: str) -> str:
+    """The layer of a parameter of BERT, by the name of the parameter."""
+    if ".layer." in name:
+        return name.split(".layer.")[1].split(".")[0]
+    return "embeddings" if ".embeddings." in name else "head"

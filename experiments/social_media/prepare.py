@@ -10,17 +10,12 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from sources import make_minilm, run, vader_ratings, write_csv
+from sources import make_minilm, rated_texts, run, vader_ratings, write_csv
 
 
 def make(member: str, target: Path) -> None:
     """Write one file of ratings as labelled texts."""
-    rows = [
-        {"text": text, "label": "positive" if rating > 0 else "negative", "source": identifier.split("_")[0]}
-        for identifier, rating, text in vader_ratings(member)
-        if text
-    ]
-    write_csv(target, rows)
+    write_csv(target, rated_texts(member, "source"))
 
 
 def make_general(target: Path) -> None:

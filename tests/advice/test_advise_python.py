@@ -181,6 +181,7 @@ def test_fits_of_frozen_prefixes_share_one_cache(
     assert entry == {"class_path": "FrozenPrefixCache", "init_args": {"cache_dir": f"{folder}/cache"}}
 
 
+@pytest.mark.slow
 def test_a_call_that_was_interrupted_goes_on_where_it_was(
     two_plans: None, tiny_bert_dir: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,7 @@ import torch
 from compatibility_toys import Classifier, batches
 from lightning.pytorch import Callback, LightningModule
 from step_rates import StepRates
+from tiny_models import block_of
 from torch import nn
 from toys import trainer, weights
 from transformers import BertConfig, BertForSequenceClassification
@@ -42,12 +43,6 @@ def adapted(name: str = "lora") -> Classifier:
     model = peft.get_peft_model(bert(), CONFIGS[name]())
     model.main_input_name = "input_ids"
     return Classifier(model)
-
-
-def block_of(name: str) -> str:
-    if ".layer." in name:
-        return name.split(".layer.")[1].split(".")[0]
-    return "embeddings" if ".embeddings." in name else "head"
 
 
 class Watching(Callback):

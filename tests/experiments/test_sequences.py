@@ -66,6 +66,7 @@ def test_each_task_is_learned_after_the_one_before(plan, texts, tiny_bert_dir, t
     assert values["trained_share"] == 1 if plan in ("none", "l2sp") else values["trained_share"] < 0.9
 
 
+@pytest.mark.slow
 def test_a_fit_begins_with_the_weights_of_another(texts, tiny_bert_dir, tmp_path):
     script = load(EXPERIMENTS / "continual" / "sequence.py")
     # At a rate of 0, the weights at the end are those at the start.
@@ -92,6 +93,7 @@ def test_a_seed_gives_the_first_task_other_weights(texts, tiny_bert_dir, tmp_pat
     assert not all(torch.equal(heads[0][name], heads[1][name]) for name in heads[0])
 
 
+@pytest.mark.slow
 def test_the_second_and_third_task_find_in_the_cache_what_the_first_has_computed(texts, tiny_bert_dir, tmp_path):
     script = load(EXPERIMENTS / "multi_task" / "warm.py")
     plans = yaml.safe_load((EXPERIMENTS / "multi_task" / "warm.yaml").read_text())["plans"]

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from reviews import make_reviews, save_csv
-from tiny_models import SIZES, save_model
+from tiny_models import SIZES, block_of, save_model
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, DistilBertConfig, DistilBertModel
 
@@ -67,12 +67,6 @@ def weights(of: nn.Module) -> dict[str, Tensor]:
     return {name: parameter.detach().clone() for name, parameter in of.named_parameters()}
 
 
-def layer_of(name: str) -> str:
-    if ".layer." in name:
-        return name.split(".layer.")[1].split(".")[0]
-    return "embeddings" if ".embeddings." in name else "head"
-
-
 class Watching(Callback):
     """Notes in each epoch which parameters train, and from which block on backward runs."""
 
@@ -105,10 +99,10 @@ def test_adapters_and_the_head_unfreeze_layer_by_layer_and_nothing_else_moves(
     changed = {n for n, value in weights(ours).items() if not torch.equal(value, before[n])}
     assert changed <= given
     blocks = {"0", "1", "2", "3"}
-    assert {layer_of(n) for n in changed} - {"embeddings"} == {*blocks, "head"}
+    assert {block_of(n) for n in changed} - {"embeddings"} == {*blocks, "head"}
     for epoch, trains in enumerate(watching.trains):
         lowest = len(blocks) - epoch
-        assert {layer_of(n) for n in trains} - {"embeddings"} == {*map(str, range(lowest, 4)), "head"}
+        assert {block_of(n) for n in trains} - {"embeddings"} == {*map(str, range(lowest, 4)), "head"}
 
 
 @pytest.mark.parametrize("options", [{"unfreeze_all": True}, {}])
@@ -221,7 +215,7 @@ def test_strategies_pass_over_layers_without_adapters(
     trainer(tmp_path, strategy, max_epochs=6).fit(ours, datamodule=data)
     changed = {n for n, value in weights(ours).items() if not torch.equal(value, before[n])}
     assert changed <= given
-    assert len({layer_of(n) for n in changed}) > 2
+    assert len({block_of(n) for n in changed}) > 2
 
 
 def test_frozen_weights_below_adapters_are_not_initialised_again(

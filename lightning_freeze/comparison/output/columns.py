@@ -58,13 +58,14 @@ def mean_text(plan: PlanSummary) -> str:
     return text + (f" ({plan.failed} failed)" if plan.failed else "")
 
 
-def difference_text(test: PairedTest | None) -> str:
-    """A mean difference with its confidence interval."""
+def difference_text(test: PairedTest | None, digits: int = 4) -> str:
+    """A mean difference with its confidence interval, with so many decimal places."""
     if test is None:
         return "-"
+    difference = f"{test.difference:+.{digits}f}"
     if test.interval is None:
-        return f"{test.difference:+.4f}"
-    return f"{test.difference:+.4f} [{test.interval[0]:+.4f}, {test.interval[1]:+.4f}]"
+        return difference
+    return f"{difference} [{test.interval[0]:+.{digits}f}, {test.interval[1]:+.{digits}f}]"
 
 
 def p_text(test: PairedTest | None) -> str:

@@ -33,6 +33,7 @@ class Bench:
         make: Makes the module.
         data: The data.
         epochs: Epochs of a whole run.
+        precision: Of the Trainer.
         cache_dir: Where hidden states are kept; the fits of the sweep share them too.
         store: Where scores are kept.
     """
@@ -40,6 +41,7 @@ class Bench:
     make: Callable[[], LightningModule]
     data: TextDataModule
     epochs: int
+    precision: str
     cache_dir: Path
     store: FitStore
 
@@ -71,8 +73,9 @@ class Bench:
             FrozenPrefixCache(self.cache_dir, verbose=False),
         ]
         trainer = Trainer(
-            max_epochs=self.epochs, accelerator="cpu", callbacks=callbacks, logger=DummyLogger(), limit_val_batches=0,
-            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+            max_epochs=self.epochs, accelerator="cpu", precision=self.precision, callbacks=callbacks,
+            logger=DummyLogger(), limit_val_batches=0, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False,
         )  # fmt: skip
         began = time.perf_counter()
         trainer.fit(module, datamodule=self.data)

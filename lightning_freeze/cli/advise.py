@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import warnings
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from lightning_freeze.advice.result import CONFIG
 from lightning_freeze.callbacks import FrozenPrefixCache
 from lightning_freeze.callbacks.layer_callback import LayerCallback
 from lightning_freeze.cli.parsing.config_files import load_yaml
-from lightning_freeze.cli.parsing.own_options import check_names
+from lightning_freeze.cli.parsing.own_options import CommandParser, check_names
 from lightning_freeze.cli.trainer_commands import FreezeCLI
 
 _OPTIONS = ("output", "monitor", "mode", "budget", "seeds", "examples", "tolerance")
@@ -122,8 +121,8 @@ def main(args: Sequence[str]) -> None:
     print(f"use it: lightning-freeze fit --config {shlex.quote(str(Path(options.output) / CONFIG))}")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("lightning-freeze advise", description=_DESCRIPTION, allow_abbrev=False)
+def _parser() -> CommandParser:
+    parser = CommandParser("lightning-freeze advise", description=_DESCRIPTION, allow_abbrev=False)
     add = parser.add_argument
     add("--output", metavar="FOLDER", default="advice", help="where to write; a second call goes on there (advice)")
     add("--monitor", metavar="NAME", help="the metric that decides; by default the main metric of the task")

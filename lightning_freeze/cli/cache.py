@@ -23,6 +23,7 @@ from lightning_freeze.cache.store.lmdb_header import Damaged
 from lightning_freeze.cache.store.network_folder import replacement
 from lightning_freeze.cache.store.plain_files import is_file
 from lightning_freeze.cache.store.sizes import parse_size, show_size
+from lightning_freeze.cli.parsing.own_options import CommandParser
 from lightning_freeze.errors import ConfigurationError, listing, suggest
 
 _UNITS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
@@ -50,8 +51,8 @@ def main(args: Sequence[str]) -> None:
     {"info": _info, "verify": _verify, "prune": _prune}[options.command](root, options)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("lightning-freeze cache", description="Look after a FrozenPrefixCache on disk.")
+def _parser() -> CommandParser:
+    parser = CommandParser("lightning-freeze cache", description="Look after a FrozenPrefixCache on disk.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="{fill,info,verify,prune}")
     commands.add_parser("fill", help="fill the cache of a fit ahead; takes the options of `lightning-freeze fit`")
     for name, help_text in (

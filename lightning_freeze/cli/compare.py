@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
-from typing import NoReturn
 
+from lightning_freeze.cli.parsing.own_options import CommandParser
 from lightning_freeze.comparison import compare
 from lightning_freeze.comparison.comparing import ENGINES
 from lightning_freeze.errors import ConfigurationError, suggest
 
 _DESCRIPTION = (
     "Fit several plans with several seeds on the same data, and test which is better. Goes on where it was when it is "
-    "called again. Writes comparison.html, comparison.csv, comparison.json and fits.csv."
+    "called again. Writes comparison.html, comparison.csv, comparison.json and fits.csv. "
+    "The exit code is 1 if a fit has failed."
 )
 _OPTIONS = ("--config", "--directory", "--workers", "--engine", "--address", "--help")
-
-
-class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are those of the command."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigurationError(f"{message}.")
 
 
 def main(args: Sequence[str]) -> None:
@@ -32,6 +25,7 @@ def main(args: Sequence[str]) -> None:
 
     Raises:
         ConfigurationError: If an option or the comparison file is wrong.
+        SystemExit: With code 1 if a fit has failed.
     """
     options, rest = _parser().parse_known_args(args)
     if rest:
@@ -46,10 +40,12 @@ def main(args: Sequence[str]) -> None:
         address=options.address,
     )
     print(comparison)
+    if any(fit.result is None for fit in comparison.fits):
+        raise SystemExit(1)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser("lightning-freeze compare", description=_DESCRIPTION, allow_abbrev=False)
+def _parser() -> CommandParser:
+    parser = CommandParser("lightning-freeze compare", description=_DESCRIPTION, allow_abbrev=False)
     parser.add_argument("--config", metavar="FILE", required=True, help="the comparison file")
     parser.add_argument("--directory", metavar="DIR", help="where all results go, instead of what the file says")
     parser.add_argument("--workers", metavar="N", type=int, default=1, help="how many fits run at a time (default: 1)")

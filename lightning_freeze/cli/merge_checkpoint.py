@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_freeze.checkpoints.merging import merged, omitted_weights
 from lightning_freeze.checkpoints.weight_files import check_output, read_weights, write_checkpoint
+from lightning_freeze.cli.parsing.own_options import CommandParser
 from lightning_freeze.cli.runs.checkpoint_file import read_checkpoint
 from lightning_freeze.cli.runs.run_module import build_module
 from lightning_freeze.errors import ConfigurationError
@@ -59,8 +60,8 @@ def _state(state: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
     return ((name, value) for name, value in state.items() if isinstance(value, Tensor))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("lightning-freeze merge-checkpoint", description=_DESCRIPTION, allow_abbrev=False)
+def _parser() -> CommandParser:
+    parser = CommandParser("lightning-freeze merge-checkpoint", description=_DESCRIPTION, allow_abbrev=False)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="the checkpoint that leaves weights out")
     parser.add_argument("output", metavar="OUTPUT", help="the file to write")
     parser.add_argument(

@@ -70,6 +70,8 @@ def test_advice_from_a_csv_file_ends_in_a_config_that_fits_unchanged(
         (["--seeds", "0"], "seeds=0: expected a whole number, 1 or more"),
         (["--examples", "3"], "examples=3: expected a whole number, 10 or more"),
         (["--tolerance", "-1"], "tolerance=-1.0: expected a number of 0 or more"),
+        (["--mode", "larger"], "argument --mode: invalid choice: 'larger'"),
+        (["--seeds", "two"], "argument --seeds: invalid int value: 'two'"),
         (["--buget", "2"], "There is no option --buget. Did you mean 'budget'?"),
         (["--monitor", "val_accurracy"], "monitor='val_accurracy' is not logged in validation"),
         (["--monitor", "quality"], "the name does not tell if larger is better"),

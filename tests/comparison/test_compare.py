@@ -118,7 +118,7 @@ def test_fits_that_fail_are_reported_and_tried_again(project: Path) -> None:
         file.write("  crashes: {trainer.callbacks+: [crash.Crash]}\n  has_bug: {trainer.callbacks+: [crash.Bug]}\n")
         file.write("  diverges: {model.optimizer: {class_path: torch.optim.SGD, init_args: {lr: 1.0e+30}}}\n")
     done = run("--config=compare.yaml", "--workers=2")
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 1, done.stderr
     errors = {row["plan"]: row["error"] for row in fits()}
     assert errors["full"] == errors["head_only"] == ""
     assert errors["crashes"] == "its process was ended by SIGKILL."
@@ -129,6 +129,7 @@ def test_fits_that_fail_are_reported_and_tried_again(project: Path) -> None:
     assert "failed" in Path("runs/compare/comparison.html").read_text()
     Path("crash.py").write_text(f"{SLOW}    pass\n\n\nCrash = Bug = Slow\n")
     again = run("--config=compare.yaml")
+    assert again.returncode == 1  # the plan that diverges still does
     assert "2 of 5 fits were done before" in again.stdout and "crashes, seed 0: test_loss" in again.stdout
 
 

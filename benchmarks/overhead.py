@@ -191,13 +191,32 @@ def quartiles(values: Sequence[float]) -> str:
     if len(values) < 2:
         return "-"
     low, _, high = statistics.quantiles(values, n=4)
-    return f"{low:.3f} to {high:.3f}"
+    return f"{low:.4f} to {high:.4f}"
+
+
+def callbacks_table(rounds: int, batches: int) -> Table:
+    """Time with callbacks divided by that with ``requires_grad`` set by hand, measured in turn."""
+    ratios: dict[str, list[float]] = {name: [] for name in CASES}
+    seconds(batches, True)  # warm-up
+    for _ in range(rounds):
+        for name, make in CASES.items():
+            by_hand = seconds(batches, True)
+            ratios[name].append(seconds(batches, False, *make()) / by_hand)
+    rows: dict[str, dict[str, Cell]] = {
+        name: {"time / time by hand": Figure(values, digits=3), "quartiles": quartiles(values)}
+        for name, values in ratios.items()
+    }
+    about = (
+        f"Time with callbacks divided by that with requires_grad set by hand. Rounds: {rounds}, batches in "
+        f"each: {batches}, threads: {torch.get_num_threads()}."
+    )
+    return Table("Cost of the callbacks", rows, about)
 
 
 def main() -> None:
     """Measure in turn and print the ratios."""
     parser = argparse.ArgumentParser(description="What the callbacks cost.")
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=15, help="of the first table; 0 to leave it out")
     parser.add_argument("--batches", type=int, default=60)
     parser.add_argument("--windows", type=int, default=15, help="rotations under DDP; 0 for none")
     add_option(parser)
@@ -205,26 +224,14 @@ def main() -> None:
     made = Provenance.now()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
-    ratios: dict[str, list[float]] = {name: [] for name in CASES}
-    seconds(arguments.batches, True)  # warm-up
-    for _ in range(arguments.rounds):
-        for name, make in CASES.items():
-            by_hand = seconds(arguments.batches, True)
-            ratios[name].append(seconds(arguments.batches, False, *make()) / by_hand)
-    rows: dict[str, dict[str, Cell]] = {
-        name: {"time / time by hand": Figure(values, digits=3), "quartiles": quartiles(values)}
-        for name, values in ratios.items()
-    }
-    about = (
-        f"Time with callbacks divided by that with requires_grad set by hand. Rounds: {arguments.rounds}, batches in "
-        f"each: {arguments.batches}, threads: {torch.get_num_threads()}."
-    )
-    tables = [Table("Cost of the callbacks", rows, about)]
+    tables = [callbacks_table(arguments.rounds, arguments.batches)] if arguments.rounds else []
     if arguments.windows:
         tables.append(rotation_table(arguments.windows))
+    if not tables:
+        parser.error("--rounds 0 and --windows 0 leave nothing to measure")
     print("\n\n".join(table.markdown() for table in tables))
     if arguments.save:
-        save("overhead", tables[0].title, tables, made, arguments.save)
+        save("overhead", "Cost of the callbacks", tables, made, arguments.save)
 
 
 if __name__ == "__main__":

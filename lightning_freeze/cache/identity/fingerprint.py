@@ -30,6 +30,8 @@ _SAMPLES = 256
 _PART = 2**22
 #: Reading all weights again may take this share of the time. The first seconds of each reading do not count.
 _MAX_SHARE, _FREE_SECONDS = 0.01, 0.05
+#: Types of tensors that are not sharded.
+_USUAL = frozenset({Tensor, Parameter})
 #: Where the weights of a step are found by name, and the buffers of its modules.
 _Places = tuple[list[tuple[Mapping[str, Tensor | None], str]], list[Mapping[str, Tensor | None]]]
 
@@ -249,11 +251,17 @@ class Fingerprint:
 
 def _versions_of(places: _Places) -> tuple[Any, ...]:
     weights, names = places
-    found = (parts.get(name) for parts, name in weights)
-    return (
-        *(None if t is None else (version_of(own := local(t)), own.data_ptr()) for t in found),
-        *((name, buffer is None) for buffers in names for name, buffer in buffers.items()),
-    )
+    found = [parts.get(name) for parts, name in weights]
+    try:
+        # Without another function for each of the usual weights: this runs in each forward pass.
+        states = [(t._version, t.data_ptr()) if type(t) in _USUAL else _state_of(t) for t in found]  # type: ignore[union-attr]
+    except RuntimeError:  # inference tensors have no version
+        states = [_state_of(t) for t in found]
+    return (*states, *[(name, buffer is None) for buffers in names for name, buffer in buffers.items()])
+
+
+def _state_of(tensor: Tensor | None) -> tuple[int, int] | None:
+    return None if tensor is None else (version_of(own := local(tensor)), own.data_ptr())
 
 
 def environment(device: torch.device) -> str:

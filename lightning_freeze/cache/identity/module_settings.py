@@ -12,10 +12,10 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
+from lightning_freeze.cache.identity.attribute_watch import PLAIN, AttributeWatch
 from lightning_freeze.cache.identity.keys import hash_of, new_hash
 from lightning_freeze.cache.identity.values import record_of, version_of
 from lightning_freeze.namespaces import either
@@ -33,7 +33,6 @@ HEAD_SETTINGS = (
     "return_dict",
     "architectures",
 )
-_PLAIN = frozenset({bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size})
 _CONTAINERS = (list, tuple, set, frozenset, dict, deque)
 _EXACT = frozenset(_CONTAINERS) - {deque}
 _CODE = frozenset({types.FunctionType, types.BuiltinFunctionType, type, partial})
@@ -64,10 +63,14 @@ class ModuleSettings:
         self._records: dict[tuple[int, str], Any] = {}
         self._found: dict[tuple[int, str], Any] | None = None
         self._reads_again = False
+        self._watch: AttributeWatch | None = None
         self._digest = b""
 
     def digest(self) -> bytes:
         """Return a hash of the present values, which is the same in every process."""
+        if not self._reads_again and self._watch is not None and self._watch.is_same():
+            return self._digest
+        watch, self._watch = self._watch, None  # an error below must not leave a hash that looks current
         found = self._without_records(self._read())
         if self._reads_again or found != self._found:
             self._note_change(found)
@@ -76,7 +79,28 @@ class ModuleSettings:
             for key, value in sorted(found.items(), key=lambda item: item[0]):
                 entry.update(f"{key}={_text(value)};".encode())
             self._digest = entry.digest()
+        self._watch = watch if watch is not None and watch.has_same_values() else self._new_watch(watch)
         return self._digest
+
+    def _new_watch(self, before: AttributeWatch | None) -> AttributeWatch:
+        """Return a watch on all attributes that :meth:`_read` reads."""
+        owners = self._owners
+        configs = [config for _, root in self._configs() for config in _configs_in(root)]
+        own, ignored = len(owners), self._ignored
+
+        def describe(number: int, value: Any) -> Any:
+            return _setting(value, number < own and owners[number][2])
+
+        def ignores(number: int, name: str) -> bool:
+            return (name in _OWN or (number, name) in ignored) if number < own else name.startswith(HEAD_SETTINGS)
+
+        return AttributeWatch(
+            [*(module for _, module, _ in owners), *configs],
+            describe,
+            ignores,
+            {id(config) for config in configs},
+            before.changing if before is not None else frozenset(),
+        )
 
     def _without_records(self, found: dict[tuple[int, str], Any]) -> dict[tuple[int, str], Any]:
         """Leave out the containers of a LightningModule that are empty, or that have only grown since they were."""
@@ -113,7 +137,10 @@ class ModuleSettings:
 
     def _ignore_changes(self, before: dict[tuple[int, str], Any]) -> None:
         now = self._without_records(self._read())
-        self._ignored |= {key for key in now.keys() | before.keys() if now.get(key) != before.get(key)}
+        found = {key for key in now.keys() | before.keys() if now.get(key) != before.get(key)}
+        if not found <= self._ignored:
+            self._ignored |= found
+            self._watch = None
 
     def recheck(self) -> None:
         """Read tensors again at the next :meth:`digest`, in case their version counters missed a change."""
@@ -129,21 +156,33 @@ class ModuleSettings:
         found.update(self._config_settings())
         return {key: value for key, value in found.items() if value is not None and key not in self._ignored}
 
-    def _config_settings(self) -> dict[tuple[int, str], Any]:
-        """Read the configs of Hugging Face models, which their modules share; what only the head reads is left out."""
+    def _configs(self) -> list[tuple[int, Any]]:
+        """Return the configs of Hugging Face models, each with the number of the first module that has it."""
         configs: dict[int, tuple[int, Any]] = {}
         for number, module, _ in self._owners:
             config = vars(module).get("config")
             if hasattr(config, "to_dict"):
                 configs.setdefault(id(config), (number, config))
+        return list(configs.values())
+
+    def _config_settings(self) -> dict[tuple[int, str], Any]:
+        """Read the configs of Hugging Face models, which their modules share; what only the head reads is left out."""
         found: list[dict[str, Any]] = []
         settings: dict[tuple[int, str], Any] = {}
-        for number, config in configs.values():
+        for number, config in self._configs():
             values = {name: _setting(value, False) for name, value in _config_values("config", config)}
             if values not in found:  # a block that was copied has a copy of the config
                 found.append(values)
                 settings.update({(number, name): value for name, value in values.items()})
         return settings
+
+
+def _configs_in(config: Any) -> Iterator[Any]:
+    """Yield a config, and those of its parts that :func:`_config_values` reads."""
+    yield config
+    for name, value in vars(config).items():
+        if not name.startswith(HEAD_SETTINGS) and hasattr(value, "to_dict"):
+            yield from _configs_in(value)
 
 
 def _config_values(path: str, config: Any) -> Iterator[tuple[str, Any]]:
@@ -194,7 +233,7 @@ def _described(value: Any, is_root: bool, left: list[int]) -> Any:
     """Do the same for an attribute or a part of one; ``left`` counts how many more parts may be read."""
     left[0] -= 1
     kind = type(value)
-    if kind in _PLAIN:
+    if kind in PLAIN:
         return repr(value)
     if isinstance(value, Tensor):
         if is_root:

@@ -16,6 +16,7 @@ from lightning_freeze.cache.identity.unsupported import reason_of
 from lightning_freeze.cache.offload import WeightOffload
 from lightning_freeze.cache.prefix.entries import PrefixEntries
 from lightning_freeze.cache.prefix.pass_state import Tally
+from lightning_freeze.cache.sharded_prefix import ShardedPrefix
 from lightning_freeze.cache.storage import Storage
 from lightning_freeze.distributed import Ranks, reshard
 from lightning_freeze.errors import ConfigurationError
@@ -218,7 +219,8 @@ class CachedModule:
             # Whether padding is read shows in the gradient of hidden states. Sharded modules exchange gradients in
             # another order where hidden states require one, so ranks with and without padding would not match.
             entries.trims_padding = False
-        prefix = FrozenPrefix(tower, entries, storage.verify, self.prefixes, self._on_switch_off, tally, self._ranks)
+        kind = ShardedPrefix if tower.is_sharded else FrozenPrefix
+        prefix = kind(tower, entries, storage.verify, self.prefixes, self._on_switch_off, tally, self._ranks)
         if storage.offload:
             prefix.offload = WeightOffload(self._module, entries, storage.folder)
             if tower.is_sharded:

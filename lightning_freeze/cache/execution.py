@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lightning_freeze.cache.checks import self_check, side_effects
-from lightning_freeze.cache.checks.dry_run import DryRun, check_randomness, check_size, compare, hidden_states_of
+from lightning_freeze.cache.checks import self_check
+from lightning_freeze.cache.checks.dry_run import DryRun
 from lightning_freeze.cache.checks.few_samples import FewSamples
+from lightning_freeze.cache.checks.pass_checks import agreed_hidden_states, check_randomness, check_size, compare
+from lightning_freeze.cache.checks.substitutes import substitutes
 from lightning_freeze.cache.identity.cached_towers import CachedTower
-from lightning_freeze.cache.identity.keys import KeysOf, hash_of
+from lightning_freeze.cache.identity.keys import KeysOf
 from lightning_freeze.cache.identity.unsupported import Unsupported
 from lightning_freeze.cache.prefix import break_even, layout
 from lightning_freeze.cache.prefix.block_signature import BlockSignature
-from lightning_freeze.cache.prefix.entries import PrefixEntries, synchronize
-from lightning_freeze.cache.prefix.lockstep import Extra, Lockstep
+from lightning_freeze.cache.prefix.break_even import synchronize
+from lightning_freeze.cache.prefix.entries import PrefixEntries
+from lightning_freeze.cache.prefix.lockstep import Lockstep
 from lightning_freeze.cache.prefix.pass_state import KnownPrefix, PassState, Tally
 from lightning_freeze.cache.prefix.random_state import RandomState, preserved_random_state
-from lightning_freeze.cache.prefix.stand_ins import BlockRecorder, NanBuffer, SkippedBlocks, pass_prefix, run_prefix
+from lightning_freeze.cache.prefix.stand_ins import BlockRecorder, NanBuffer, SkippedBlocks, run_prefix
 from lightning_freeze.diagnostics.backward_watch import mark_probe
 from lightning_freeze.distributed.sharding import is_sharded
 
@@ -52,6 +55,11 @@ class PrefixExecutor:
         self._keys_of = keys_of
         self._signatures: list[BlockSignature] | None = None
         self._nan_buffer = NanBuffer()
+
+    @property
+    def signatures(self) -> Sequence[BlockSignature]:
+        """The signatures of the blocks, empty before they are known."""
+        return self._signatures or ()
 
     # -------------------------------------------------------------------------------------------------- running
 
@@ -118,7 +126,7 @@ class PrefixExecutor:
             Unsupported: If the prefix cannot be skipped.
         """
         known = state.known
-        hidden = self._hidden_states(state)
+        hidden = agreed_hidden_states(self._tower, state, self._lockstep.ranks)
         assert state.recorder is not None
         if self._signatures is None:
             self._signatures = [signature for signature in state.recorder.signatures if signature is not None]
@@ -126,7 +134,7 @@ class PrefixExecutor:
         self._tally.samples += state.call.size
         known.has_own_nan = known.has_own_nan or self_check.contains_nan(output)
         mixing_before = known.mixing
-        with self._lockstep.passes(self._substitutes(state, hidden)):
+        with self._lockstep.passes(substitutes(self._tower, self._signatures, state, hidden)):
             self._check(state, hidden, output)
         known.record_conditions(state.training_modules)
         loses_trim = state.trims_padding and not known.trims_padding and state.call.has_padding
@@ -139,50 +147,6 @@ class PrefixExecutor:
         self._entries.record_sample_bytes(state, hidden)
         self._entries.put(state, state.hidden, state.missing, is_whole_batch=True)
         return None if known.is_checked else self._entries.start_reading(state, self._keys_of)
-
-    def _hidden_states(self, state: PassState) -> Tensor:
-        """Return the hidden states of a pass that has run for real, once no rank has a reason against it."""
-        ranks = self._lockstep.ranks
-        if ranks is None:
-            return hidden_states_of(self._tower, state)
-        hidden, problem = torch.empty(0), None
-        try:
-            hidden = hidden_states_of(self._tower, state)
-        except Exception as error:
-            problem = error
-        # All ranks that see the same data take part in this, also one with a problem.
-        is_replicated = ranks.is_replicated(hash_of(hidden))
-        if not is_replicated and problem is None:
-            problem = Unsupported(
-                "its hidden states differ between the ranks of a tensor parallel group, as where they are sharded "
-                "along the sequence"
-            )
-        if ranks.highest(problem is not None):
-            raise problem or Unsupported("another rank cannot use it")
-        return hidden
-
-    def _substitutes(self, state: PassState, hidden: Tensor) -> dict[Extra, Callable[[], Any]]:
-        """Return what to run while another rank checks something on its own samples."""
-        tower, call, boundary, start = self._tower, state.call, state.known.boundary, state.random_state
-        signatures = self._signatures
-        assert signatures is not None and start is not None
-
-        def isolated(run: Callable[[], Any]) -> Callable[[], Any]:
-            def substitute() -> None:
-                with side_effects.isolated(tower.entry, start, hidden.device):
-                    run()
-
-            return substitute
-
-        def skipping() -> None:
-            with SkippedBlocks(tower, signatures, boundary, hidden):
-                tower.entry.forward(*call.args, **call.kwargs)
-
-        return {
-            Extra.PREFIX: isolated(lambda: pass_prefix(tower, boundary, (call.args, call.kwargs))),
-            Extra.SKIPPING: isolated(skipping),
-            Extra.WHOLE: isolated(lambda: tower.entry.forward(*call.args, **call.kwargs)),
-        }
 
     def _check(self, state: PassState, hidden: Tensor, output: Any) -> None:
         assert self._signatures is not None
@@ -253,28 +217,13 @@ class PrefixExecutor:
         some = state.call.select(missing)
         if some is None or self._signatures is None:
             return False
-        boundaries = self._entries.boundaries(state.known.boundary)
-        with preserved_random_state(state.device) if state.known.rng_is_harmless else nullcontext():
-            computed = run_prefix(self._tower, self._signatures, boundaries, some)
-        check_size(self._tower, self._signatures, state, missing, computed[state.known.boundary], self._lockstep)
+        computed = self._run_prefix(state, some, missing)
         self._entries.put(state, computed, missing, is_whole_batch=False)
         spans = [state.spans[i] for i in missing] if state.spans else None
         fresh = layout.pack(computed[state.known.boundary], spans)
         for number, row in zip(missing, fresh, strict=True):
             state.rows[number] = row
         return True
-
-    def skippable(self, boundary: int) -> list[nn.Module]:
-        """Return the first blocks, without those on an accelerator that compute something from shapes when skipped.
-
-        Args:
-            boundary: Number of blocks.
-        """
-        blocks = self._tower.blocks[:boundary]
-        known = self._signatures or []
-        computes = [any(source in ("row", "all") for source, _ in signature.parts) for signature in known]
-        on_cpu = [all(p.device.type == "cpu" for p in block.parameters()) for block in blocks]
-        return [b for b, is_on_cpu, works in zip(blocks, on_cpu, computes, strict=False) if is_on_cpu or not works]
 
     def store_batch(self, state: PassState, missing: Sequence[int]) -> None:
         """Compute the prefix of a whole batch, as a pass that runs does, and store some of its samples.
@@ -285,14 +234,18 @@ class PrefixExecutor:
             state: The pass, whose prefix has been checked.
             missing: The samples to store.
         """
-        assert self._signatures is not None
-        boundaries, call = self._entries.boundaries(state.known.boundary), state.call
-        with preserved_random_state(state.device) if state.known.rng_is_harmless else nullcontext():
-            computed = run_prefix(self._tower, self._signatures, boundaries, (call.args, call.kwargs))
-        check_size(
-            self._tower, self._signatures, state, range(call.size), computed[state.known.boundary], self._lockstep
-        )
+        call = state.call
+        computed = self._run_prefix(state, (call.args, call.kwargs), range(call.size))
         self._entries.put(state, computed, missing, is_whole_batch=True)
+
+    def _run_prefix(self, state: PassState, inputs: tuple[Any, Any], rows: Sequence[int]) -> dict[int, Tensor]:
+        """Compute the prefix of some of the samples, at all boundaries that the pass should record."""
+        assert self._signatures is not None
+        boundary = state.known.boundary
+        with preserved_random_state(state.device) if state.known.rng_is_harmless else nullcontext():
+            computed = run_prefix(self._tower, self._signatures, self._entries.boundaries(boundary), inputs)
+        check_size(self._tower, self._signatures, state, rows, computed[boundary], self._lockstep)
+        return computed
 
     def skip_from_lower(self, state: PassState) -> bool:
         """Skip the blocks below a lower boundary at which all samples are stored, and let the others run for real.
@@ -336,60 +289,3 @@ class PrefixExecutor:
             self._nan_buffer,
             known.shape_outputs,
         )
-
-    # ------------------------------------------------------------------------------------------- running again
-
-    def has_failed(self, state: PassState, output: Any) -> bool:
-        """Whether skipping went wrong: blocks were called otherwise than before, or the output contains NaN.
-
-        Skipped layers return NaN, which reaches the output if anything reads it.
-
-        Args:
-            state: The pass.
-            output: What the tower returned.
-        """
-        if state.skipped is None:
-            return False
-        if state.skipped.was_called_differently or not state.skipped.reached_boundary:
-            return True
-        return not state.known.has_own_nan and self_check.contains_nan(output)
-
-    def rerun(self, state: PassState) -> Any:
-        """Run a pass that has skipped again without skipping, and return its output.
-
-        Args:
-            state: The pass.
-        """
-        assert state.random_state is not None
-        state.random_state.restore()
-        return self._tower.entry.forward(*state.call.args, **state.call.kwargs)
-
-    def problem(self, state: PassState, output: Any) -> str | None:
-        """Return what went wrong in a pass that has skipped; ``None`` if the NaN was the module's own.
-
-        Args:
-            state: The pass.
-            output: What the tower returned without skipping.
-        """
-        assert state.skipped is not None
-        if state.skipped.was_called_differently:
-            return "its blocks were called with other options or arguments than before"
-        if not state.skipped.reached_boundary:
-            return "its blocks were not run in the order in which they ran before"
-        if not self_check.contains_nan(output):
-            return "a layer above the frozen ones reads what they compute on the way"
-        state.known.has_own_nan = True
-        return None
-
-    def annotate(self, state: PassState, error: BaseException | None) -> None:
-        """Add a note to an error that has ended a pass, if the NaN of skipped layers may have caused it.
-
-        Args:
-            state: The pass.
-            error: The error, which is raised in any case.
-        """
-        if error is not None and state.skipped is not None and hasattr(error, "add_note"):
-            error.add_note(
-                "FrozenPrefixCache was skipping frozen layers in this forward pass; what it skips returns NaN. If that "
-                "made this code fail, fit this module without it."
-            )

@@ -10,25 +10,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_freeze.cache.checks import failed_skip
 from lightning_freeze.cache.checks.eligibility import Hook
 from lightning_freeze.cache.decision import (
-    IDENTIFY,
     CallFacts,
     Decision,
     Outcome,
     PrefixFacts,
     after_failure,
-    announcement,
     decide_call,
     decide_prefix,
-    in_lockstep,
-    without_own_passes,
 )
 from lightning_freeze.cache.execution import PrefixExecutor
 from lightning_freeze.cache.identity.cached_towers import CachedTower, ModuleStructure
 from lightning_freeze.cache.identity.keys import Call
 from lightning_freeze.cache.identity.unsupported import Unsupported, reason_of
-from lightning_freeze.cache.offload import WeightOffload
+from lightning_freeze.cache.offload import WeightOffload, not_needed
 from lightning_freeze.cache.pass_facts import PassFacts
 from lightning_freeze.cache.prefix.entries import PrefixEntries
 from lightning_freeze.cache.prefix.lockstep import Lockstep
@@ -92,8 +89,6 @@ class FrozenPrefix:
         self.upstream_keys = UpstreamKeys(tower)
         self.executor = PrefixExecutor(tower, entries, self.tally, self.keys_of, Lockstep(ranks))
         self._ranks = ranks
-        # Why this rank has to switch off, and whether that is a fault; the others hear of it in the next pass.
-        self._problem: tuple[str, bool] | None = None
         self._facts = PassFacts(tower, entries, verify, self.keys_of)
         self._towers = towers
         self._on_switch_off = on_switch_off
@@ -120,7 +115,8 @@ class FrozenPrefix:
         known, decision = self.known, self.decision
         if self.offload is None or known is None or decision is None or decision.outcome is not Outcome.SKIP:
             return
-        self.offload.end_batch(known.boundary, [*known.skipped_embeddings, *self.executor.skippable(known.boundary)])
+        blocks = not_needed(self.tower.blocks[: known.boundary], self.executor.signatures)
+        self.offload.end_batch(known.boundary, [*known.skipped_embeddings, *blocks])
 
     def _need_weights(self) -> None:
         if self.offload is not None:
@@ -138,9 +134,7 @@ class FrozenPrefix:
             reason: Why.
             is_fault: Whether the cache cannot be used, rather than does not pay.
         """
-        if self._ranks is not None and self._is_running:
-            self._problem = self._problem or (reason, is_fault)
-        elif self.off is None:
+        if self.off is None:
             self.off = reason
             self.decision = Decision(Outcome.SWITCH_OFF, reason)
             self._on_switch_off(self, reason, is_fault)
@@ -149,11 +143,6 @@ class FrozenPrefix:
     def is_sharded(self) -> bool:
         """Whether all ranks must run the same layers."""
         return self._ranks is not None
-
-    @property
-    def _is_running(self) -> bool:
-        """Whether one forward pass runs, in which ranks may come to different conclusions."""
-        return self._busy
 
     # ------------------------------------------------------------------------------------------- before the pass
 
@@ -166,7 +155,7 @@ class FrozenPrefix:
         self.calls += 1
         self._busy = True
         try:
-            self._pass = self._plan(args, kwargs) if self._ranks is None else self._plan_together(args, kwargs)
+            self._pass = self._plan(args, kwargs)
         except Exception as error:  # an error of the cache must not end the run
             self._end_pass()
             self._need_weights()
@@ -199,67 +188,6 @@ class FrozenPrefix:
         if state is not None and state.too_slow is not None:
             self.switch_off(state.too_slow, is_fault=False)  # from the next pass on
         return state
-
-    def _plan_together(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> PassState | None:
-        """Decide with all other ranks, and act: each of them does what any rank needs."""
-        assert self._ranks is not None
-        decision, state = self._own_decision(args, kwargs)
-        needed = self._ranks.highest(IDENTIFY if decision is None else announcement(decision))
-        if needed == IDENTIFY:
-            try:
-                self.entries.read_weights(self.boundary)
-            except Exception as error:
-                self._problem = self._problem or (reason_of(error), True)
-            decision, state = self._own_decision(args, kwargs)
-            if decision is None:
-                decision = Decision(Outcome.SWITCH_OFF, "its frozen layers change from one step to the next")
-            needed = self._ranks.highest(announcement(decision))
-        assert decision is not None
-        self.decision = decision = in_lockstep(decision, needed)
-        if decision.outcome is Outcome.SWITCH_OFF:
-            self._switch_off_together(decision)
-            return None
-        if decision.outcome is Outcome.LEAVE_ALONE or state is None:
-            return None
-        self._pass = state  # known from here on, so that the pass is closed whatever goes wrong
-        self.known, self.batch_size = state.known, state.call.size
-        try:
-            self._carry_out(state, decision.outcome)
-        except Exception as error:
-            self._problem = (reason_of(error), True)
-            if decision.outcome is Outcome.SKIP:
-                self.executor.skip_blank(state)
-        if state.too_slow is not None:
-            self._problem = (state.too_slow, False)
-        return state
-
-    def _own_decision(self, args: Any, kwargs: dict[str, Any]) -> tuple[Decision | None, PassState | None]:
-        """Decide as if there were only this rank; ``None`` if weights have to be read first."""
-        if self._problem is not None:
-            return Decision(Outcome.SWITCH_OFF, self._problem[0]), None
-        began = time.perf_counter()
-        try:
-            facts, call = self._call_facts(args, kwargs)
-            decision, state = decide_call(facts), None
-            if decision is None and call is not None:
-                if self.entries.needs_weights(self.boundary):
-                    return None, None
-                state = self._facts.identify(self.boundary, call, began)
-                decision = decide_prefix(without_own_passes(self._facts.of_prefix(state)))
-        except Exception as error:  # an error of the cache must not end the run
-            decision, state = Decision(Outcome.SWITCH_OFF, reason_of(error)), None
-        assert decision is not None
-        return decision, state
-
-    def _switch_off_together(self, decision: Decision) -> None:
-        """Switch off with the reason of the first rank that has one; the first rank reports it for all of them."""
-        assert self._ranks is not None
-        is_fault = self._problem is None or self._problem[1]
-        own = decision.reason if not decision.reason.startswith("another rank needs it") else None
-        told = self._ranks.first_text(None if own is None else f"{int(is_fault)}{own}") or "1unknown"
-        self.off = told[1:]
-        self.decision = Decision(Outcome.SWITCH_OFF, self.off)
-        self._on_switch_off(self, self.off, told[0] == "1")
 
     def _call_facts(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[CallFacts, Call | None]:
         self.is_outdated = self.is_outdated or not self._structure.is_same()
@@ -306,15 +234,12 @@ class FrozenPrefix:
             return None
         self._end_pass()
         if output is None:
-            self.executor.annotate(state, sys.exc_info()[1])
+            failed_skip.annotate(state, sys.exc_info()[1])
             return None
         self._busy = True
         try:
-            has_failed = self._has_failed(state, output)
-            if self._ranks is not None and state.skipped is not None:
-                has_failed = bool(self._ranks.highest(has_failed))
             # An error while the pass runs again is the module's own, and is raised.
-            return self._rerun(state) if has_failed else self._finish(state, output)
+            return self._rerun(state) if self._has_failed(state, output) else self._finish(state, output)
         finally:
             self._busy = False
 
@@ -331,16 +256,16 @@ class FrozenPrefix:
 
     def _has_failed(self, state: PassState, output: Any) -> bool:
         try:
-            return self.executor.has_failed(state, output)
+            return failed_skip.has_failed(state, output)
         except Exception as error:  # an output that cannot be inspected
             self.switch_off(reason_of(error))
             return state.skipped is not None
 
     def _rerun(self, state: PassState) -> Any:
         self._need_weights()
-        output = self.executor.rerun(state)
+        output = failed_skip.rerun(self.tower, state)
         try:
-            problem = self.executor.problem(state, output)
+            problem = failed_skip.problem(state, output)
         except Exception as error:
             problem = reason_of(error)
         if problem is not None:

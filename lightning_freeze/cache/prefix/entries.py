@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from lightning_freeze.cache.identity.cached_towers import CachedTower
-from lightning_freeze.cache.identity.fingerprint import Fingerprint, environment
+from lightning_freeze.cache.identity.environment import environment
+from lightning_freeze.cache.identity.fingerprint import Fingerprint
 from lightning_freeze.cache.identity.keys import Call, KeysOf
 from lightning_freeze.cache.identity.module_settings import ModuleSettings
 from lightning_freeze.cache.prefix import break_even, layout
@@ -171,8 +172,8 @@ class PrefixEntries:
     def _get(self, namespace: bytes, state: PassState) -> list[Tensor | None]:
         if self._accelerator is None or not has_own_memory(state.device):
             return self._store.get(namespace, state.keys)
-        rows = self._accelerator.get(namespace, state.keys)
-        rows = [row if row is not None and row.device == state.device else None for row in rows]
+        kept = self._accelerator.get(namespace, state.keys)
+        rows = [row if row is not None and row.device == state.device else None for row in kept]
         missing = [number for number, row in enumerate(rows) if row is None]
         below = self._store.get(namespace, [state.keys[number] for number in missing]) if missing else []
         for number, row in zip(missing, below, strict=True):
@@ -251,7 +252,7 @@ class PrefixEntries:
 
     def _affordable(self, known: KnownPrefix) -> Sequence[int]:
         """Return the lower boundaries for which there is room beside the present one."""
-        ahead = [b for b in self.boundaries_ahead if b < known.boundary]
+        ahead = self.boundaries(known.boundary)[:-1]
         if self.budget is None:
             return ahead
         return ahead[: max(0, int(self.budget / max(1.0, known.sample_bytes * self.expected_samples)) - 1)]
@@ -289,7 +290,7 @@ class PrefixEntries:
         return break_even.why_slow(known)
 
     def time_reading(self, state: PassState, known: KnownPrefix, keys_of: KeysOf) -> None:
-        """Measure how long reading a batch takes; see :func:`~.break_even.time_reading`."""
+        """Measure how long reading a batch takes; see :mod:`~lightning_freeze.cache.prefix.break_even`."""
         break_even.time_reading(self._store, state, known, keys_of)
 
     def real_pass(self, boundary: int) -> AbstractContextManager[None]:

@@ -7,6 +7,11 @@ of the rounds, with the smallest and the largest. The ideal is a model of the la
 in a plain loop over hidden states in RAM. Bookkeeping is the time that the cache itself takes in a step: keys,
 look-up and layout.
 
+    python benchmarks/cache_overhead.py --sizes [--save]
+
+measures instead the cache's own time in a step for models of three sizes. It hardly depends on the width, so that it
+matters most for small models.
+
     python benchmarks/cache_overhead.py --ranks 2
 
 measures instead what the ranks of a sharded model take to agree on a decision.
@@ -41,6 +46,22 @@ from lightning_freeze.callbacks.frozen_prefix_cache import FrozenPrefixCache
 from lightning_freeze.distributed import Ranks
 
 BATCH, LENGTH, SKIPPED = 8, 128, 3
+SIZES: dict[str, dict[str, Any]] = {
+    "8 blocks, width 128": {
+        "hidden_size": 128,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 2,
+        "intermediate_size": 512,
+    },
+    "MiniLM: 6 blocks, width 384": {
+        "hidden_size": 384,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 12,
+        "intermediate_size": 1536,
+    },
+    "BERT-base: 12 blocks, width 768": {},
+}
+SIZES_LENGTH = 96  # tokens of a sample where sizes are compared
 EXCHANGES = 2000
 
 
@@ -73,14 +94,14 @@ class Clock(Callback):
         self._last = now
 
 
-def data(steps: int) -> TensorDataset:
+def data(steps: int, length: int = LENGTH) -> TensorDataset:
     """Random tokens; every batch is new within an epoch."""
     generator = torch.Generator().manual_seed(1)
-    tokens = torch.randint(1000, 30000, (steps * BATCH, LENGTH), generator=generator)
+    tokens = torch.randint(1000, 30000, (steps * BATCH, length), generator=generator)
     return TensorDataset(tokens, torch.ones_like(tokens), tokens[:, 0] % 2)
 
 
-def fit(module: Classifier, steps: int, *callbacks: Callback) -> float:
+def fit(module: Classifier, steps: int, *callbacks: Callback, length: int = LENGTH) -> float:
     """Seconds of a step in ``Trainer.fit``, without the first ones, which are watched and checked."""
     clock = Clock()
     trainer = Trainer(
@@ -92,7 +113,7 @@ def fit(module: Classifier, steps: int, *callbacks: Callback) -> float:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(module, DataLoader(data(steps), BATCH))
+    trainer.fit(module, DataLoader(data(steps, length), BATCH))
     return statistics.median(clock.seconds[SKIPPED:])
 
 
@@ -154,6 +175,7 @@ def main() -> None:
     parser.add_argument(
         "--ranks", type=int, default=0, help="measure only what this many processes take to agree on a decision"
     )
+    parser.add_argument("--sizes", action="store_true", help="measure only the cache's own time, for three sizes")
     add_option(parser)
     arguments = parser.parse_args()
     if arguments.ranks:
@@ -162,6 +184,12 @@ def main() -> None:
     made = Provenance.now("xxhash")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
+    if arguments.sizes:
+        sizes_table = own_time_table(arguments.rounds, arguments.steps)
+        print(sizes_table.markdown())
+        if arguments.save:
+            save("cache_overhead-sizes", "The cache's own time in a step", [sizes_table], made, arguments.save)
+        return
     sizes = {"hidden_size": 128, "num_attention_heads": 2, "intermediate_size": 512} if arguments.quick else {}
     config = BertConfig(**sizes)
     frozen = config.num_hidden_layers * 3 // 4
@@ -209,6 +237,37 @@ def main() -> None:
     if arguments.save:
         name = "cache_overhead-quick" if arguments.quick else "cache_overhead"
         save(name, "Gain and cost of FrozenPrefixCache", [table], made, arguments.save)
+
+
+def own_time_table(rounds: int, steps: int) -> Table:
+    """Measure the cache's own time in a cached step for each size, the sizes in turn in each round."""
+    book = Bookkeeping()
+    modules = {name: Classifier(BertConfig(**sizes)) for name, sizes in SIZES.items()}
+    caches = {name: FrozenPrefixCache(verbose=False) for name in SIZES}
+    own: dict[str, list[float]] = {name: [] for name in SIZES}
+    whole: dict[str, list[float]] = {name: [] for name in SIZES}
+
+    def cached(name: str) -> float:
+        freezing = LayerFreezing("75%", verbose=False)
+        return fit(modules[name], steps, freezing, caches[name], length=SIZES_LENGTH)
+
+    for name in SIZES:
+        cached(name)  # fills it
+    for _ in range(rounds):
+        for name in SIZES:
+            book.seconds.clear()
+            whole[name].append(cached(name))
+            own[name].append(statistics.median(book.seconds[SKIPPED:]))
+    rows = {
+        name: {
+            "the cache's own time, ms": Figure([1e3 * seconds for seconds in own[name]]),
+            "cached step, ms": Figure([1e3 * seconds for seconds in whole[name]], 1),
+            "share, %": ratios([100 * seconds for seconds in own[name]], whole[name]),
+        }
+        for name in SIZES
+    }
+    about = f"CPU. Threads: {torch.get_num_threads()}, rounds: {rounds}, steps in each: {steps - SKIPPED}."
+    return Table(f"The cache's own time in a step: BERT, 75% frozen, batch {BATCH} x {SIZES_LENGTH}", rows, about)
 
 
 def exchange_table(count: int, rounds: int) -> Table:

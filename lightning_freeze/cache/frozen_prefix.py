@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_freeze.cache import skipped_pass
+from lightning_freeze.cache.checks import failed_skip
 from lightning_freeze.cache.checks.eligibility import Hook
 from lightning_freeze.cache.decision import (
     CallFacts,
@@ -27,7 +27,7 @@ from lightning_freeze.cache.identity.cached_towers import CachedTower, ModuleStr
 from lightning_freeze.cache.identity.keys import Call
 from lightning_freeze.cache.identity.unsupported import Unsupported, reason_of
 from lightning_freeze.cache.joint_decision import JointDecision
-from lightning_freeze.cache.offload import WeightOffload
+from lightning_freeze.cache.offload import WeightOffload, not_needed
 from lightning_freeze.cache.pass_facts import PassFacts
 from lightning_freeze.cache.prefix.entries import PrefixEntries
 from lightning_freeze.cache.prefix.lockstep import Lockstep
@@ -118,7 +118,8 @@ class FrozenPrefix:
         known, decision = self.known, self.decision
         if self.offload is None or known is None or decision is None or decision.outcome is not Outcome.SKIP:
             return
-        self.offload.end_batch(known.boundary, [*known.skipped_embeddings, *self.executor.skippable(known.boundary)])
+        blocks = not_needed(self.tower.blocks[: known.boundary], self.executor.signatures)
+        self.offload.end_batch(known.boundary, [*known.skipped_embeddings, *blocks])
 
     def _need_weights(self) -> None:
         if self.offload is not None:
@@ -136,7 +137,7 @@ class FrozenPrefix:
             reason: Why.
             is_fault: Whether the cache cannot be used, rather than does not pay.
         """
-        if self._joint is not None and self._is_running:
+        if self._joint is not None and self._busy:  # one pass runs, in which ranks may come to different conclusions
             self._joint.problem = self._joint.problem or (reason, is_fault)
         elif self.off is None:
             self.off = reason
@@ -147,11 +148,6 @@ class FrozenPrefix:
     def is_sharded(self) -> bool:
         """Whether all ranks must run the same layers."""
         return self._ranks is not None
-
-    @property
-    def _is_running(self) -> bool:
-        """Whether one forward pass runs, in which ranks may come to different conclusions."""
-        return self._busy
 
     # ------------------------------------------------------------------------------------------- before the pass
 
@@ -281,15 +277,12 @@ class FrozenPrefix:
             return None
         self._end_pass()
         if output is None:
-            skipped_pass.annotate(state, sys.exc_info()[1])
+            failed_skip.annotate(state, sys.exc_info()[1])
             return None
         self._busy = True
         try:
-            has_failed = self._has_failed(state, output)
-            if self._ranks is not None and state.skipped is not None:
-                has_failed = bool(self._ranks.highest(has_failed))
             # An error while the pass runs again is the module's own, and is raised.
-            return self._rerun(state) if has_failed else self._finish(state, output)
+            return self._rerun(state) if self._has_failed(state, output) else self._finish(state, output)
         finally:
             self._busy = False
 
@@ -306,16 +299,16 @@ class FrozenPrefix:
 
     def _has_failed(self, state: PassState, output: Any) -> bool:
         try:
-            return skipped_pass.has_failed(state, output)
+            return failed_skip.has_failed(state, output)
         except Exception as error:  # an output that cannot be inspected
             self.switch_off(reason_of(error))
             return state.skipped is not None
 
     def _rerun(self, state: PassState) -> Any:
         self._need_weights()
-        output = skipped_pass.rerun(self.tower, state)
+        output = failed_skip.rerun(self.tower, state)
         try:
-            problem = skipped_pass.problem(state, output)
+            problem = failed_skip.problem(state, output)
         except Exception as error:
             problem = reason_of(error)
         if problem is not None:

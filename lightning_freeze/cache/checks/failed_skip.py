@@ -1,4 +1,4 @@
-"""After a pass that has skipped its prefix: whether it went wrong, why, and the same pass without skipping."""
+"""A pass that has skipped layers: whether that went wrong, and what to do then."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -30,8 +31,8 @@ _SAMPLES = 256
 _PART = 2**22
 #: Reading all weights again may take this share of the time. The first seconds of each reading do not count.
 _MAX_SHARE, _FREE_SECONDS = 0.01, 0.05
-#: Types of tensors that are not sharded.
-_USUAL = frozenset({Tensor, Parameter})
+#: Types of tensors that are not sharded, and their version counter.
+_USUAL, _VERSION = frozenset({Tensor, Parameter}), attrgetter("_version")
 #: Where the weights of a step are found by name, and the buffers of its modules.
 _Places = tuple[list[tuple[Mapping[str, Tensor | None], str]], list[Mapping[str, Tensor | None]]]
 
@@ -251,12 +252,12 @@ class Fingerprint:
 
 def _versions_of(places: _Places) -> tuple[Any, ...]:
     weights, names = places
-    found = [parts.get(name) for parts, name in weights]
-    try:
-        # Without another function for each of the usual weights: this runs in each forward pass.
-        states = [(t._version, t.data_ptr()) if type(t) in _USUAL else _state_of(t) for t in found]  # type: ignore[union-attr]
-    except RuntimeError:  # inference tensors have no version
-        states = [_state_of(t) for t in found]
+    found: list[Any] = [parts.get(name) for parts, name in weights]
+    states: Iterable[Any] = map(_state_of, found)
+    if _USUAL.issuperset(map(type, found)):
+        # Without Python code for each weight: this runs in each forward pass.
+        with contextlib.suppress(RuntimeError):  # inference tensors have no version
+            states = list(zip(map(_VERSION, found), map(Tensor.data_ptr, found), strict=True))
     return (*states, *[(name, buffer is None) for buffers in names for name, buffer in buffers.items()])
 
 

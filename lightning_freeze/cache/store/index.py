@@ -12,6 +12,8 @@ _EMPTY = -1
 _MOST_FULL = 0.7
 _GROWTH = 1.5
 _FIRST = 256
+# Slots that are looked at together. Two thirds of all keys are in the first one or two.
+_WINDOW = np.arange(8)
 # Odd constants of the golden ratio and of xxhash: keys are hashes already, but need not be.
 _MIX = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F], dtype=np.uint64)
 
@@ -51,16 +53,18 @@ class KeyIndex:
 
     def find(self, keys: Keys) -> Values:
         """Return the number of each key, -1 for a key that is not in the index."""
-        found = np.full(len(keys), _EMPTY, dtype=np.int64)
+        # Several slots at a time: a batch is small, so that the number of operations counts. Keys are not deleted one
+        # by one, so none is stored behind an empty slot.
         slots, left = self._slots(keys), np.arange(len(keys))
+        found = np.full(len(keys), _EMPTY, dtype=np.int64)
         while left.size:
-            at = slots[left]
-            values = self._values[at]
-            taken = values != _EMPTY
-            same = taken & (self._keys[at] == keys[left]).all(1)
-            found[left[same]] = values[same]
-            left = left[taken & ~same]
-            slots[left] = (slots[left] + 1) % len(self._values)
+            at = (slots[left, None] + _WINDOW) % len(self._values)
+            values, wanted = self._values[at], keys[left]
+            same = (self._keys[at, 0] == wanted[:, :1]) & (self._keys[at, 1] == wanted[:, 1:])
+            best: Values = values.max(axis=1, where=same, initial=_EMPTY)
+            found[left] = best
+            left = left[(best == _EMPTY) & (values != _EMPTY).all(axis=1)]
+            slots[left] += len(_WINDOW)
         return found
 
     def insert(self, keys: Keys, values: Values) -> None:

@@ -39,6 +39,9 @@ class _Slab:
     used: int
     hit: int
 
+    def __post_init__(self) -> None:
+        self.buffer = memoryview(self.data.numpy())
+
 
 @dataclass
 class _Space:
@@ -98,10 +101,10 @@ class MemoryTier:
         if space is None or not keys:
             return [None] * len(keys)
         space.last_lookup = self._lookups
-        numbers = space.index.find(as_array(keys))
-        for slab in np.unique(numbers[numbers >= 0] >> 32).tolist():
+        numbers = space.index.find(as_array(keys)).tolist()
+        for slab in {number >> 32 for number in numbers if number >= 0}:
             space.slabs[slab].hit = self._lookups
-        return [None if number < 0 else read_entry(_at(space.slabs, number)) for number in numbers.tolist()]
+        return [None if number < 0 else _read(space.slabs[number >> 32], number) for number in numbers]
 
     def holds(self, namespace: bytes, keys: Sequence[bytes]) -> list[bool]:
         """Return whether there is an entry for each key. This does not count as a look-up."""
@@ -166,5 +169,5 @@ class MemoryTier:
                 self.bytes -= len(space.slabs.pop(number).data)
 
 
-def _at(slabs: dict[int, _Slab], number: int) -> Tensor:
-    return slabs[number >> 32].data[(number & 0xFFFFFFFF) * _ALIGNMENT :]
+def _read(slab: _Slab, number: int) -> Tensor:
+    return read_entry(slab.data, slab.buffer, (number & 0xFFFFFFFF) * _ALIGNMENT)

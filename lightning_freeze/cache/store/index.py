@@ -12,10 +12,9 @@ _EMPTY = -1
 _MOST_FULL = 0.7
 _GROWTH = 1.5
 _FIRST = 256
-# Slots that are looked at together. Two thirds of all keys are in the first one or two.
-_WINDOW = np.arange(8)
 # Odd constants of the golden ratio and of xxhash: keys are hashes already, but need not be.
-_MIX = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F], dtype=np.uint64)
+_FACTORS = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F)
+_MIX, _ALL = np.array(_FACTORS, dtype=np.uint64), 2**64 - 1
 
 Keys = NDArray[np.uint64]
 Values = NDArray[np.int64]
@@ -34,7 +33,7 @@ def as_array(keys: Sequence[bytes]) -> Keys:
 
 
 class KeyIndex:
-    """Maps keys of 128 bits to numbers that are not negative. Open addressing with linear probing, a batch at a time.
+    """Maps keys of 128 bits to numbers that are not negative. Open addressing with linear probing.
 
     A slot takes 24 bytes. Between 47% and 70% of the slots are in use, so a key takes 34 to 51 bytes, and up to 86
     while the table grows.
@@ -53,19 +52,19 @@ class KeyIndex:
 
     def find(self, keys: Keys) -> Values:
         """Return the number of each key, -1 for a key that is not in the index."""
-        # Several slots at a time: a batch is small, so that the number of operations counts. Keys are not deleted one
-        # by one, so none is stored behind an empty slot.
-        slots, left = self._slots(keys), np.arange(len(keys))
-        found = np.full(len(keys), _EMPTY, dtype=np.int64)
-        while left.size:
-            at = (slots[left, None] + _WINDOW) % len(self._values)
-            values, wanted = self._values[at], keys[left]
-            same = (self._keys[at, 0] == wanted[:, :1]) & (self._keys[at, 1] == wanted[:, 1:])
-            best: Values = values.max(axis=1, where=same, initial=_EMPTY)
-            found[left] = best
-            left = left[(best == _EMPTY) & (values != _EMPTY).all(axis=1)]
-            slots[left] += len(_WINDOW)
-        return found
+        # One by one: for a batch of samples, array operations would take ten times as long.
+        table, values, size = self._keys.data, self._values.data, len(self._values)
+        found = []
+        for low, high in keys.tolist():
+            # As in _slots.
+            mixed = (low * _FACTORS[0] & _ALL) ^ ((high * _FACTORS[1] & _ALL) >> 7)
+            slot = ((mixed >> 32) * size) >> 32
+            number = values[slot]
+            while number != _EMPTY and (table[slot, 0] != low or table[slot, 1] != high):
+                slot = (slot + 1) % size
+                number = values[slot]
+            found.append(number)
+        return np.array(found, dtype=np.int64)
 
     def insert(self, keys: Keys, values: Values) -> None:
         """Add keys, or replace their numbers."""

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_freeze.cache.store.entry import read_entry
+from lightning_freeze.cache.store.entry import EntryReader
 from lightning_freeze.cache.store.index import KeyIndex, as_array
 
 _ALIGNMENT = 64
@@ -40,7 +40,7 @@ class _Slab:
     hit: int
 
     def __post_init__(self) -> None:
-        self.buffer = memoryview(self.data.numpy())
+        self.reader = EntryReader(self.data)
 
 
 @dataclass
@@ -104,7 +104,7 @@ class MemoryTier:
         numbers = space.index.find(as_array(keys)).tolist()
         for slab in {number >> 32 for number in numbers if number >= 0}:
             space.slabs[slab].hit = self._lookups
-        return [None if number < 0 else _read(space.slabs[number >> 32], number) for number in numbers]
+        return [None if number < 0 else _read(space.slabs, number) for number in numbers]
 
     def holds(self, namespace: bytes, keys: Sequence[bytes]) -> list[bool]:
         """Return whether there is an entry for each key. This does not count as a look-up."""
@@ -169,5 +169,5 @@ class MemoryTier:
                 self.bytes -= len(space.slabs.pop(number).data)
 
 
-def _read(slab: _Slab, number: int) -> Tensor:
-    return read_entry(slab.data, slab.buffer, (number & 0xFFFFFFFF) * _ALIGNMENT)
+def _read(slabs: dict[int, _Slab], number: int) -> Tensor:
+    return slabs[number >> 32].reader.read((number & 0xFFFFFFFF) * _ALIGNMENT)

@@ -19,8 +19,6 @@ from lightning_freeze.errors import ConfigurationError
 TOKENWISE = frozenset({"input_ids", "inputs_embeds", "token_type_ids", "position_ids", "attention_mask"})
 #: Arguments that select what the call returns, and do not change the hidden states.
 REPORTING = frozenset({"return_dict", "use_cache", "output_attentions", "output_hidden_states", "num_items_in_batch"})
-
-
 #: Returns the keys of the samples that a tensor was computed from, ``None`` if they are not known.
 KeysOf = Callable[[Tensor], Sequence[bytes] | None]
 
@@ -264,8 +262,7 @@ def _padding(mask: Tensor | None, tensors: Mapping[str, Tensor], size: int) -> t
     length = real.shape[1]
     if real.all():
         return length, [(0, length)] * size
-    starts = real.argmax(axis=1)
-    stops = length - real[:, ::-1].argmax(axis=1)
+    starts, stops = real.argmax(axis=1), length - real[:, ::-1].argmax(axis=1)
     empty = ~real.any(axis=1)
     starts[empty], stops[empty] = 0, length
     return length, list(zip(starts.tolist(), stops.tolist(), strict=True))

@@ -83,8 +83,8 @@ class PrefixEntries:
         device = next(iter(call.tensors.values())).device
         extra = f"{environment(device)}, {mode}, stored as {self.dtype or 'computed'}"
         if boundary not in self._settings:
-            modules = self._tower.prefix_modules(boundary) + self._tower.enclosing_modules()
-            self._settings[boundary] = ModuleSettings(modules)
+            inside, around = self._tower.prefix_modules(boundary), self._tower.enclosing_modules()
+            self._settings[boundary] = ModuleSettings(inside + around)
         namespace = self._fingerprint.of(boundary, f"{extra}, {self._settings[boundary].digest().hex()}")
         if namespace not in self.known:
             self.changing = self._what_changed(boundary, extra)
@@ -207,8 +207,8 @@ class PrefixEntries:
         """
         if self._accelerator is None or not has_own_memory(hidden.device):
             return
-        rows = layout.cut(hidden, state.spans)
-        self._accelerator.put(state.namespace, state.keys, rows, self.dtype or state.known.dtype)
+        dtype = self.dtype or state.known.dtype
+        self._accelerator.put(state.namespace, state.keys, layout.cut(hidden, state.spans), dtype)
 
     def put(self, state: PassState, computed: dict[int, Tensor], rows: Sequence[int], is_whole_batch: bool) -> None:
         """Store samples at the boundary of a pass, and at those of later phases.
@@ -253,9 +253,8 @@ class PrefixEntries:
     def _affordable(self, known: KnownPrefix) -> Sequence[int]:
         """Return the lower boundaries for which there is room beside the present one."""
         ahead = self.boundaries(known.boundary)[:-1]
-        if self.budget is None:
-            return ahead
-        return ahead[: max(0, int(self.budget / max(1.0, known.sample_bytes * self.expected_samples)) - 1)]
+        needed = max(1.0, known.sample_bytes * self.expected_samples)
+        return ahead if self.budget is None else ahead[: max(0, int(self.budget / needed) - 1)]
 
     def end_real_pass(self, state: PassState) -> None:
         """Learn from a pass that ran all blocks: attributes that it changed are no settings, and its time counts.
@@ -284,10 +283,9 @@ class PrefixEntries:
         Returns:
             Why reading does not pay, ``None`` if it does.
         """
-        known = state.known
-        self.time_reading(state, known, keys_of)
-        known.mark_checked(state.seconds / state.call.size)
-        return break_even.why_slow(known)
+        self.time_reading(state, state.known, keys_of)
+        state.known.mark_checked(state.seconds / state.call.size)
+        return break_even.why_slow(state.known)
 
     def time_reading(self, state: PassState, known: KnownPrefix, keys_of: KeysOf) -> None:
         """Measure how long reading a batch takes; see :mod:`~lightning_freeze.cache.prefix.break_even`."""

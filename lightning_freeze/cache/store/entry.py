@@ -73,7 +73,7 @@ class EntryReader:
 
     def __init__(self, data: Tensor) -> None:
         self._data = data
-        self._buffer = memoryview(data.numpy())
+        self._buffer = data.numpy().data
         self._typed: dict[torch.dtype, Tensor] = {}
 
     def read(self, start: int = 0) -> Tensor:

@@ -7,6 +7,12 @@ of the rounds, with the smallest and the largest. The ideal is a model of the la
 in a plain loop over hidden states in RAM. Bookkeeping is the time that the cache itself takes in a step: keys,
 look-up and layout.
 
+    python benchmarks/cache_overhead.py --sizes [--save]
+
+measures instead the cache's own time in a step for models of three sizes, before the forward pass and in all. It hardly
+depends on the width, so it matters most for small models. That takes two minutes on two idle cores, and much longer on
+busy ones: the steps of the models wait for each other's threads.
+
     python benchmarks/cache_overhead.py --ranks 2
 
 measures instead what the ranks of a sharded model take to agree on a decision.
@@ -30,6 +36,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
+from torch.multiprocessing.spawn import spawn
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import BertConfig, BertForSequenceClassification
 
@@ -40,7 +47,23 @@ from lightning_freeze.cache import frozen_prefix
 from lightning_freeze.callbacks.frozen_prefix_cache import FrozenPrefixCache
 from lightning_freeze.distributed import Ranks
 
-BATCH, LENGTH, SKIPPED = 8, 128, 3
+BATCH, LENGTH, SKIPPED, STEPS = 8, 128, 3, 5
+SIZES: dict[str, dict[str, Any]] = {
+    "8 blocks, width 128": {
+        "hidden_size": 128,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 2,
+        "intermediate_size": 512,
+    },
+    "MiniLM: 6 blocks, width 384": {
+        "hidden_size": 384,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 12,
+        "intermediate_size": 1536,
+    },
+    "BERT-base: 12 blocks, width 768": {},
+}
+SIZES_LENGTH, SIZES_STEPS = 96, 30  # tokens of a sample, and steps that count, where sizes are compared
 EXCHANGES = 2000
 
 
@@ -73,14 +96,14 @@ class Clock(Callback):
         self._last = now
 
 
-def data(steps: int) -> TensorDataset:
+def data(steps: int, length: int = LENGTH) -> TensorDataset:
     """Random tokens; every batch is new within an epoch."""
     generator = torch.Generator().manual_seed(1)
-    tokens = torch.randint(1000, 30000, (steps * BATCH, LENGTH), generator=generator)
+    tokens = torch.randint(1000, 30000, (steps * BATCH, length), generator=generator)
     return TensorDataset(tokens, torch.ones_like(tokens), tokens[:, 0] % 2)
 
 
-def fit(module: Classifier, steps: int, *callbacks: Callback) -> float:
+def fit(module: Classifier, steps: int, *callbacks: Callback, length: int = LENGTH) -> float:
     """Seconds of a step in ``Trainer.fit``, without the first ones, which are watched and checked."""
     clock = Clock()
     trainer = Trainer(
@@ -92,14 +115,15 @@ def fit(module: Classifier, steps: int, *callbacks: Callback) -> float:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(module, DataLoader(data(steps), BATCH))
+    trainer.fit(module, DataLoader(data(steps, length), BATCH))
     return statistics.median(clock.seconds[SKIPPED:])
 
 
 def ideal(module: Classifier, frozen: int, steps: int) -> float:
     """Seconds of a step of the layers that train alone, fed from RAM."""
-    bert = module.bert.bert
-    parts = [*bert.encoder.layer[frozen:], bert.pooler, module.bert.classifier]
+    bert: Any = module.bert.bert
+    layers = list(bert.encoder.layer)[frozen:]
+    parts = [*layers, bert.pooler, module.bert.classifier]
     for part in parts:
         part.requires_grad_(True).train()
     optimizer = torch.optim.AdamW([p for part in parts for p in part.parameters()], lr=1e-5)
@@ -109,7 +133,7 @@ def ideal(module: Classifier, frozen: int, steps: int) -> float:
     for _ in range(steps):
         began = time.perf_counter()
         x = hidden
-        for layer in bert.encoder.layer[frozen:]:
+        for layer in layers:
             x = layer(x)
         loss = torch.nn.functional.cross_entropy(module.bert.classifier(bert.pooler(x)), labels)
         optimizer.zero_grad()
@@ -120,9 +144,15 @@ def ideal(module: Classifier, frozen: int, steps: int) -> float:
 
 
 class Bookkeeping:
-    """Measures the time of the cache around the forward pass, in CPU seconds of this thread."""
+    """Measures the time of the cache around the forward pass, in CPU seconds of this thread.
+
+    Attributes:
+        before: Seconds before the forward pass, of each step.
+        seconds: Seconds before and after it.
+    """
 
     def __init__(self) -> None:
+        self.before: list[float] = []
         self.seconds: list[float] = []
         for name in ("_before", "_after"):
             setattr(
@@ -137,6 +167,7 @@ class Bookkeeping:
             result = run(*args)
             took = time.thread_time() - began
             if begins:
+                self.before.append(took)
                 self.seconds.append(took)
             else:
                 self.seconds[-1] += took
@@ -144,16 +175,24 @@ class Bookkeeping:
 
         return timed
 
+    def clear(self) -> None:
+        """Forget the steps so far."""
+        self.before.clear()
+        self.seconds.clear()
+
 
 def main() -> None:
     """Measure in turn and print the ratios."""
     parser = argparse.ArgumentParser(description="What FrozenPrefixCache gains and costs.")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=SKIPPED + 5)
+    parser.add_argument(
+        "--steps", type=int, help=f"steps of a run: {SKIPPED + STEPS} by default, {SKIPPED + SIZES_STEPS} with --sizes"
+    )
     parser.add_argument("--quick", action="store_true", help="a small model instead of BERT-base")
     parser.add_argument(
         "--ranks", type=int, default=0, help="measure only what this many processes take to agree on a decision"
     )
+    parser.add_argument("--sizes", action="store_true", help="measure only the cache's own time, for three sizes")
     add_option(parser)
     arguments = parser.parse_args()
     if arguments.ranks:
@@ -162,10 +201,16 @@ def main() -> None:
     made = Provenance.now("xxhash")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
-    sizes = {"hidden_size": 128, "num_attention_heads": 2, "intermediate_size": 512} if arguments.quick else {}
-    config = BertConfig(**sizes)
+    if arguments.sizes:
+        sizes_table = own_time_table(arguments.rounds, arguments.steps or SKIPPED + SIZES_STEPS)
+        print(sizes_table.markdown())
+        if arguments.save:
+            save("cache_overhead-sizes", "The cache's own time in a step", [sizes_table], made, arguments.save)
+        return
+    sizes: dict[str, Any] = {"hidden_size": 128, "num_attention_heads": 2, "intermediate_size": 512}
+    config = BertConfig(**sizes) if arguments.quick else BertConfig()
     frozen = config.num_hidden_layers * 3 // 4
-    steps = arguments.steps
+    steps = arguments.steps or SKIPPED + STEPS
     module, whole, cut = Classifier(config), Classifier(config), Classifier(config)
     cache = FrozenPrefixCache(verbose=False)
     book = Bookkeeping()
@@ -174,7 +219,7 @@ def main() -> None:
         return LayerFreezing("75%", verbose=False)
 
     fit(module, steps, freezing(), cache)  # fills it
-    cases = {
+    cases: dict[str, Callable[[], float]] = {
         "full fine-tuning": lambda: fit(whole, steps),
         "frozen": lambda: fit(module, steps, freezing()),
         "frozen and cached": lambda: fit(module, steps, freezing(), cache),
@@ -184,7 +229,7 @@ def main() -> None:
     kept: list[float] = []
     for number in range(arguments.rounds):
         for name, run in cases.items():
-            book.seconds.clear()
+            book.clear()
             times[name].append(run())
             if name == "frozen and cached":
                 kept.append(statistics.median(book.seconds[SKIPPED:]))
@@ -211,10 +256,46 @@ def main() -> None:
         save(name, "Gain and cost of FrozenPrefixCache", [table], made, arguments.save)
 
 
+def own_time_table(rounds: int, steps: int) -> Table:
+    """Measure the cache's own time in a cached step for each size, the sizes in turn in each round."""
+    book = Bookkeeping()
+    modules = {name: Classifier(BertConfig(**sizes)) for name, sizes in SIZES.items()}
+    caches = {name: FrozenPrefixCache(verbose=False) for name in SIZES}
+    before, own, whole = ({name: list[float]() for name in SIZES} for _ in range(3))
+
+    def cached(name: str) -> float:
+        freezing = LayerFreezing("75%", verbose=False)
+        return fit(modules[name], steps, freezing, caches[name], length=SIZES_LENGTH)
+
+    for name in SIZES:
+        cached(name)  # fills it
+    for number in range(rounds):
+        for name in SIZES:
+            book.clear()
+            whole[name].append(cached(name))
+            before[name].append(statistics.median(book.before[SKIPPED:]))
+            own[name].append(statistics.median(book.seconds[SKIPPED:]))
+        last = {name: f"{1e3 * own[name][-1]:.2f} of {1e3 * whole[name][-1]:.1f} ms" for name in SIZES}
+        print(f"round {number + 1}: {last}", file=sys.stderr, flush=True)
+    rows = {
+        name: {
+            "before the pass, ms": Figure([1e3 * seconds for seconds in before[name]]),
+            "in all, ms": Figure([1e3 * seconds for seconds in own[name]]),
+            "cached step, ms": Figure([1e3 * seconds for seconds in whole[name]], 1),
+            "in all, % of the step": ratios([100 * seconds for seconds in own[name]], whole[name]),
+        }
+        for name in SIZES
+    }
+    about = f"CPU. Threads: {torch.get_num_threads()}, rounds: {rounds}, steps in each: {steps - SKIPPED}."
+    hit_rates = ", ".join(f"{cache.hit_rate:.0%}" for cache in caches.values())
+    title = f"The cache's own time in a step: BERT, 75% frozen, batch {BATCH} x {SIZES_LENGTH}"
+    return Table(title, rows, about, [f"medians of CPU time of the main thread; hit rates {hit_rates}"])
+
+
 def exchange_table(count: int, rounds: int) -> Table:
     """Measure the exchange that a cached step of a sharded model makes twice for each tower."""
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(_time_exchanges, (count, folder, rounds), nprocs=count)  # type: ignore[no-untyped-call]
+        spawn(_time_exchanges, (count, folder, rounds), nprocs=count)
         taken = json.loads(Path(folder, "seconds.json").read_text())
     figure = Figure([1e6 * seconds for seconds in taken])
     return Table(

@@ -10,6 +10,6 @@ The rooms below, from the lowest: ``store`` keeps tensors by key; ``identity`` c
 writes and skips; ``checks`` makes sure that skipping changes nothing. Each imports only those before it. All of them
 may import ``errors``, ``layers`` and ``distributed``; the files of this folder also ``diagnostics``.
 
-In a sharded run all ranks must run the same layers: ``FrozenPrefix`` exchanges the decision, ``prefix.lockstep`` the
+In a sharded run all ranks must run the same layers: ``joint_decision`` exchanges the decision, ``prefix.lockstep`` the
 extra passes of a check.
 """

@@ -8,18 +8,20 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_freeze.cache.checks import self_check
 from lightning_freeze.cache.checks.all_ranks import agreed_hidden_states, extra_passes
-from lightning_freeze.cache.checks.dry_run import DryRun, check_randomness, check_size, compare
+from lightning_freeze.cache.checks.dry_run import DryRun
 from lightning_freeze.cache.checks.few_samples import FewSamples
+from lightning_freeze.cache.checks.pass_checks import check_randomness, check_size, compare
 from lightning_freeze.cache.identity.cached_towers import CachedTower
 from lightning_freeze.cache.identity.keys import KeysOf
 from lightning_freeze.cache.identity.unsupported import Unsupported
 from lightning_freeze.cache.prefix import break_even, layout
 from lightning_freeze.cache.prefix.block_signature import BlockSignature
-from lightning_freeze.cache.prefix.entries import PrefixEntries, synchronize
+from lightning_freeze.cache.prefix.break_even import synchronize
+from lightning_freeze.cache.prefix.entries import PrefixEntries
 from lightning_freeze.cache.prefix.lockstep import Lockstep
 from lightning_freeze.cache.prefix.pass_state import KnownPrefix, PassState, Tally
 from lightning_freeze.cache.prefix.random_state import RandomState, preserved_random_state
@@ -53,6 +55,11 @@ class PrefixExecutor:
         self._keys_of = keys_of
         self._signatures: list[BlockSignature] | None = None
         self._nan_buffer = NanBuffer()
+
+    @property
+    def signatures(self) -> Sequence[BlockSignature]:
+        """The signatures of the blocks, empty before they are known."""
+        return self._signatures or ()
 
     # -------------------------------------------------------------------------------------------------- running
 
@@ -210,28 +217,13 @@ class PrefixExecutor:
         some = state.call.select(missing)
         if some is None or self._signatures is None:
             return False
-        boundaries = self._entries.boundaries(state.known.boundary)
-        with preserved_random_state(state.device) if state.known.rng_is_harmless else nullcontext():
-            computed = run_prefix(self._tower, self._signatures, boundaries, some)
-        check_size(self._tower, self._signatures, state, missing, computed[state.known.boundary], self._lockstep)
+        computed = self._run_prefix(state, some, missing)
         self._entries.put(state, computed, missing, is_whole_batch=False)
         spans = [state.spans[i] for i in missing] if state.spans else None
         fresh = layout.pack(computed[state.known.boundary], spans)
         for number, row in zip(missing, fresh, strict=True):
             state.rows[number] = row
         return True
-
-    def skippable(self, boundary: int) -> list[nn.Module]:
-        """Return the first blocks, without those on an accelerator that compute something from shapes when skipped.
-
-        Args:
-            boundary: Number of blocks.
-        """
-        blocks = self._tower.blocks[:boundary]
-        known = self._signatures or []
-        computes = [any(source in ("row", "all") for source, _ in signature.parts) for signature in known]
-        on_cpu = [all(p.device.type == "cpu" for p in block.parameters()) for block in blocks]
-        return [b for b, is_on_cpu, works in zip(blocks, on_cpu, computes, strict=False) if is_on_cpu or not works]
 
     def store_batch(self, state: PassState, missing: Sequence[int]) -> None:
         """Compute the prefix of a whole batch, as a pass that runs does, and store some of its samples.
@@ -242,14 +234,18 @@ class PrefixExecutor:
             state: The pass, whose prefix has been checked.
             missing: The samples to store.
         """
-        assert self._signatures is not None
-        boundaries, call = self._entries.boundaries(state.known.boundary), state.call
-        with preserved_random_state(state.device) if state.known.rng_is_harmless else nullcontext():
-            computed = run_prefix(self._tower, self._signatures, boundaries, (call.args, call.kwargs))
-        check_size(
-            self._tower, self._signatures, state, range(call.size), computed[state.known.boundary], self._lockstep
-        )
+        call = state.call
+        computed = self._run_prefix(state, (call.args, call.kwargs), range(call.size))
         self._entries.put(state, computed, missing, is_whole_batch=True)
+
+    def _run_prefix(self, state: PassState, inputs: tuple[Any, Any], rows: Sequence[int]) -> dict[int, Tensor]:
+        """Compute the prefix of some of the samples, at all boundaries that the pass should record."""
+        assert self._signatures is not None
+        boundary = state.known.boundary
+        with preserved_random_state(state.device) if state.known.rng_is_harmless else nullcontext():
+            computed = run_prefix(self._tower, self._signatures, self._entries.boundaries(boundary), inputs)
+        check_size(self._tower, self._signatures, state, rows, computed[boundary], self._lockstep)
+        return computed
 
     def skip_from_lower(self, state: PassState) -> bool:
         """Skip the blocks below a lower boundary at which all samples are stored, and let the others run for real.

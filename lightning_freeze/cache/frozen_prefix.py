@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lightning_freeze.cache import skipped_pass
+from lightning_freeze.cache.checks import failed_skip
 from lightning_freeze.cache.checks.eligibility import Hook
 from lightning_freeze.cache.decision import (
     CallFacts,
@@ -27,7 +28,7 @@ from lightning_freeze.cache.identity.cached_towers import CachedTower, ModuleStr
 from lightning_freeze.cache.identity.keys import Call
 from lightning_freeze.cache.identity.unsupported import Unsupported, reason_of
 from lightning_freeze.cache.joint_decision import JointDecision
-from lightning_freeze.cache.offload import WeightOffload
+from lightning_freeze.cache.offload import WeightOffload, not_needed
 from lightning_freeze.cache.pass_facts import PassFacts
 from lightning_freeze.cache.prefix.entries import PrefixEntries
 from lightning_freeze.cache.prefix.lockstep import Lockstep
@@ -90,7 +91,6 @@ class FrozenPrefix:
         self.offload: WeightOffload | None = None
         self.upstream_keys = UpstreamKeys(tower)
         self.executor = PrefixExecutor(tower, entries, self.tally, self.keys_of, Lockstep(ranks))
-        self._ranks = ranks
         self._joint = None if ranks is None else JointDecision(ranks)
         self._facts = PassFacts(tower, entries, verify, self.keys_of)
         self._towers = towers
@@ -118,7 +118,8 @@ class FrozenPrefix:
         known, decision = self.known, self.decision
         if self.offload is None or known is None or decision is None or decision.outcome is not Outcome.SKIP:
             return
-        self.offload.end_batch(known.boundary, [*known.skipped_embeddings, *self.executor.skippable(known.boundary)])
+        blocks = not_needed(self.tower.blocks[: known.boundary], self.executor.signatures)
+        self.offload.end_batch(known.boundary, [*known.skipped_embeddings, *blocks])
 
     def _need_weights(self) -> None:
         if self.offload is not None:
@@ -136,22 +137,20 @@ class FrozenPrefix:
             reason: Why.
             is_fault: Whether the cache cannot be used, rather than does not pay.
         """
-        if self._joint is not None and self._is_running:
+        if self._joint is not None and self._busy:  # one pass runs, in which ranks may come to different conclusions
             self._joint.problem = self._joint.problem or (reason, is_fault)
         elif self.off is None:
-            self.off = reason
-            self.decision = Decision(Outcome.SWITCH_OFF, reason)
-            self._on_switch_off(self, reason, is_fault)
+            self._switch_off_now(reason, is_fault)
+
+    def _switch_off_now(self, reason: str, is_fault: bool) -> None:
+        self.off = reason
+        self.decision = Decision(Outcome.SWITCH_OFF, reason)
+        self._on_switch_off(self, reason, is_fault)
 
     @property
     def is_sharded(self) -> bool:
         """Whether all ranks must run the same layers."""
-        return self._ranks is not None
-
-    @property
-    def _is_running(self) -> bool:
-        """Whether one forward pass runs, in which ranks may come to different conclusions."""
-        return self._busy
+        return self._joint is not None
 
     # ------------------------------------------------------------------------------------------- before the pass
 
@@ -206,22 +205,14 @@ class FrozenPrefix:
         )
         self.decision = decision
         if decision.outcome is Outcome.SWITCH_OFF:
-            self.off, is_fault = self._joint.reason_of_all(decision)
-            self.decision = Decision(Outcome.SWITCH_OFF, self.off)
-            self._on_switch_off(self, self.off, is_fault)
+            self._switch_off_now(*self._joint.reason_of_all(decision))
             return None
         if decision.outcome is Outcome.LEAVE_ALONE or state is None:
             return None
         self._pass = state  # known from here on, so that the pass is closed whatever goes wrong
         self.known, self.batch_size = state.known, state.call.size
-        try:
-            self._carry_out(state, decision.outcome)
-        except Exception as error:
-            self._joint.problem = (reason_of(error), True)
-            if decision.outcome is Outcome.SKIP:
-                self.executor.skip_blank(state)
-        if state.too_slow is not None:
-            self._joint.problem = (state.too_slow, False)
+        blank = partial(self.executor.skip_blank, state) if decision.outcome is Outcome.SKIP else None
+        self._joint.carry_out(state, partial(self._carry_out, state, decision.outcome), blank)
         return state
 
     def _own_decision(self, args: Any, kwargs: dict[str, Any]) -> tuple[Decision | None, PassState | None]:
@@ -281,15 +272,11 @@ class FrozenPrefix:
             return None
         self._end_pass()
         if output is None:
-            skipped_pass.annotate(state, sys.exc_info()[1])
+            failed_skip.annotate(state, sys.exc_info()[1])
             return None
         self._busy = True
         try:
-            has_failed = self._has_failed(state, output)
-            if self._ranks is not None and state.skipped is not None:
-                has_failed = bool(self._ranks.highest(has_failed))
-            # An error while the pass runs again is the module's own, and is raised.
-            return self._rerun(state) if has_failed else self._finish(state, output)
+            return self._rerun(state) if self._has_failed(state, output) else self._finish(state, output)
         finally:
             self._busy = False
 
@@ -306,18 +293,15 @@ class FrozenPrefix:
 
     def _has_failed(self, state: PassState, output: Any) -> bool:
         try:
-            return skipped_pass.has_failed(state, output)
+            has_failed = failed_skip.has_failed(state, output)
         except Exception as error:  # an output that cannot be inspected
             self.switch_off(reason_of(error))
-            return state.skipped is not None
+            has_failed = state.skipped is not None
+        return has_failed if self._joint is None else self._joint.has_failed(state, has_failed)
 
     def _rerun(self, state: PassState) -> Any:
         self._need_weights()
-        output = skipped_pass.rerun(self.tower, state)
-        try:
-            problem = skipped_pass.problem(state, output)
-        except Exception as error:
-            problem = reason_of(error)
+        output, problem = failed_skip.rerun(self.tower, state)
         if problem is not None:
             self.switch_off(problem)
         else:

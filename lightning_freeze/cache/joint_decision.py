@@ -51,6 +51,32 @@ class JointDecision:
         assert decision is not None
         return in_lockstep(decision, needed), state
 
+    def carry_out(self, state: PassState, run: Callable[[], object], skip_blank: Callable[[], object] | None) -> None:
+        """Do what all ranks do. If this rank cannot, it runs the same layers, and the others hear of it later.
+
+        Args:
+            state: The pass.
+            run: Does it.
+            skip_blank: Skips the prefix without its hidden states; ``None`` if it is not skipped.
+        """
+        try:
+            run()
+        except Exception as error:
+            self.problem = (reason_of(error), True)
+            if skip_blank is not None:
+                skip_blank()
+        if state.too_slow is not None:
+            self.problem = (state.too_slow, False)
+
+    def has_failed(self, state: PassState, has_failed: bool) -> bool:
+        """Whether a pass has failed on any rank, so that all of them run it again.
+
+        Args:
+            state: The pass.
+            has_failed: Whether it has failed on this one.
+        """
+        return has_failed if state.skipped is None else bool(self._ranks.highest(has_failed))
+
     def reason_of_all(self, decision: Decision) -> tuple[str, bool]:
         """Return the reason of the first rank that has one to switch off, and whether it is a fault.
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from lightning_freeze.cache.checks.eligibility import Hook
+from lightning_freeze.cache.prefix.block_signature import BlockSignature
 from lightning_freeze.cache.prefix.entries import PrefixEntries
 from lightning_freeze.cache.store.network_folder import file_system
 
@@ -242,3 +243,15 @@ def _return_free_memory() -> None:
     """Return memory that was freed to the system; glibc keeps it otherwise."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def not_needed(blocks: Sequence[nn.Module], signatures: Sequence[BlockSignature]) -> list[nn.Module]:
+    """Return skipped blocks, without those on an accelerator that compute something from shapes when skipped.
+
+    Args:
+        blocks: The skipped blocks.
+        signatures: Their signatures; there may be more, of other blocks.
+    """
+    computes = [any(source in ("row", "all") for source, _ in signature.parts) for signature in signatures]
+    on_cpu = [all(p.device.type == "cpu" for p in block.parameters()) for block in blocks]
+    return [b for b, is_on_cpu, works in zip(blocks, on_cpu, computes, strict=False) if is_on_cpu or not works]

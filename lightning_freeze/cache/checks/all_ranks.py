@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_freeze.cache.checks import side_effects
-from lightning_freeze.cache.checks.dry_run import hidden_states_of
+from lightning_freeze.cache.checks.pass_checks import hidden_states_of
 from lightning_freeze.cache.identity.cached_towers import CachedTower
 from lightning_freeze.cache.identity.keys import hash_of
 from lightning_freeze.cache.identity.unsupported import Unsupported

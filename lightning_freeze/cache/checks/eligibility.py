@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import compress
+from operator import attrgetter
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -22,6 +24,7 @@ _REQUESTS = ("output_hidden_states", "output_attentions")
 _HARMLESS = ("transformers.utils.output_capturing", "torch.distributed.fsdp.", "torch.distributed.tensor.")
 #: Modules that leave their fast path when there are hooks.
 _HOOKS_MATTER = (nn.MultiheadAttention, nn.TransformerEncoder, nn.TransformerEncoderLayer)
+_HOOKS, _TRAINING = (attrgetter("_forward_hooks"), attrgetter("_forward_pre_hooks")), attrgetter("training")
 
 
 class Eligibility:
@@ -49,7 +52,7 @@ class Eligibility:
     @property
     def training_modules(self) -> frozenset[int]:
         """The modules outside of the prefix that are in training mode, by number; they may draw random numbers."""
-        return frozenset(number for number, module in enumerate(self._others) if module.training)
+        return frozenset(compress(range(len(self._others)), map(_TRAINING, self._others)))
 
     def check(self, boundary: int, named: dict[str, Any]) -> None:
         """Check that skipping is allowed, and read the modes of the modules.
@@ -72,17 +75,14 @@ class Eligibility:
             self._boundary, self.modules = boundary, self._tower.prefix_modules(boundary)
             inside = {id(m) for m in self.modules} | {id(m) for b in self._tower.blocks for m in b.modules()}
             self._others = [m for m in self._tower.entry.modules() if id(m) not in inside]
-        in_training = []
-        has_own_hooks = False
         self._check_hooks_before_blocks()
-        for number, module in enumerate(self.modules):
-            if module._forward_hooks or module._forward_pre_hooks:
-                has_own_hooks = self._has_own_hooks(module) or has_own_hooks
-            if module.training:
-                in_training.append(number)
-                if isinstance(module, _BatchNorm):
-                    raise Unsupported("a BatchNorm in its frozen layers is in training mode and averages over batches")
-        leaves_fast_path = has_own_hooks and any(isinstance(m, _HOOKS_MATTER) for m in self.modules)
+        # Without Python code for each module: this runs in each forward pass.
+        hooked = [module for hooks in _HOOKS for module in compress(self.modules, map(hooks, self.modules))]
+        is_ours = list(map(self._has_own_hooks, hooked))
+        in_training = list(compress(range(len(self.modules)), map(_TRAINING, self.modules)))
+        if any(isinstance(self.modules[number], _BatchNorm) for number in in_training):
+            raise Unsupported("a BatchNorm in its frozen layers is in training mode and averages over batches")
+        leaves_fast_path = any(is_ours) and any(isinstance(m, _HOOKS_MATTER) for m in self.modules)
         self.has_observers = has_global_hooks() or leaves_fast_path
         self.mode = f"training {in_training}" if in_training else "eval"
 

@@ -11,8 +11,9 @@ import torch.distributed as dist
 from torch import nn
 
 from lightning_freeze.cache.checks import self_check, side_effects
-from lightning_freeze.cache.checks.dry_run import DryRun, compare, hidden_states_of
+from lightning_freeze.cache.checks.dry_run import DryRun
 from lightning_freeze.cache.checks.eligibility import can_check_padding
+from lightning_freeze.cache.checks.pass_checks import compare, hidden_states_of
 from lightning_freeze.cache.identity.cached_towers import CachedTower
 from lightning_freeze.cache.identity.keys import KeysOf
 from lightning_freeze.cache.prefix import break_even

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable
 from typing import Any
@@ -24,7 +25,7 @@ def contains_nan(value: Any) -> bool:
     """Whether any tensor of an output contains NaN."""
     tensors = (local(t).detach() for t in tensors_in(value) if t.is_floating_point())
     # The sum first: it reads the tensor once, and needs no memory.
-    return any(bool(torch.isnan(t.sum())) and bool(torch.isnan(t).any()) for t in tensors)
+    return any(math.isnan(t.sum()) and bool(torch.isnan(t).any()) for t in tensors)
 
 
 def stores_nan(module: nn.Module) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
+from operator import attrgetter, eq, is_
 from typing import Any
 
 from torch import nn
@@ -42,7 +44,7 @@ class CachedTower:
         """The name to use in messages."""
         return f"tower {self.name!r}" if self.name else "the model"
 
-    def boundary(self, trains: Callable[[Parameter], bool] = lambda p: p.requires_grad) -> int:
+    def boundary(self, trains: Callable[[Parameter], bool] = attrgetter("requires_grad")) -> int:
         """Return the number of blocks in the frozen prefix; 0 if anything before the blocks trains.
 
         Args:
@@ -100,12 +102,16 @@ class ModuleStructure:
 
     def is_same(self) -> bool:
         """Whether the structure is the same as when this object was made."""
-        return self._parts == self._read()
+        now = self._read()
+        return len(now) == len(self._parts) and all(map(eq if self._by_name else is_, now, self._parts))
 
     def _read(self) -> list[Any]:
+        # Without Python code for each module: this runs in each forward pass.
+        modules = chain.from_iterable(map(dict.values, map(attrgetter("_modules"), self._owners)))
+        parameters = map(attrgetter("_parameters"), self._owners)
         if self._by_name:
-            return [part for m in self._owners for part in (*map(id, m._modules.values()), *m._parameters)]
-        return [id(part) for m in self._owners for parts in (m._modules, m._parameters) for part in parts.values()]
+            return [*map(id, modules), *chain.from_iterable(parameters)]
+        return [*modules, *chain.from_iterable(map(dict.values, parameters))]
 
 
 def find_towers(stack: LayerStack) -> tuple[list[CachedTower], dict[str, str]]:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -30,6 +31,8 @@ _SAMPLES = 256
 _PART = 2**22
 #: Reading all weights again may take this share of the time. The first seconds of each reading do not count.
 _MAX_SHARE, _FREE_SECONDS = 0.01, 0.05
+#: Types of tensors that are not sharded, and their version counter.
+_USUAL, _VERSION = frozenset({Tensor, Parameter}), attrgetter("_version")
 #: Where the weights of a step are found by name, and the buffers of its modules.
 _Places = tuple[list[tuple[Mapping[str, Tensor | None], str]], list[Mapping[str, Tensor | None]]]
 
@@ -249,34 +252,17 @@ class Fingerprint:
 
 def _versions_of(places: _Places) -> tuple[Any, ...]:
     weights, names = places
-    found = (parts.get(name) for parts, name in weights)
-    return (
-        *(None if t is None else (version_of(own := local(t)), own.data_ptr()) for t in found),
-        *((name, buffer is None) for buffers in names for name, buffer in buffers.items()),
-    )
+    found: list[Any] = [parts.get(name) for parts, name in weights]
+    states: Iterable[Any] = map(_state_of, found)
+    if _USUAL.issuperset(map(type, found)):
+        # Without Python code for each weight: this runs in each forward pass.
+        with contextlib.suppress(RuntimeError):  # inference tensors have no version
+            states = list(zip(map(_VERSION, found), map(Tensor.data_ptr, found), strict=True))
+    return (*states, *[(name, buffer is None) for buffers in names for name, buffer in buffers.items()])
 
 
-def environment(device: torch.device) -> str:
-    """Return what the arithmetic of a forward pass depends on besides weights and inputs.
-
-    Args:
-        device: Where the pass runs.
-    """
-    kind = device.type
-    autocast = str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else "off"
-    return f"{kind}, autocast {autocast}, float32 {_float32_precision(kind)}"
-
-
-def _float32_precision(kind: str) -> str:
-    """Return how products of float32 are computed. Reading the older setting fails where the newer ones are used."""
-    backends = torch.backends
-    owner = backends.cudnn if kind == "cuda" else backends.mkldnn
-    places: list[Any] = [backends, backends.cuda.matmul if kind == "cuda" else getattr(owner, "matmul", None)]
-    places += [getattr(owner, "conv", None), owner if kind == "cuda" else None]
-    found = [str(getattr(place, "fp32_precision", "")) for place in places]
-    with contextlib.suppress(RuntimeError):
-        found.append(torch.get_float32_matmul_precision())
-    return " ".join(filter(None, found))
+def _state_of(tensor: Tensor | None) -> tuple[int, int] | None:
+    return None if tensor is None else (version_of(own := local(tensor)), own.data_ptr())
 
 
 def _settings(module: nn.Module) -> str:

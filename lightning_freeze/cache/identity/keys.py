@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,8 +19,6 @@ from lightning_freeze.errors import ConfigurationError
 TOKENWISE = frozenset({"input_ids", "inputs_embeds", "token_type_ids", "position_ids", "attention_mask"})
 #: Arguments that select what the call returns, and do not change the hidden states.
 REPORTING = frozenset({"return_dict", "use_cache", "output_attentions", "output_hidden_states", "num_items_in_batch"})
-
-
 #: Returns the keys of the samples that a tensor was computed from, ``None`` if they are not known.
 KeysOf = Callable[[Tensor], Sequence[bytes] | None]
 
@@ -85,7 +84,7 @@ class Call:
             if known is not None and len(known) == self.size:
                 columns.append((f"{name}<-".encode(), known, 0))
             elif self.is_per_sample(tensor):
-                each = int(np.prod(tensor.shape[2:], dtype=int)) * tensor.element_size() if tensor.dim() > 1 else 0
+                each = math.prod(tensor.shape[2:]) * tensor.element_size() if tensor.dim() > 1 else 0
                 tokenwise = self.length and name in TOKENWISE and tensor.dim() > 1 and tensor.shape[1] == self.length
                 title = f"{name}:{tensor.dtype}:{tuple(tensor.shape[2 if tokenwise else 1 :])};".encode()
                 columns.append((title, bytes_of(tensor), each if tokenwise else 0))
@@ -261,8 +260,9 @@ def _padding(mask: Tensor | None, tensors: Mapping[str, Tensor], size: int) -> t
         return 0, []
     real = (mask.detach() != 0).cpu().numpy()
     length = real.shape[1]
-    starts = real.argmax(axis=1)
-    stops = length - real[:, ::-1].argmax(axis=1)
+    if real.all():
+        return length, [(0, length)] * size
+    starts, stops = real.argmax(axis=1), length - real[:, ::-1].argmax(axis=1)
     empty = ~real.any(axis=1)
     starts[empty], stops[empty] = 0, length
     return length, list(zip(starts.tolist(), stops.tolist(), strict=True))

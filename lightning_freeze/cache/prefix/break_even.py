@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from lightning_freeze.cache.prefix.pass_state import KnownPrefix
+import time
+
+import torch
+
+from lightning_freeze.cache.identity.keys import KeysOf
+from lightning_freeze.cache.prefix import layout
+from lightning_freeze.cache.prefix.pass_state import KnownPrefix, PassState, Store
 
 #: Reading may take this many times as long as computing before the cache stops being used.
 SLOWER = 1.0
@@ -49,3 +55,32 @@ def why_slow_after_reads(known: KnownPrefix, seconds: float, size: int) -> str |
         return None
     known.read_seconds = min(known.read_times)
     return why_slow(known)
+
+
+def time_reading(store: Store, state: PassState, known: KnownPrefix, keys_of: KeysOf) -> None:
+    """Measure how long reading a batch takes, and whether any of it is stored.
+
+    Args:
+        store: The store.
+        state: The pass.
+        known: What is known about the prefix; updated.
+        keys_of: As for :meth:`Call.keys`.
+    """
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        keys = state.find_keys(keys_of)
+        rows = [row for row in store.get(state.namespace, keys) if row is not None]
+        known.has_room = bool(rows)
+        if len(rows) < state.call.size:
+            break
+        layout.lay_out(rows, state.spans, state.call.length, known.dtype, known.device)
+        synchronize(known.device)
+        times.append(time.perf_counter() - began)
+    known.read_seconds = min(times, default=0.0) / state.call.size
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has finished, so that times are true."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
@@ -10,7 +9,8 @@ import torch
 from torch import Tensor
 
 from lightning_freeze.cache.identity.cached_towers import CachedTower
-from lightning_freeze.cache.identity.fingerprint import Fingerprint, environment
+from lightning_freeze.cache.identity.environment import environment
+from lightning_freeze.cache.identity.fingerprint import Fingerprint
 from lightning_freeze.cache.identity.keys import Call, KeysOf
 from lightning_freeze.cache.identity.module_settings import ModuleSettings
 from lightning_freeze.cache.prefix import break_even, layout
@@ -83,9 +83,8 @@ class PrefixEntries:
         device = next(iter(call.tensors.values())).device
         extra = f"{environment(device)}, {mode}, stored as {self.dtype or 'computed'}"
         if boundary not in self._settings:
-            self._settings[boundary] = ModuleSettings(
-                self._tower.prefix_modules(boundary) + self._tower.enclosing_modules()
-            )
+            inside, around = self._tower.prefix_modules(boundary), self._tower.enclosing_modules()
+            self._settings[boundary] = ModuleSettings(inside + around)
         namespace = self._fingerprint.of(boundary, f"{extra}, {self._settings[boundary].digest().hex()}")
         if namespace not in self.known:
             self.changing = self._what_changed(boundary, extra)
@@ -167,24 +166,14 @@ class PrefixEntries:
             rows: One entry for each sample.
             known: What is known about the layout of the hidden states.
         """
-        dtype = self.dtype or known.dtype
         full_shape = (state.call.length, *known.feature_shape) if known.has_positions and state.call.length else None
-        found: list[Tensor | None] = []
-        spans = state.spans
-        for number, row in enumerate(rows):
-            span = spans[number] if spans else None
-            expected = torch.Size(full_shape) if full_shape else row.shape if row is not None else torch.Size()
-            found.append(row if row is not None and layout.fits(row, span, expected, dtype) else None)
-        first = next((row for row in found if row is not None), None)
-        if spans is None and first is not None:
-            found = [row if row is not None and row.shape == first.shape else None for row in found]
-        return found
+        return layout.matching(rows, state.spans, full_shape, self.dtype or known.dtype)
 
     def _get(self, namespace: bytes, state: PassState) -> list[Tensor | None]:
         if self._accelerator is None or not has_own_memory(state.device):
             return self._store.get(namespace, state.keys)
-        rows = self._accelerator.get(namespace, state.keys)
-        rows = [row if row is not None and row.device == state.device else None for row in rows]
+        kept = self._accelerator.get(namespace, state.keys)
+        rows = [row if row is not None and row.device == state.device else None for row in kept]
         missing = [number for number, row in enumerate(rows) if row is None]
         below = self._store.get(namespace, [state.keys[number] for number in missing]) if missing else []
         for number, row in zip(missing, below, strict=True):
@@ -218,8 +207,8 @@ class PrefixEntries:
         """
         if self._accelerator is None or not has_own_memory(hidden.device):
             return
-        rows = layout.cut(hidden, state.spans)
-        self._accelerator.put(state.namespace, state.keys, rows, self.dtype or state.known.dtype)
+        dtype = self.dtype or state.known.dtype
+        self._accelerator.put(state.namespace, state.keys, layout.cut(hidden, state.spans), dtype)
 
     def put(self, state: PassState, computed: dict[int, Tensor], rows: Sequence[int], is_whole_batch: bool) -> None:
         """Store samples at the boundary of a pass, and at those of later phases.
@@ -263,10 +252,9 @@ class PrefixEntries:
 
     def _affordable(self, known: KnownPrefix) -> Sequence[int]:
         """Return the lower boundaries for which there is room beside the present one."""
-        ahead = [b for b in self.boundaries_ahead if b < known.boundary]
-        if self.budget is None:
-            return ahead
-        return ahead[: max(0, int(self.budget / max(1.0, known.sample_bytes * self.expected_samples)) - 1)]
+        ahead = self.boundaries(known.boundary)[:-1]
+        needed = max(1.0, known.sample_bytes * self.expected_samples)
+        return ahead if self.budget is None else ahead[: max(0, int(self.budget / needed) - 1)]
 
     def end_real_pass(self, state: PassState) -> None:
         """Learn from a pass that ran all blocks: attributes that it changed are no settings, and its time counts.
@@ -283,8 +271,7 @@ class PrefixEntries:
     def record_sample_bytes(self, state: PassState, hidden: Tensor) -> None:
         """Record how many bytes a sample takes, the first time."""
         if not state.known.sample_bytes:
-            rows = layout.pack(hidden, state.spans, self.dtype)
-            state.known.sample_bytes = bytes_in(rows) / state.call.size
+            state.known.sample_bytes = bytes_in(layout.pack(hidden, state.spans, self.dtype)) / state.call.size
 
     def start_reading(self, state: PassState, keys_of: KeysOf) -> str | None:
         """Use a prefix that has been checked from now on, if reading it pays.
@@ -296,31 +283,13 @@ class PrefixEntries:
         Returns:
             Why reading does not pay, ``None`` if it does.
         """
-        known = state.known
-        self.time_reading(state, known, keys_of)
-        known.mark_checked(state.seconds / state.call.size)
-        return break_even.why_slow(known)
+        self.time_reading(state, state.known, keys_of)
+        state.known.mark_checked(state.seconds / state.call.size)
+        return break_even.why_slow(state.known)
 
     def time_reading(self, state: PassState, known: KnownPrefix, keys_of: KeysOf) -> None:
-        """Measure how long reading a batch takes, and whether any of it is stored.
-
-        Args:
-            state: The pass.
-            known: What is known about the prefix; updated.
-            keys_of: As for :meth:`Call.keys`.
-        """
-        times = []
-        for _ in range(3):
-            began = time.perf_counter()
-            keys = state.find_keys(keys_of)
-            rows = [row for row in self._store.get(state.namespace, keys) if row is not None]
-            known.has_room = bool(rows)
-            if len(rows) < state.call.size:
-                break
-            layout.lay_out(rows, state.spans, state.call.length, known.dtype, known.device)
-            synchronize(known.device)
-            times.append(time.perf_counter() - began)
-        known.read_seconds = min(times, default=0.0) / state.call.size
+        """Measure how long reading a batch takes; see :mod:`~lightning_freeze.cache.prefix.break_even`."""
+        break_even.time_reading(self._store, state, known, keys_of)
 
     def real_pass(self, boundary: int) -> AbstractContextManager[None]:
         """Return a context in which a real forward pass runs: attributes that it changes are no settings.
@@ -329,9 +298,3 @@ class PrefixEntries:
             boundary: Number of blocks in the prefix, which must have been identified.
         """
         return self._settings[boundary].real_pass()
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until the device has finished, so that times are true."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

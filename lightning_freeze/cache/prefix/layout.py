@@ -44,6 +44,28 @@ def fits(row: Tensor, span: tuple[int, int] | None, shape: torch.Size, dtype: to
     return tuple(row.shape) == expected and row.dtype == dtype
 
 
+def matching(
+    rows: Sequence[Tensor | None], spans: Spans | None, shape: tuple[int, ...] | None, dtype: torch.dtype
+) -> list[Tensor | None]:
+    """Return stored samples, with ``None`` in place of those that do not fit the batch.
+
+    Args:
+        rows: What was stored, one entry for each sample.
+        spans: The positions that each sample takes, ``None`` for all.
+        shape: Shape of one sample in the batch; ``None`` if it is that of the first one.
+        dtype: The dtype that they should have.
+    """
+    found: list[Tensor | None] = []
+    for number, row in enumerate(rows):
+        span = spans[number] if spans else None
+        expected = torch.Size(shape) if shape else row.shape if row is not None else torch.Size()
+        found.append(row if row is not None and fits(row, span, expected, dtype) else None)
+    first = next((row for row in found if row is not None), None)
+    if spans is None and first is not None:
+        found = [row if row is not None and row.shape == first.shape else None for row in found]
+    return found
+
+
 def order_of(hidden: Tensor) -> tuple[int, ...]:
     """Return the dimensions of a tensor from outermost to innermost in memory; empty if they are in order.
 
@@ -75,7 +97,8 @@ def lay_out(
     Returns:
         ``(batch, length, ...)`` with spans, ``(batch, ...)`` without.
     """
-    is_on_device = all(row.device == device for row in rows)
+    devices = {row.device for row in rows}
+    is_on_device = devices == {device}
     pinned = device.type == "cuda" and not is_on_device
     is_full = spans is None or all(stop - start == length for start, stop in spans)
     shape = (len(rows), *rows[0].shape) if is_full else (len(rows), length, *rows[0].shape[1:])
@@ -86,9 +109,12 @@ def lay_out(
     batch = make(shape, dtype=dtype, pin_memory=pinned, device=device if is_on_device else "cpu")
     if order:
         batch = batch.permute(inverse)
+    if is_full and devices == {batch.device} and {row.dtype for row in rows} == {dtype}:
+        torch.stack(list(rows), out=batch)  # one operation rather than one for each sample
+        rows = ()
     for number, row in enumerate(rows):
         if is_full or spans is None:
             batch[number].copy_(row)
         else:
             batch[number, spans[number][0] : spans[number][1]].copy_(row)
-    return batch.to(device, non_blocking=True) if pinned else batch.to(device)
+    return batch.to(device, non_blocking=pinned)

@@ -40,17 +40,26 @@ class NanBuffer:
 @contextmanager
 def replaced_forward(module: nn.Module, forward: Callable[..., Any], name: str = "forward") -> Iterator[None]:
     """Replace the ``forward`` of one module until exit, or another method."""
-    # Written past `nn.Module.__setattr__`, which takes longer than the stand-in itself.
-    own = vars(module)
-    before = own.get(name)
-    own[name] = forward
+    before = _replace(module, forward, name)
     try:
         yield
     finally:
-        if before is None:
-            own.pop(name, None)
-        else:
-            own[name] = before
+        _restore(module, before, name)
+
+
+def _replace(module: nn.Module, forward: Callable[..., Any], name: str) -> Any:
+    """Replace a method of one module, and return what it had in its place; ``None`` for that of its class."""
+    # Written past `nn.Module.__setattr__`, which takes longer than the stand-in itself.
+    own = vars(module)
+    before, own[name] = own.get(name), forward
+    return before
+
+
+def _restore(module: nn.Module, before: Any, name: str) -> None:
+    if before is None:
+        vars(module).pop(name, None)
+    else:
+        vars(module)[name] = before
 
 
 def replaced_method(block: nn.Module, is_sharded: bool) -> str:
@@ -95,14 +104,15 @@ class SkippedBlocks(ExitStack):
         self._is_sharded = tower.is_sharded
         self._shape_outputs = {} if shape_outputs is None else shape_outputs
         nan = (nan_buffer or NanBuffer()).like(hidden)
-        for module in embedding_modules:
-            self.enter_context(replaced_forward(module, self._embedding_stand_in(module.forward, nan)))
+        stand_ins = [(module, self._embedding_stand_in(module.forward, nan), "forward") for module in embedding_modules]
         for number, block in enumerate(tower.blocks[:boundary]):
             is_last = number == boundary - 1
             method = replaced_method(block, tower.is_sharded)
             run = getattr(block, method)
             stand_in = self._stand_in(number, run, signatures[number], hidden if is_last else nan, is_last)
-            self.enter_context(replaced_forward(block, stand_in, method))
+            stand_ins.append((block, stand_in, method))
+        for module, stand_in, method in stand_ins:  # nothing is replaced if one of them cannot be made
+            self.callback(_restore, module, _replace(module, stand_in, method), method)
         if tower.is_sharded:
             for block in tower.blocks[:boundary]:
                 self.callback(drop_prefetched, block)

@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Sequence
+from itertools import accumulate
+from operator import mul
 from typing import Any
 
 import numpy as np
@@ -62,15 +64,33 @@ def write_entry(tensor: Tensor, place: Tensor) -> None:
     _as_tensor(place, tensor.dtype, tensor.shape).copy_(tensor.detach())
 
 
-def read_entry(place: Tensor) -> Tensor:
-    """Return the tensor of an entry that was checked before, without a copy.
+class EntryReader:
+    """Reads entries that were checked before, without a copy.
 
     Args:
-        place: Bytes (uint8) that begin with the entry; more may follow.
+        data: Bytes (uint8) that hold entries.
     """
-    _, code, dimensions, *sizes = _FIELDS.unpack_from(place[:HEADER].numpy().data, _CHECKSUM.size)
-    dtype, shape = _DTYPES[code], sizes[:dimensions]
-    return _as_tensor(place[: HEADER + math.prod(shape) * dtype.itemsize], dtype, shape)
+
+    def __init__(self, data: Tensor) -> None:
+        self._data = data
+        self._buffer = data.numpy().data
+        self._typed: dict[torch.dtype, Tensor] = {}
+
+    def read(self, start: int = 0) -> Tensor:
+        """Return the tensor of an entry, a view of the data.
+
+        Args:
+            start: Where the entry begins.
+        """
+        _, code, dimensions, *sizes = _FIELDS.unpack_from(self._buffer, start + _CHECKSUM.size)
+        dtype, shape = _DTYPES[code], sizes[:dimensions]
+        typed = self._typed.get(dtype)
+        if typed is None:
+            usable = len(self._data) // dtype.itemsize * dtype.itemsize
+            typed = self._typed[dtype] = self._data[:usable].view(dtype)
+        strides = list(accumulate(shape[:0:-1], mul, initial=1))[::-1] if shape else []
+        # One operation rather than one for each of slice, dtype and shape: this runs for each sample of a batch.
+        return typed.as_strided(shape, strides, typed.storage_offset() + (start + HEADER) // dtype.itemsize)
 
 
 def seal(name: bytes, entry: Any) -> None:

@@ -13,7 +13,8 @@ _MOST_FULL = 0.7
 _GROWTH = 1.5
 _FIRST = 256
 # Odd constants of the golden ratio and of xxhash: keys are hashes already, but need not be.
-_MIX = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F], dtype=np.uint64)
+_FACTORS = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F)
+_MIX, _ALL = np.array(_FACTORS, dtype=np.uint64), 2**64 - 1
 
 Keys = NDArray[np.uint64]
 Values = NDArray[np.int64]
@@ -32,7 +33,7 @@ def as_array(keys: Sequence[bytes]) -> Keys:
 
 
 class KeyIndex:
-    """Maps keys of 128 bits to numbers that are not negative. Open addressing with linear probing, a batch at a time.
+    """Maps keys of 128 bits to numbers that are not negative. Open addressing with linear probing.
 
     A slot takes 24 bytes. Between 47% and 70% of the slots are in use, so a key takes 34 to 51 bytes, and up to 86
     while the table grows.
@@ -51,17 +52,19 @@ class KeyIndex:
 
     def find(self, keys: Keys) -> Values:
         """Return the number of each key, -1 for a key that is not in the index."""
-        found = np.full(len(keys), _EMPTY, dtype=np.int64)
-        slots, left = self._slots(keys), np.arange(len(keys))
-        while left.size:
-            at = slots[left]
-            values = self._values[at]
-            taken = values != _EMPTY
-            same = taken & (self._keys[at] == keys[left]).all(1)
-            found[left[same]] = values[same]
-            left = left[taken & ~same]
-            slots[left] = (slots[left] + 1) % len(self._values)
-        return found
+        # One by one: for a batch of samples, array operations would take ten times as long.
+        table, values, size = self._keys.data, self._values.data, len(self._values)
+        found = []
+        for low, high in keys.tolist():
+            # As in _slots.
+            mixed = (low * _FACTORS[0] & _ALL) ^ ((high * _FACTORS[1] & _ALL) >> 7)
+            slot = ((mixed >> 32) * size) >> 32
+            number = values[slot]
+            while number != _EMPTY and (table[slot, 0] != low or table[slot, 1] != high):
+                slot = (slot + 1) % size
+                number = values[slot]
+            found.append(number)
+        return np.array(found, dtype=np.int64)
 
     def insert(self, keys: Keys, values: Values) -> None:
         """Add keys, or replace their numbers."""

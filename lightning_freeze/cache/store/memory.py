@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_freeze.cache.store.entry import read_entry
+from lightning_freeze.cache.store.entry import EntryReader
 from lightning_freeze.cache.store.index import KeyIndex, as_array
 
 _ALIGNMENT = 64
@@ -38,6 +38,9 @@ class _Slab:
     data: Tensor
     used: int
     hit: int
+
+    def __post_init__(self) -> None:
+        self.reader = EntryReader(self.data)
 
 
 @dataclass
@@ -98,10 +101,10 @@ class MemoryTier:
         if space is None or not keys:
             return [None] * len(keys)
         space.last_lookup = self._lookups
-        numbers = space.index.find(as_array(keys))
-        for slab in np.unique(numbers[numbers >= 0] >> 32).tolist():
+        numbers = space.index.find(as_array(keys)).tolist()
+        for slab in {number >> 32 for number in numbers if number >= 0}:
             space.slabs[slab].hit = self._lookups
-        return [None if number < 0 else read_entry(_at(space.slabs, number)) for number in numbers.tolist()]
+        return [None if number < 0 else _read(space.slabs, number) for number in numbers]
 
     def holds(self, namespace: bytes, keys: Sequence[bytes]) -> list[bool]:
         """Return whether there is an entry for each key. This does not count as a look-up."""
@@ -166,5 +169,5 @@ class MemoryTier:
                 self.bytes -= len(space.slabs.pop(number).data)
 
 
-def _at(slabs: dict[int, _Slab], number: int) -> Tensor:
-    return slabs[number >> 32].data[(number & 0xFFFFFFFF) * _ALIGNMENT :]
+def _read(slabs: dict[int, _Slab], number: int) -> Tensor:
+    return slabs[number >> 32].reader.read((number & 0xFFFFFFFF) * _ALIGNMENT)

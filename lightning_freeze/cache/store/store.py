@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_freeze.cache.store.entry import entry_bytes, is_sound, read_entry, write_entry
+from lightning_freeze.cache.store.entry import EntryReader, entry_bytes, is_sound, write_entry
 from lightning_freeze.cache.store.index import KEY_BYTES
 from lightning_freeze.cache.store.memory import MemoryTier, Place
 from lightning_freeze.cache.store.network_folder import replacement
@@ -134,7 +134,7 @@ class Store:
                 missing = [i for i, row in enumerate(found) if row is None]
                 for i in missing:
                     waiting = self._writer.find(namespace + keys[i])
-                    found[i] = None if waiting is None else read_entry(waiting)
+                    found[i] = None if waiting is None else EntryReader(waiting).read()
                 missing = [i for i in missing if found[i] is None]
                 if missing:
                     rows = self._read(self._disk, namespace, [keys[i] for i in missing])
@@ -159,7 +159,7 @@ class Store:
                 return None
             if place is not None:
                 kept[key] = place
-            return read_entry(entry)
+            return EntryReader(entry).read()
 
         rows = disk.read(namespace, keys, copy)
         self._memory.commit(namespace, list(kept), list(kept.values()))

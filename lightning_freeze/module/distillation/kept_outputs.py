@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
-from lightning_freeze.cache.identity.fingerprint import environment
+from lightning_freeze.cache.identity.environment import environment
 from lightning_freeze.cache.identity.keys import Call, CallReader, hash_of, new_hash
 from lightning_freeze.cache.identity.unsupported import Unsupported
 from lightning_freeze.cache.store.store import Store

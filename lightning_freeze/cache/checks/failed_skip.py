@@ -1,4 +1,4 @@
-"""After a pass that has skipped its prefix: whether it went wrong, why, and the same pass without skipping."""
+"""A pass that has skipped layers: whether that went wrong, and what to do then."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning_freeze.cache.checks import self_check
 from lightning_freeze.cache.identity.cached_towers import CachedTower
+from lightning_freeze.cache.identity.unsupported import reason_of
 from lightning_freeze.cache.prefix.pass_state import PassState
 
 
@@ -25,25 +26,26 @@ def has_failed(state: PassState, output: Any) -> bool:
     return not state.known.has_own_nan and self_check.contains_nan(output)
 
 
-def rerun(tower: CachedTower, state: PassState) -> Any:
-    """Run a pass that has skipped again without skipping, and return its output.
+def rerun(tower: CachedTower, state: PassState) -> tuple[Any, str | None]:
+    """Run a pass that has skipped again without skipping. An error in it is the module's own, and is raised.
 
     Args:
         tower: The tower.
         state: The pass.
+
+    Returns:
+        What the tower returns without skipping, and what went wrong; ``None`` if the NaN was the module's own.
     """
     assert state.random_state is not None
     state.random_state.restore()
-    return tower.entry.forward(*state.call.args, **state.call.kwargs)
+    output = tower.entry.forward(*state.call.args, **state.call.kwargs)
+    try:
+        return output, _problem(state, output)
+    except Exception as error:  # an output that cannot be inspected
+        return output, reason_of(error)
 
 
-def problem(state: PassState, output: Any) -> str | None:
-    """Return what went wrong in a pass that has skipped; ``None`` if the NaN was the module's own.
-
-    Args:
-        state: The pass.
-        output: What the tower returned without skipping.
-    """
+def _problem(state: PassState, output: Any) -> str | None:
     assert state.skipped is not None
     if state.skipped.was_called_differently:
         return "its blocks were called with other options or arguments than before"

@@ -1,0 +1,60 @@
+"""What the ranks of a sharded module decide together, where they come to different conclusions."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from lightning_freeze.cache.joint_decision import JointDecision
+
+
+class OtherRank:
+    """Ranks of which another one has reported a value."""
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+        self.exchanges = 0
+
+    def highest(self, value: int) -> int:
+        self.exchanges += 1
+        return max(value, self.value)
+
+
+def a_pass(skipped: object = "blocks") -> Any:
+    return SimpleNamespace(skipped=skipped, too_slow=None)
+
+
+@pytest.mark.parametrize("here", [False, True])
+@pytest.mark.parametrize("elsewhere", [0, 1])
+def test_a_pass_that_fails_on_any_rank_is_run_again_on_all(here: bool, elsewhere: int) -> None:
+    ranks: Any = OtherRank(elsewhere)
+    assert JointDecision(ranks).has_failed(a_pass(), here) is (here or bool(elsewhere))
+    assert ranks.exchanges == 1
+
+
+def test_nothing_is_exchanged_after_a_pass_that_has_not_skipped() -> None:
+    ranks: Any = OtherRank(1)
+    assert not JointDecision(ranks).has_failed(a_pass(skipped=None), False)
+    assert ranks.exchanges == 0
+
+
+def test_a_rank_that_cannot_read_skips_blank_and_tells_the_others_later() -> None:
+    ranks: Any = OtherRank(0)
+    joint, did = JointDecision(ranks), []
+
+    def run() -> None:
+        raise RuntimeError("no such file")
+
+    joint.carry_out(a_pass(), run, lambda: did.append("blank"))
+    assert did == ["blank"]
+    assert joint.problem is not None and "no such file" in joint.problem[0] and joint.problem[1]
+
+
+def test_a_pass_that_was_too_slow_is_no_fault() -> None:
+    ranks: Any = OtherRank(0)
+    joint, state = JointDecision(ranks), a_pass()
+    state.too_slow = "reading takes longer"
+    joint.carry_out(state, lambda: None, None)
+    assert joint.problem == ("reading takes longer", False)

@@ -11,7 +11,7 @@ from lightning_freeze import TextDataModule
 class OtherDomain(Callback):
     """Measures each test on other data too, with the same weights and the same classes.
 
-    The result is logged as ``<name>_accuracy``, with ``<name>_majority``, what the more frequent class alone would score.
+    It is logged as ``<name>_accuracy``, beside ``<name>_majority``, what the most frequent class alone would score.
 
     Args:
         data: A file with the columns of the training data.

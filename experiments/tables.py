@@ -6,10 +6,10 @@ A table stands between two markers, which say what it shows::
     <!-- end of results -->
 
 The first word names a comparison; after the semicolon follow further metrics, if any. ``compare by test_f1`` shows
-another metric than the comparison's own, better in the same direction. ``relative NAME`` is a metric as a multiple of the
-baseline's with the same seed, and ``relative NAME above FLOOR`` the same after FLOOR, another metric, is subtracted from
-both. ``*`` in place of a comparison gives a table of all of them: a row for each plan, a column for each comparison. A
-table of a comparison without results says so.
+another metric than the comparison's own, better in the same direction. ``relative NAME`` is a metric as a multiple of
+the baseline's with the same seed, and ``relative NAME above FLOOR`` the same after FLOOR, another metric, is
+subtracted from both. ``*`` in place of a comparison gives a table of all of them: a row for each plan, a column for
+each comparison. A table of a comparison without results says so.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ class OtherDomain(Callback):
         share: Share of the rows that are used. They are drawn with the ``split_seed`` of the training data.
     """
 
-    def __init__(self, data: str, name: str, share: float = 0.1) -> None:
+    def __init__(self, data: str, name: str, share: float = 1.0) -> None:
         self.data, self.name, self.share = data, name, share
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -4,11 +4,12 @@
 
 To be run on a machine that does nothing else. Each fit is one of ``lightning-freeze fit``. It validates four times an
 epoch and ends with the first validation that reaches the target. The time begins with ``Trainer.fit``: it includes
-tokenising and all validations, and neither the start of Python nor the loading of the model. Within a seed the plans are
-fitted one after another in one process, after a few steps that are not measured, because the first steps of a process
-are slower. A finished seed is a file in ``runs/time_to_accuracy/measure_time``, so the script may be interrupted and
-called again; a seed whose configs have changed runs again. In the end the results go to ``results.csv``, and ``python
-experiments/measure.py --tables time_to_accuracy`` writes the table of the README from it.
+tokenising and all validations, and neither the start of Python nor the loading of the model. Within a seed the plans
+are fitted one after another in one process, after a few steps that are not measured, because the first steps of a
+process are slower. A finished seed is a file in ``runs/time_to_accuracy/measure_time``, so the script may be
+interrupted and called again; a seed whose configs have changed runs again. In the end the results go to
+``results.csv``, and ``python experiments/measure.py --tables time_to_accuracy`` writes the table of the README from
+it.
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ def majority_by_seed(comparison: Comparison) -> dict[int, float]:
     """
     found: dict[int, float] = {}
     for task in {fit.task.seed: fit.task for fit in comparison.fits}.values():
-        if task.config["data"]["class_path"].endswith("data.TextDataModule"):
+        if task.config["data"]["class_path"].split(".")[-1] == "TextDataModule":
             majority = TextDataModule(**task.config["data"]["init_args"]).majority
             found |= {task.seed: majority} if majority is not None else {}
     return found

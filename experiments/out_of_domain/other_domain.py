@@ -16,10 +16,10 @@ class OtherDomain(Callback):
     Args:
         data: A file with the columns of the training data.
         name: What the results are called.
-        share: Share of the rows that are used. They are drawn with the ``split_seed`` of the training data.
+        share: Share of the rows that are used, less than 1. The ``split_seed`` of the training data draws them.
     """
 
-    def __init__(self, data: str, name: str, share: float = 1.0) -> None:
+    def __init__(self, data: str, name: str, share: float) -> None:
         self.data, self.name, self.share = data, name, share
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

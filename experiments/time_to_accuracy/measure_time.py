@@ -87,19 +87,19 @@ def fit_all(
         options: Further options of the fits.
     """
     shutil.rmtree(folder, ignore_errors=True)
-    arguments = {
-        plan: [
+
+    def arguments(file: str, name: str) -> list[str]:
+        return [
             f"--config={HERE / file}",
             f"--data.split_seed={seed}",
             f"--seed_everything={seed}",
-            f"--trainer.logger.init_args={{save_dir: {folder}, name: '', version: {plan}}}",
+            f"--trainer.logger.init_args={{save_dir: {folder}, name: '', version: {name}}}",
             *QUIET,
             *options,
         ]
-        for plan, file in plans.items()
-    }
-    FitWithCache([*next(iter(arguments.values())), WARM_UP], str(folder / "unused"))
-    found = {plan: timed(each, target, str(folder / "cache")) for plan, each in arguments.items()}
+
+    FitWithCache([*arguments(next(iter(plans.values())), "warm_up"), WARM_UP], str(folder / "unused"))
+    found = {plan: timed(arguments(file, plan), target, str(folder / "cache")) for plan, file in plans.items()}
     shutil.rmtree(folder)
     return found
 

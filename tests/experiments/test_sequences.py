@@ -117,7 +117,9 @@ def test_a_fit_ends_with_the_first_validation_that_reaches_the_target(texts, tin
         # 117 of 216 texts in batches of 4, with a validation every 7 steps.
         assert plan["reached"] == 1 and plan["steps"] == plan["steps_to_target"] == 7
         assert plan["seconds_to_target"] > 0
-    assert values["full"]["hit_rate"] == values["cache_cold"]["hit_rate"] == 0 < 0.5 < values["cache_warm"]["hit_rate"]
+    rates = {name: plan["hit_rate"] for name, plan in values.items()}
+    # Some of the texts have the same tokens, so an empty cache has a few of them too.
+    assert rates["full"] == rates["frozen"] == 0 and rates["cache_cold"] < 0.5 < rates["cache_warm"]
 
 
 def test_a_fit_that_does_not_reach_the_target_has_no_time(texts, tiny_bert_dir, tmp_path):

@@ -59,6 +59,8 @@ def _seeds(ax: Axes, results: Results, name: str) -> None:
         ax.plot([values[row][seed] for row in rows], rows, color=GREY, linewidth=0.7, alpha=0.6, zorder=1)
     for row, each in enumerate(values):
         found = list(each.values())
+        if not found:  # a fit may end without the metric
+            continue
         ax.plot(found, [row] * len(found), "o", color=BLUE, markersize=4.5, markeredgecolor=BACKGROUND, zorder=2)
         ax.plot(statistics.fmean(found), row, "|", color=ORANGE, markersize=15, markeredgewidth=3, zorder=3)
     ax.set_yticks(range(len(plans)), [shortened(plan, 22) for plan in plans])

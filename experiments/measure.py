@@ -16,6 +16,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from results import Fit, Origin, Results, ResultsError, read_results, write_resu
 from tables import update_readme
 
 import lightning_freeze
-from lightning_freeze import Comparison, compare
+from lightning_freeze import Comparison, TextDataModule, compare
 from lightning_freeze.errors import ConfigurationError
 
 EXPERIMENTS = Path(__file__).resolve().parent
@@ -73,11 +74,36 @@ def measure_folder(folder: Path, only: str | None = None) -> None:
         commits = note_commit(runs / "commits.txt")
         comparison = compare(file, directory=runs)
         print(comparison)
-        results = with_comparison(read_results(folder / "results.csv"), folder, file.stem, comparison, commits)
+        results = with_comparison(
+            read_results(folder / "results.csv"), folder, file.stem, comparison, commits, majority_by_seed(comparison)
+        )
         write_results(folder / "results.csv", results)
 
 
-def with_comparison(results: Results, folder: Path, name: str, comparison: Comparison, commits: str) -> Results:
+def majority_by_seed(comparison: Comparison) -> dict[int, float]:
+    """What the most frequent class alone would score on the test texts of each seed; nothing for other tasks and data.
+
+    All plans of a comparison with one seed have the same data.
+
+    Args:
+        comparison: What ``compare`` returned.
+    """
+    found: dict[int, float] = {}
+    for task in {fit.task.seed: fit.task for fit in comparison.fits}.values():
+        if task.config["data"]["class_path"].split(".")[-1] == "TextDataModule":
+            majority = TextDataModule(**task.config["data"]["init_args"]).majority
+            found |= {task.seed: majority} if majority is not None else {}
+    return found
+
+
+def with_comparison(
+    results: Results,
+    folder: Path,
+    name: str,
+    comparison: Comparison,
+    commits: str,
+    majority: Mapping[int, float] | None = None,
+) -> Results:
     """Results with one more comparison.
 
     Args:
@@ -86,7 +112,9 @@ def with_comparison(results: Results, folder: Path, name: str, comparison: Compa
         name: The name of the comparison.
         comparison: What ``compare`` returned.
         commits: The commits of the code.
+        majority: What a constant guess would score, by seed, where that is known.
     """
+    majority = majority or {}
     origin = Origin(
         comparison=name,
         command=shlex.join(["python", "experiments/measure.py", folder.name]),
@@ -106,6 +134,7 @@ def with_comparison(results: Results, folder: Path, name: str, comparison: Compa
             fit.task.seed,
             {
                 **fit.result.metrics,
+                **({"majority": majority[fit.task.seed]} if fit.task.seed in majority else {}),
                 "steps": fit.result.steps,
                 "parameters": fit.result.parameters,
                 "trainable_parameters": fit.result.trainable_parameters,

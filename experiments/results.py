@@ -10,7 +10,7 @@ import csv
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 #: Columns that every row has, before and after those of the metrics.
@@ -91,6 +91,11 @@ class Results:
         """A number of a plan, by seed; fits that do not have it are left out."""
         mine = [fit for fit in self.of(comparison) if fit.plan == plan]
         return {fit.seed: fit.values[name] for fit in mine if name in fit.values}
+
+    def by(self, comparison: str, metric: str) -> Results:
+        """The same, with another metric as the one that counts in a comparison."""
+        origin = replace(self.origins[comparison], metric=metric)
+        return Results({**self.origins, comparison: origin}, self.fits)
 
     def replaced(self, origin: Origin, fits: Iterable[Fit]) -> Results:
         """The same with one comparison measured anew. Comparisons are sorted by name."""

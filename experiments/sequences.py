@@ -9,16 +9,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from measure import ROOT, note_commit, versions
 from results import Fit, Origin, read_results, write_atomically, write_results
 
-from lightning_freeze.cli.command_line import silence_known_noise
+from lightning_freeze import FrozenPrefixCache
+from lightning_freeze.cli.command_line import FreezeCLI, silence_known_noise
 
 Values = dict[str, float]
 #: Of all fits, so that they say little beside what the script says.
@@ -44,6 +46,51 @@ class TrainedShare(Callback):
             "trainable_parameters": max(self._sizes),
             "trained_share": sum(self._sizes) / len(self._sizes) / self.parameters,
         }
+
+
+class FitWithCache(FreezeCLI):
+    """``lightning-freeze fit`` with the cache in a given folder, if it has one.
+
+    Args:
+        arguments: The options.
+        folder: The folder.
+        callbacks: Further callbacks.
+
+    Attributes:
+        began: When the fit began, as :func:`time.perf_counter` tells it.
+        seconds: How long it took.
+        share: The parameters that trained.
+    """
+
+    def __init__(self, arguments: list[str], folder: str, callbacks: Sequence[Callback] = ()) -> None:
+        self._folder = folder
+        self.began = self.seconds = 0.0
+        self.share = TrainedShare()
+        own = {"callbacks": [self.share, *callbacks]}
+        super().__init__(args=["fit", *arguments], trainer_defaults=own, save_config_callback=None)
+
+    @property
+    def hit_rate(self) -> float:
+        """The share of samples that were read from the cache; 0 without one."""
+        caches = [each for each in self.trainer.callbacks if isinstance(each, FrozenPrefixCache)]
+        return caches[0].hit_rate if caches else 0.0
+
+    def before_instantiate_classes(self) -> None:
+        """Put the cache into the folder."""
+        super().before_instantiate_classes()
+        for callback in self.config["fit"]["trainer"]["callbacks"] or ():
+            if callback["class_path"].endswith("FrozenPrefixCache"):
+                callback["init_args"]["cache_dir"] = self._folder
+
+    def before_fit(self) -> None:
+        """Begin to take the time."""
+        super().before_fit()
+        self.began = time.perf_counter()
+
+    def after_fit(self) -> None:
+        """End the time."""
+        self.seconds = time.perf_counter() - self.began
+        super().after_fit()
 
 
 def settings_of(file: Path) -> dict[str, Any]:
@@ -82,16 +129,22 @@ def once(file: Path, key: str, name: str, measure: Callable[[], Any]) -> Any:
 
 
 def publish(
-    script: Path, settings: Mapping[str, Any], metric: str, found: Mapping[tuple[str, int], Values], commits: str
+    script: Path,
+    settings: Mapping[str, Any],
+    metric: str,
+    found: Mapping[tuple[str, int], Values],
+    commits: str,
+    better: Literal["larger", "smaller"] = "larger",
 ) -> None:
     """Write the results of a script into ``results.csv`` of its folder.
 
     Args:
         script: The script; its name is that of the comparison.
         settings: Its settings.
-        metric: The metric that counts; more is better.
+        metric: The metric that counts.
         found: The measurements by plan and seed.
         commits: The commits of the code.
+        better: Whether a larger or a smaller value of the metric is better.
     """
     seeds: Sequence[int] = range(settings["seeds"])
     fits = [Fit(script.stem, plan, seed, found[plan, seed]) for plan in settings["plans"] for seed in seeds]
@@ -100,7 +153,7 @@ def publish(
         command=f"python {script.relative_to(ROOT)}",
         seeds=" ".join(map(str, seeds)),
         metric=metric,
-        better="larger",
+        better=better,
         baseline=settings["baseline"],
         test="t",
         commit=commits,

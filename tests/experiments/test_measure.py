@@ -133,6 +133,42 @@ def test_table_holds_mean_spread_and_difference_between_its_markers():
     assert with_tables(table, some_results()) == table
 
 
+def test_a_metric_can_be_shown_relative_to_the_baseline_of_the_same_seed():
+    with_floor = [
+        Fit(fit.comparison, fit.plan, fit.seed, {**fit.values, "majority": (0.5, 0.6)[fit.seed]})
+        for fit in some_results().fits
+    ]
+    shown = "compare; relative test_accuracy, relative test_accuracy above majority"
+    table = with_tables(
+        f"<!-- results: {shown} -->\n<!-- end of results -->\n", Results({"compare": ORIGIN}, (*with_floor,))
+    )
+    # 0.6 / 0.7 and 0.72 / 0.8; above the floor 0.1 / 0.2 and 0.12 / 0.2.
+    assert "| full | 0.750 ± 0.071 | - | - | 1.000 ± 0.000 | 1.000 ± 0.000 | 100% | 2 |" in table
+    assert "| 0.879 ± 0.030 | 0.550 ± 0.071 | 25% | 2 |" in table
+
+
+def test_a_ratio_leaves_out_seeds_that_lack_a_number():
+    fits = (
+        Fit("compare", "full", 0, {"test_accuracy": 0.5, "trained_share": 1.0}),
+        Fit("compare", "frozen", 0, {"test_accuracy": 0.25, "trained_share": 0.1}),
+        Fit("compare", "frozen", 1, {"test_accuracy": 0.4, "trained_share": 0.1}),
+        Fit("compare", "slow", 0, {"trained_share": 0.1}),
+    )
+    text = "<!-- results: compare; relative test_accuracy -->\n<!-- end of results -->\n"
+    results = Results({"compare": ORIGIN}, fits)
+    assert "| 0.500 | 10% | 2 |" in with_tables(text, results)
+    assert "| slow | - | - | - | - | 10% | 0 |" in with_tables(text, results)
+    assert figures.figure_of(results).axes
+
+
+def test_a_second_table_of_a_comparison_shows_another_metric():
+    text = "<!-- results: compare by steps -->\n<!-- end of results -->\n"
+    table = with_tables(text, some_results())
+    assert "| plan | steps | against full |" in table and "| full | 20.0 ± 0.0 | - |" in table
+    with pytest.raises(ResultsError, match="has no table of compare_b"):
+        with_tables(text, some_results("compare", "compare_b"))
+
+
 def test_a_table_of_all_comparisons_has_a_column_for_each():
     text = "<!-- results: * -->\n<!-- end of results -->\n"
     assert "| frozen | 0.660 ± 0.085 | 0.670 ± 0.085 |" in with_tables(text, some_results("compare_16", "compare_100"))
@@ -172,6 +208,23 @@ def test_fits_of_a_comparison_become_rows_with_their_origin():
     origin = results.origins["compare"]
     assert (origin.commit, origin.baseline, origin.better, origin.seeds) == ("abc", "a", "larger", "0 1 2")
     assert "torch" in origin.versions and "transformers" in origin.versions
+    guessed = measure.with_comparison(Results({}), Path("folder"), "compare", comparison, "abc", {1: 0.6})
+    assert [fit.values.get("majority") for fit in guessed.fits] == [None, 0.6, None, 0.6]
+
+
+def test_the_share_of_the_most_frequent_class_is_known_for_each_seed(tmp_path):
+    rows = [f"text {number},{label}" for number, label in enumerate("aaab" * 25)]
+    (tmp_path / "texts.csv").write_text("\n".join(["text,label", *rows]))
+
+    def fit(seed: int, class_path: str) -> SimpleNamespace:
+        arguments = {"data": str(tmp_path / "texts.csv"), "split": [0.5, 0.0, 0.5], "split_seed": seed}
+        config = {"data": {"class_path": class_path, "init_args": arguments}}
+        return SimpleNamespace(task=SimpleNamespace(plan="a", seed=seed, config=config))
+
+    texts = SimpleNamespace(fits=[fit(seed, "lightning_freeze.TextDataModule") for seed in (0, 0, 1)])
+    found = measure.majority_by_seed(texts)
+    assert set(found) == {0, 1} and all(0.6 < share < 0.9 for share in found.values())
+    assert measure.majority_by_seed(SimpleNamespace(fits=[fit(0, "experiments.vision.digits.Digits")])) == {}
 
 
 def test_every_commit_that_has_worked_in_a_directory_is_named(tmp_path):

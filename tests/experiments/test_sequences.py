@@ -107,6 +107,29 @@ def test_the_second_and_third_task_find_in_the_cache_what_the_first_has_computed
         assert not (tmp_path / "runs").exists()
 
 
+def test_a_fit_ends_with_the_first_validation_that_reaches_the_target(texts, tiny_bert_dir, tmp_path):
+    script = load(EXPERIMENTS / "time_to_accuracy" / "measure_time.py")
+    plans = yaml.safe_load((EXPERIMENTS / "time_to_accuracy" / "measure_time.yaml").read_text())["plans"]
+    options = [f"--model.encoder={tiny_bert_dir}", f"--data.data={texts}", "--data.batch_size=4"]
+    values = script.fit_all(plans, 0.0, 0, tmp_path / "runs", [*options, "--trainer.max_epochs=2"])
+    assert list(values) == list(plans) and not (tmp_path / "runs").exists()
+    for plan in values.values():
+        # 117 of 216 texts in batches of 4, with a validation every 7 steps.
+        assert plan["reached"] == 1 and plan["steps"] == plan["steps_to_target"] == 7
+        assert plan["seconds_to_target"] > 0
+    rates = {name: plan["hit_rate"] for name, plan in values.items()}
+    # Some of the texts have the same tokens, so an empty cache has a few of them too.
+    assert rates["full"] == rates["frozen"] == 0 and rates["cache_cold"] < 0.5 < rates["cache_warm"]
+
+
+def test_a_fit_that_does_not_reach_the_target_has_no_time(texts, tiny_bert_dir, tmp_path):
+    script = load(EXPERIMENTS / "time_to_accuracy" / "measure_time.py")
+    options = [f"--model.encoder={tiny_bert_dir}", f"--data.data={texts}", "--trainer.max_epochs=1"]
+    values = script.fit_all({"full": "full.yaml"}, 1.1, 0, tmp_path / "runs", options)
+    assert values["full"]["reached"] == 0 and values["full"]["steps"] == 4
+    assert not {"seconds_to_target", "steps_to_target"} & set(values["full"])
+
+
 def test_what_is_measured_is_measured_once_until_its_key_changes(tmp_path, capsys):
     calls = []
 
@@ -133,3 +156,6 @@ def test_results_of_a_script_are_in_the_form_of_a_comparison(tmp_path, monkeypat
     assert results.plans("sequence") == ["none", "lora"] and len(results.fits) == 4
     origin = results.origins["sequence"]
     assert (origin.command, origin.seeds, origin.commit) == ("python sequence.py", "0 1", "abc")
+    assert origin.better == "larger"
+    publish(tmp_path / "sequence.py", settings, "seconds", found, "abc", better="smaller")
+    assert read_results(tmp_path / "results.csv").origins["sequence"].better == "smaller"

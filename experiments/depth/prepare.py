@@ -1,0 +1,23 @@
+"""Fetch what the comparison of depths needs: an encoder and three data sets.
+
+    python experiments/depth/prepare.py
+
+``data/minilm/`` is all-MiniLM-L6-v2. ``data/amazon.csv`` and ``data/movie.csv`` (columns text, label, review) are
+sentences with mean ratings of twenty people from -4 to 4; the label is their sign, and texts with a mean of 0 count as
+negative. ``data/reuters.csv`` (columns text, label) is Reuters-21578 R8: news of eight topics.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from sources import make_minilm, rated_texts, reuters_r8, run, write_csv
+
+if __name__ == "__main__":
+    steps = {
+        "amazon.csv": lambda target: write_csv(target, rated_texts("amazonReviewSnippets_GroundTruth.txt", "review")),
+        "movie.csv": lambda target: write_csv(target, rated_texts("movieReviewSnippets_GroundTruth.txt", "review")),
+        "reuters.csv": lambda target: write_csv(target, reuters_r8()),
+        "minilm": make_minilm,
+    }
+    run("depth", steps)

@@ -24,12 +24,14 @@ from lightning_freeze import (
     LISA,
     AutoFreeze,
     BlockCoordinate,
+    ChainThaw,
     DiscriminativeLR,
     EpochTrigger,
     FisherUnfreezing,
     FreezeOut,
     GradualUnfreezing,
     LayerFreezing,
+    LinearProbeThenFineTune,
     Phase,
     PhasedFineTuning,
     PlateauTrigger,
@@ -38,6 +40,7 @@ from lightning_freeze import (
     SlimFit,
     SpectrumFreezing,
     StepTrigger,
+    ULMFiT,
 )
 
 EPOCHS, BATCHES, SIZE = 4, 4, 2  # SIZE: samples of one batch on one of two ranks
@@ -107,6 +110,13 @@ class BestIsFirst(Module):
     """The first validation is the best one, but not for a rank that looks at its own metric only."""
 
     means = (1.0, 2.0, 3.0, 1.0, 2.0, 3.0, 4.0, 5.0)
+
+
+class WithoutScheduler(Module):
+    """The strategy sets the rates of all steps."""
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), lr=0.01, weight_decay=0.1)
 
 
 class OnRankZero(Module):
@@ -217,6 +227,9 @@ EVERYWHERE = {
     "rates and starts": Case(
         lambda: [L2SP(verbose=False), ReinitTopLayers(verbose=False), RelativeGradientLR(batches=2, verbose=False)], 1
     ),
+    "chain thaw": Case(lambda: [ChainThaw(StepTrigger(2), monitor="scripted", verbose=False)], 7, validates=True),
+    "linear probe": Case(lambda: [LinearProbeThenFineTune(EpochTrigger(2), lr=3.0, verbose=False)], 2),
+    "ulmfit": Case(lambda: [ULMFiT(StepTrigger(2), verbose=False)], 6, module=WithoutScheduler),
     "lisa": Case(lambda: [LISA(2, interval=2, seed=1, verbose=False)], 8),
     "block coordinate": Case(lambda: [BlockCoordinate(interval=1, embeddings=True, verbose=False)], 16),
     "autofreeze": Case(lambda: [AutoFreeze(num_intervals=8, verbose=False)], 3),

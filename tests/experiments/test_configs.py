@@ -214,11 +214,10 @@ def test_every_plan_of_a_comparison_is_a_config_that_can_be_built(
         assert splits == {0 if has_teacher else seed}
 
 
-@pytest.mark.parametrize("file", sorted(EXPERIMENTS.glob("*/*.yaml")), ids=lambda f: f"{f.parent.name}/{f.stem}")
-def test_no_test_is_cut_to_its_first_rows(file):
+def test_no_test_is_cut_to_its_first_rows():
     """Some files are sorted by label, so that their first rows are of one class: a share of a split is drawn."""
-    assert "limit_test_batches" not in file.read_text()
-    assert "limit_val_batches" not in file.read_text()
+    limits = "limit_test_batches", "limit_val_batches"
+    assert [f for f in EXPERIMENTS.glob("*/*.yaml") if any(limit in f.read_text() for limit in limits)] == []
 
 
 def test_the_comparison_of_reviews_holds_all_its_configs():

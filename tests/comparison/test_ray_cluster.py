@@ -85,7 +85,7 @@ def test_fits_that_fail_and_resources_that_no_node_has(cluster: Any, project: Pa
     Path("compare.yaml").write_text(text)
     done = run("--config=compare.yaml", "--engine=ray", f"--address={cluster.address}")
     assert done.returncode == 1, done.stderr
-    assert "wrong, seed 0 has failed" in done.stdout and "heda" in done.stdout
+    assert "wrong, seeds 0, 1 have failed" in done.stdout and "heda" in done.stdout
     assert [row["plan"] for row in table() if row["error"]] == ["wrong", "wrong"]
 
 

@@ -12,7 +12,7 @@ thumb and full fine-tuning. Regret is the mean test accuracy of the best plan of
 was chosen, in points. The best of many plans on test data is partly luck, so regret is too large rather than too small.
 A plan that the sweep does not have may be better than its best one; its regret is then negative.
 
-With the defaults there are 16 plans x 3 seeds x 8 data sets, in bfloat16 mixed precision, which on a CPU that has
+With the defaults there are 15 plans x 3 seeds x 8 data sets, in bfloat16 mixed precision, which on a CPU that has
 instructions for it takes less than half the time of float32.
 """
 

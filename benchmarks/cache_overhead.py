@@ -10,8 +10,8 @@ look-up and layout.
     python benchmarks/cache_overhead.py --sizes [--save]
 
 measures instead the cache's own time in a step for models of three sizes, before the forward pass and in all. It hardly
-depends on the width, so it matters most for small models. That takes two minutes on two idle cores, and much longer on
-busy ones: the steps of the models wait for each other's threads.
+depends on the width, so it matters most for small models. It takes minutes, and longer on busy cores: the steps of the
+models wait for each other's threads.
 
     python benchmarks/cache_overhead.py --ranks 2
 

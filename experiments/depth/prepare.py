@@ -11,13 +11,10 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from sources import make_minilm, rated_texts, reuters_r8, run, write_csv
+from sources import make_amazon, make_minilm, make_movie, make_reuters, run
 
 if __name__ == "__main__":
-    steps = {
-        "amazon.csv": lambda target: write_csv(target, rated_texts("amazonReviewSnippets_GroundTruth.txt", "review")),
-        "movie.csv": lambda target: write_csv(target, rated_texts("movieReviewSnippets_GroundTruth.txt", "review")),
-        "reuters.csv": lambda target: write_csv(target, reuters_r8()),
-        "minilm": make_minilm,
-    }
-    run("depth", steps)
+    run(
+        "depth",
+        {"amazon.csv": make_amazon, "movie.csv": make_movie, "reuters.csv": make_reuters, "minilm": make_minilm},
+    )

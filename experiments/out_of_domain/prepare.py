@@ -11,12 +11,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from sources import make_minilm, rated_texts, run, write_csv
+from sources import make_amazon, make_minilm, make_movie, run
 
 if __name__ == "__main__":
-    steps = {
-        "amazon.csv": lambda target: write_csv(target, rated_texts("amazonReviewSnippets_GroundTruth.txt", "review")),
-        "movie.csv": lambda target: write_csv(target, rated_texts("movieReviewSnippets_GroundTruth.txt", "review")),
-        "minilm": make_minilm,
-    }
-    run("out_of_domain", steps)
+    run("out_of_domain", {"amazon.csv": make_amazon, "movie.csv": make_movie, "minilm": make_minilm})

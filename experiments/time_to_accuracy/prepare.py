@@ -10,11 +10,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from sources import make_minilm, rated_texts, run, write_csv
+from sources import make_amazon, make_minilm, run
 
 if __name__ == "__main__":
-    steps = {
-        "amazon.csv": lambda target: write_csv(target, rated_texts("amazonReviewSnippets_GroundTruth.txt", "review")),
-        "minilm": make_minilm,
-    }
-    run("time_to_accuracy", steps)
+    run("time_to_accuracy", {"amazon.csv": make_amazon, "minilm": make_minilm})

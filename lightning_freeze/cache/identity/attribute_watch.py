@@ -30,7 +30,7 @@ class AttributeWatch:
         describe: Returns what counts of a value, from the number of its owner and the value.
         ignores: Whether an attribute does not count, from the number of its owner and its name.
         fixed: ``id`` of objects that count only by being the same object.
-        changing: Attributes that are known to be set often; they are described in each pass.
+        changing: Attributes that are known to be set often; they are described in each pass, but for fixed objects.
     """
 
     def __init__(
@@ -51,7 +51,8 @@ class AttributeWatch:
         for number, owner in enumerate(self._owners):
             for name, value in vars(owner).items():
                 counts = not ignores(number, name)
-                is_kept = counts and (number, name) not in changing and (cannot_change(value) or id(value) in fixed)
+                is_constant = (number, name) not in changing and cannot_change(value)
+                is_kept = counts and (is_constant or id(value) in fixed)
                 self._is_kept.append(is_kept)
                 if counts:
                     (self._places if is_kept else self._looked_at).append((number, name))

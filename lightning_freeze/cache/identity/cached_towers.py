@@ -98,12 +98,20 @@ class ModuleStructure:
     def __init__(self, root: nn.Module, by_name: bool = False) -> None:
         self._by_name = by_name
         self._owners = list(root.modules())
-        self._parts = self._read()
+        self._parts, self._sizes = self._read(), self._read_sizes()
 
     def is_same(self) -> bool:
         """Whether the structure is the same as when this object was made."""
         now = self._read()
-        return len(now) == len(self._parts) and all(map(eq if self._by_name else is_, now, self._parts))
+        same = eq if self._by_name else is_
+        return self._read_sizes() == self._sizes and len(now) == len(self._parts) and all(map(same, now, self._parts))
+
+    def _read_sizes(self) -> list[int]:
+        """How many modules and parameters each module has: the parts alone do not show which module has them."""
+        return [
+            *map(len, map(attrgetter("_modules"), self._owners)),
+            *map(len, map(attrgetter("_parameters"), self._owners)),
+        ]
 
     def _read(self) -> list[Any]:
         # Without Python code for each module: this runs in each forward pass.

@@ -53,6 +53,7 @@ class ModuleSettings:
         self._found: dict[tuple[int, str], Any] | None = None
         self._reads_again = False
         self._watch: AttributeWatch | None = None
+        self._watched: list[Any] = []  # the configs that the watch looks at
         self._digest = b""
 
     def digest(self) -> bytes:
@@ -68,16 +69,19 @@ class ModuleSettings:
             for key, value in sorted(found.items(), key=lambda item: item[0]):
                 entry.update(f"{key}={text_of(value)};".encode())
             self._digest = entry.digest()
-        self._watch = watch if watch is not None and watch.has_same_values() else self._new_watch(watch)
+        is_current = watch is not None and watch.has_same_values() and self._has_watched_configs()
+        self._watch = watch if is_current else self._new_watch(watch)
         return self._digest
 
     def _new_watch(self, before: AttributeWatch | None) -> AttributeWatch:
         """Return a watch on all attributes that :meth:`_read` reads."""
         owners = self._owners
-        configs = [config for _, root in self._configs() for config in _configs_in(root)]
+        self._watched = configs = self._configs_and_parts()
         own, ignored = len(owners), self._ignored
 
         def describe(number: int, value: Any) -> Any:
+            if hasattr(value, "to_dict"):  # no setting itself, but what a config contains may be settings
+                return id(value)
             return setting_of(value, number < own and owners[number][2])
 
         def ignores(number: int, name: str) -> bool:
@@ -90,6 +94,9 @@ class ModuleSettings:
             {id(config) for config in configs},
             before.changing if before is not None else frozenset(),
         )
+
+    def _has_watched_configs(self) -> bool:
+        return [*map(id, self._configs_and_parts())] == [*map(id, self._watched)]
 
     def _without_records(self, found: dict[tuple[int, str], Any]) -> dict[tuple[int, str], Any]:
         """Leave out the containers of a LightningModule that are empty, or that have only grown since they were."""
@@ -153,6 +160,9 @@ class ModuleSettings:
             if hasattr(config, "to_dict"):
                 configs.setdefault(id(config), (number, config))
         return list(configs.values())
+
+    def _configs_and_parts(self) -> list[Any]:
+        return [config for _, root in self._configs() for config in _configs_in(root)]
 
     def _config_settings(self) -> dict[tuple[int, str], Any]:
         """Read the configs of Hugging Face models, which their modules share; what only the head reads is left out."""

@@ -159,6 +159,55 @@ def test_another_config_is_noticed_and_then_watched() -> None:
     assert len(set(seen)) == 3
 
 
+@pytest.mark.parametrize("is_part", [False, True])
+def test_a_config_that_is_replaced_again_and_again_is_noticed_each_time(is_part: bool) -> None:
+    model = bert()
+    model.config.part = tf.BertConfig(hidden_size=8, num_attention_heads=2)
+    settings = ModuleSettings(list(model.modules()))
+    seen = [settings.digest()]
+    for number in range(3):
+        new = tf.BertConfig(hidden_size=8, num_attention_heads=2, layer_norm_eps=10.0 ** -(3 + number))
+        if is_part:
+            model.config.part = new
+        else:
+            for module in model.modules():
+                if hasattr(module, "config"):
+                    module.config = new
+        seen.append(settings.digest())
+        new.layer_norm_eps /= 2
+        seen.append(settings.digest())
+        assert settings.digest() == seen[-1]
+        assert ModuleSettings(list(model.modules())).digest() == seen[-1]
+    assert len(set(seen)) == 7
+
+
+@pytest.mark.parametrize("is_part", [False, True])
+def test_a_config_in_the_place_of_something_else_is_noticed_and_then_watched(is_part: bool) -> None:
+    model = bert()
+    owner: Any = model.config if is_part else model.encoder
+    name = "part" if is_part else "config"
+    setattr(owner, name, object())
+    settings = ModuleSettings(list(model.modules()))
+    seen = [settings.digest()]
+    new = tf.BertConfig(hidden_size=16, num_attention_heads=2)
+    setattr(owner, name, new)
+    seen.append(settings.digest())
+    new.layer_norm_eps = 1e-3
+    seen.append(settings.digest())
+    assert len(set(seen)) == 3
+
+
+def test_a_config_that_equals_that_of_another_module_is_watched_too() -> None:
+    model = bert()
+    model.pooler.config = object()  # type: ignore[assignment]
+    settings = ModuleSettings(list(model.modules()))
+    before = settings.digest()
+    model.pooler.config = tf.BertConfig.from_dict(model.config.to_dict())  # type: ignore[assignment]
+    settings.digest()
+    model.pooler.config.layer_norm_eps = 1e-3
+    assert settings.digest() != before
+
+
 def test_what_is_kept_in_an_attribute_is_not_kept_alive() -> None:
     found = modules()
     found[0].loss = (torch.ones(2, requires_grad=True) * 2).sum()  # type: ignore[assignment]
@@ -215,4 +264,17 @@ def test_replaced_modules_and_parameters_are_noticed(change: Callable[[Any], Any
     structure = ModuleStructure(model)
     assert structure.is_same()
     change(model)
+    assert not structure.is_same()
+
+
+@pytest.mark.parametrize("kind", ["module", "parameter"])
+def test_what_moves_to_the_next_owner_is_noticed(kind: str) -> None:
+    root = nn.Module()
+    if kind == "module":
+        root.first, root.second = nn.ModuleList([nn.ReLU(), nn.Tanh()]), nn.ModuleList()
+    else:
+        root.first, root.second = nn.ParameterList([torch.zeros(1), torch.ones(1)]), nn.ParameterList()
+    structure = ModuleStructure(root)
+    name = f"_{kind}s"
+    vars(root.second)[name]["0"] = vars(root.first)[name].pop("1")
     assert not structure.is_same()

@@ -177,6 +177,27 @@ def test_config_of_a_part_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cache.hit_rate > 0
 
 
+def test_config_replaced_several_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second replacement and a later change of the third config count like the first one, also within an epoch."""
+    rarely_reads_weights(monkeypatch)
+
+    class Reading(Encoder):
+        def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+            return self.run(self.embeddings(input_ids) * self.config.scale)[-1]
+
+    def replace(scale: float) -> Callable[[Any], None]:
+        return lambda module: setattr(module.model.encoder, "config", tf.PretrainedConfig(scale=scale))
+
+    def change(module: Any) -> None:
+        module.model.encoder.config.scale = 1.0
+
+    encoder = Reading()
+    encoder.config = tf.PretrainedConfig(scale=1.0)
+    changes = [AfterStep(14, replace(2.0)), AfterStep(26, replace(3.0)), AfterStep(38, change)]
+    cache = check_equal(Plain(Classifier(encoder)), frozen(), *changes, epochs=5, data=twelve_steps)
+    assert cache.hit_rate > 0
+
+
 class Adapted(Plain):
     """Switches the adapter of its frozen blocks."""
 

@@ -17,7 +17,7 @@ from benchmarks.advicetest import datasets
 from benchmarks.advicetest.sweep import frozen, key_of, sweep_plans
 from lightning_freeze import LayerStack, TransformerModule
 
-ARGUMENTS = argparse.Namespace(rows=60, epochs=1, seeds=2, plans=3, quick=True)
+ARGUMENTS = argparse.Namespace(rows=60, epochs=1, seeds=2, plans=3, precision="32-true", quick=True)
 
 
 @pytest.fixture

@@ -473,3 +473,22 @@ def test_a_folder_that_cannot_be_looked_into_has_no_notes(tmp_path: Any, monkeyp
     monkeypatch.setattr("pathlib.Path.stat", fails)
     tier.note(bytes(16), 100)
     assert tier.noted(bytes(15) + b"1") == 0
+
+
+def test_a_parametrized_weight_in_inference_mode() -> None:
+    class Convolved(Encoder):
+        def __init__(self) -> None:
+            super().__init__()
+            self.convolution = torch.nn.utils.parametrizations.weight_norm(torch.nn.Conv1d(32, 32, 3, padding=1), dim=2)
+
+        def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+            states = self.convolution(self.embeddings(input_ids).transpose(1, 2)).transpose(1, 2)
+            return self.run(states)[-1]
+
+    cache = make_cache()
+    trainer = make_trainer(frozen(), cache)
+    module = Plain(Classifier(Convolved()))
+    trainer.fit(module, same_length())
+    trainer.test(module, same_length(), verbose=False)
+    assert not cache.reasons
+    assert cache.hit_rate == 1.0

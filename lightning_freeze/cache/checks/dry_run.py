@@ -46,6 +46,7 @@ class DryRun:
         self._state = state
         self._hidden = hidden
         self._limit = self_check.tolerance(hidden.dtype)
+        self._limit_across_batches = self_check.tolerance_across_batches(hidden)
 
     def run(self, output: Any) -> None:
         """Run all checks, and record what may be skipped and how samples may be stored.
@@ -148,14 +149,14 @@ class DryRun:
             alone = call.select([row], stop)
             if alone is not None:
                 computed = self._compute(*alone, scale=call.length / stop)
-                if self_check.difference(computed[0, start:], hidden[row, start:stop]) <= self._limit:
+                if self_check.difference(computed[0, start:], hidden[row, start:stop]) <= self._limit_across_batches:
                     return row
             known.trims_padding = False
         alone = call.select([row])
         if alone is None:
             raise Unsupported("its inputs cannot be told apart by sample")
         computed = self._compute(*alone)
-        if computed.shape[0] != 1 or self_check.difference(computed[0], hidden[row]) > self._limit:
+        if computed.shape[0] != 1 or self_check.difference(computed[0], hidden[row]) > self._limit_across_batches:
             raise Unsupported("what its frozen layers compute for one sample depends on the other samples of the batch")
         return row
 

@@ -58,7 +58,7 @@ def compare(state: PassState, hidden: Tensor, dtype: torch.dtype) -> None:
     Raises:
         Unsupported: If they differ.
     """
-    limit = self_check.tolerance(hidden.dtype, dtype)
+    limit = self_check.tolerance_across_batches(hidden, dtype)
     computed = layout.pack(hidden, state.spans)
     compared = False
     for number, row in enumerate(state.rows):
@@ -106,7 +106,7 @@ def check_size(
         computed = lockstep.run(
             Extra.PREFIX, lambda: run_prefix(tower, signatures, [known.boundary], alone)[known.boundary]
         )
-    if self_check.difference(computed[0], hidden[-1]) > self_check.tolerance(hidden.dtype):
+    if self_check.difference(computed[0], hidden[-1]) > self_check.tolerance_across_batches(hidden):
         raise Unsupported(
             f"what its frozen layers compute for one sample of {len(rows)} depends on the other samples of the batch"
         )

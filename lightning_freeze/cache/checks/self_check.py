@@ -114,6 +114,20 @@ def tolerance(*dtypes: torch.dtype) -> float:
     return max(TOLERANCE.get(dtype, TOLERANCE[torch.float32]) for dtype in dtypes)
 
 
+def tolerance_across_batches(hidden: Tensor, *dtypes: torch.dtype) -> float:
+    """Return the largest difference to expect between hidden states of a sample that were computed in two batches.
+
+    Under autocast they have the rounding of the lower precision, even if a last operation made them float32 again.
+
+    Args:
+        hidden: Hidden states of one of the batches.
+        dtypes: Other dtypes that they pass through.
+    """
+    kind = hidden.device.type
+    lower = (torch.get_autocast_dtype(kind),) if torch.is_autocast_enabled(kind) else ()
+    return tolerance(hidden.dtype, *dtypes, *lower)
+
+
 def without_padding(tensor: Tensor, spans: Spans | None, length: int) -> Tensor:
     """Return a tensor without the positions of padding, if it has positions.
 

@@ -1,7 +1,7 @@
-"""``speed.py --publish``: everything behind docs/performance.md, of one commit, resumable, and a summary of it.
+"""``speed.py --publish``: everything behind docs/performance.md, of one code, resumable, and a summary of it.
 
-Each part runs in a process of its own and saves its tables. A part whose file is of this commit and of the same command
-is not run again, so an interrupted night goes on where it was.
+Each part runs in a process of its own and saves its tables. A part whose file is of the same command and the same code
+is not run again, so it may take several nights. The code is the same while nothing in ``_CODE`` has changed.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ _COLUMNS = {
     "cache, warm": "LayerFreezing + cache, warm",
     "ideal": "ideal, cut by hand",
 }
+#: What results depend on: commits that change nothing here, such as those of results and docs, are of one code.
+_CODE = ("lightning_freeze", "benchmarks", ":(exclude)benchmarks/results", "pyproject.toml", "constraints.txt")
 _FASTER, _STEP = f"times faster than {_BASE}", "a step, times faster"
 
 
@@ -132,4 +134,12 @@ def _is_current(path: Path, part: Part, made: Provenance) -> bool:
         return False
     words = found["command"].split()
     asked = ["python", *part.command]
-    return found["commit"] == made.commit and not found["is_dirty"] and words[: len(asked)] == asked
+    return not found["is_dirty"] and words[: len(asked)] == asked and _is_same_code(found["commit"], made.commit)
+
+
+def _is_same_code(one: str | None, other: str | None) -> bool:
+    """Whether two commits have the same code. A commit that is unknown here has not."""
+    if one is None or other is None or one == other:
+        return one == other
+    command = ["git", "diff", "--quiet", one, other, "--", *_CODE]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode == 0

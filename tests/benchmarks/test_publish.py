@@ -1,4 +1,4 @@
-"""Everything behind docs/performance.md is measured on one commit, and an interrupted run goes on where it was."""
+"""Everything behind docs/performance.md is measured on one code, and an interrupted run goes on where it was."""
 
 from __future__ import annotations
 
@@ -64,6 +64,23 @@ def test_results_of_another_commit_or_command_are_measured_again(folder: Path) -
     publish(parts("one"), folder, replace(MADE, commit="def"), lambda _: None)
     publish([Part(("part.py", "one", "--rounds", "3"), "one")], folder, MADE, lambda _: None)
     assert (folder / "runs").read_text().split() == ["one"] * 3
+
+
+def test_results_of_the_same_code_are_kept(folder: Path) -> None:
+    def commit(changed: str) -> str:
+        (folder / changed).parent.mkdir(parents=True, exist_ok=True)
+        (folder / changed).write_text(f"{changed} again")
+        subprocess.run(["git", "add", changed], cwd=folder, check=True)
+        who = "-c", "user.name=A", "-c", "user.email=a@b.c"
+        subprocess.run(["git", *who, "commit", "--quiet", "--message", changed], cwd=folder, check=True)
+        return subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=folder, text=True).strip()
+
+    subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
+    script = (folder / "part.py").read_text()
+    (folder / "part.py").write_text(script.replace('"abc"', repr(commit("benchmarks/speed.py"))))
+    for changed in ("docs/performance.md", "benchmarks/results/one.json", "lightning_freeze/layer.py"):
+        publish(parts("one"), folder, replace(MADE, commit=commit(changed)), lambda _: None)
+    assert (folder / "runs").read_text().split() == ["one"] * 2, "the first, and that of other code"
 
 
 def test_uncommitted_changes_are_refused(folder: Path) -> None:

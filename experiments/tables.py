@@ -94,7 +94,7 @@ def table_of(results: Results, comparison: str, metrics: Sequence[str] = ()) -> 
             difference_text(tests.get(plan), digits=3),
             _p_value(tests.get(plan)),
         ]
-        lines.append(_line([*cells, *further, f"{share:.0%}", str(len(values))]))
+        lines.append(_line([*cells, *further, _percent(share), str(len(values))]))
     lines += [
         "",
         f"Mean ± standard deviation over seeds; {origin.better} {origin.metric} is better. Differences from "
@@ -166,6 +166,13 @@ def _p_value(test: PairedTest | None) -> str:
     if test is None or test.corrected is None:
         return "-"
     return "< 0.001" if test.corrected < 0.001 else f"{test.corrected:.3f}"
+
+
+def _percent(share: float) -> str:
+    """Whole percents, and tenths below one: the adapters of LoRA are a few thousandths of a model."""
+    if share >= 0.01 or share == 0:
+        return f"{share:.0%}"
+    return f"{share:.1%}" if share >= 0.0005 else "<0.1%"
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -24,6 +24,7 @@ from results import Results, ResultsError, read_results, write_atomically
 
 from lightning_freeze.comparison.output.columns import difference_text
 from lightning_freeze.comparison.statistics import PairedTest, corrected, paired_test
+from lightning_freeze.layers.wording import percent
 
 _TABLE = re.compile(r"(<!-- results: (?P<what>[^\n]*?) -->\n)(?P<table>.*?)(<!-- end of results -->)", re.DOTALL)
 _RELATIVE = re.compile(r"relative (?P<name>\S+)(?: above (?P<floor>\S+))?")
@@ -94,7 +95,7 @@ def table_of(results: Results, comparison: str, metrics: Sequence[str] = ()) -> 
             difference_text(tests.get(plan), digits=3),
             _p_value(tests.get(plan)),
         ]
-        lines.append(_line([*cells, *further, _percent(share), str(len(values))]))
+        lines.append(_line([*cells, *further, percent(share), str(len(values))]))
     lines += [
         "",
         f"Mean ± standard deviation over seeds; {origin.better} {origin.metric} is better. Differences from "
@@ -166,13 +167,6 @@ def _p_value(test: PairedTest | None) -> str:
     if test is None or test.corrected is None:
         return "-"
     return "< 0.001" if test.corrected < 0.001 else f"{test.corrected:.3f}"
-
-
-def _percent(share: float) -> str:
-    """Whole percents, and tenths below one: the adapters of LoRA are a few thousandths of a model."""
-    if share >= 0.01 or share == 0:
-        return f"{share:.0%}"
-    return f"{share:.1%}" if share >= 0.0005 else "<0.1%"
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -54,6 +54,13 @@ def spans(names: Sequence[str], order: Sequence[str]) -> str:
     return ", ".join(span(run) for run in runs)
 
 
+def percent(share: float) -> str:
+    """A share of the parameters in whole percents, in tenths below one: ``24%``, ``0.3%``, ``<0.1%``."""
+    if share >= 0.01 or share == 0:
+        return f"{share:.0%}"
+    return f"{share:.1%}" if share >= 0.0005 else "<0.1%"
+
+
 def _is_block(name: str) -> bool:
     return name.rsplit(".", 1)[-1].isdigit()
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from lightning_freeze.layers import LayerStack
 from lightning_freeze.layers.table import layers_table
-from lightning_freeze.layers.wording import render
+from lightning_freeze.layers.wording import percent, render
 from lightning_freeze.report.layer_rows import LayerRow
 from lightning_freeze.report.layer_table import layer_table
 from lightning_freeze.schedule.triggers import Clock
@@ -120,3 +120,11 @@ def test_a_network_that_takes_no_part_has_no_share() -> None:
     }
     assert all((share == "no part") == name.startswith("teacher") for name, share in rows.items())
     assert sum(float(share[:-1]) for share in rows.values() if share.endswith("%")) == pytest.approx(100, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [(0, "0%"), (0.0000341, "<0.1%"), (0.00329, "0.3%"), (0.00949, "0.9%"), (0.01, "1%"), (0.244, "24%"), (1, "100%")],
+)
+def test_a_small_share_is_not_nothing(share: float, text: str) -> None:
+    assert percent(share) == text

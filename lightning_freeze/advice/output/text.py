@@ -10,7 +10,7 @@ from rich.table import Table
 from lightning_freeze.advice.output.sentences import quality, sentences
 from lightning_freeze.advice.records import AdviceRecord, CandidateResult
 from lightning_freeze.cache.store.sizes import show_size
-from lightning_freeze.layers.wording import render
+from lightning_freeze.layers.wording import percent, render
 
 _WIDTH = 120
 
@@ -55,7 +55,7 @@ def cells(result: CandidateResult) -> list[str]:
         result: The plan.
     """
     return [
-        "?" if result.peak_bytes is None and result.relative_time is None else f"{result.trainable:.0%}",
+        "?" if result.peak_bytes is None and result.relative_time is None else percent(result.trainable),
         "?" if result.relative_time is None else f"{result.relative_time:.2f}",
         "?" if result.peak_bytes is None else show_size(result.peak_bytes),
         result.problem or short_runs(result),

@@ -9,7 +9,7 @@ from lightning_freeze.cache.store.sizes import show_size
 from lightning_freeze.comparison.comparison_record import ComparisonRecord
 from lightning_freeze.comparison.plan_summary import PlanSummary
 from lightning_freeze.comparison.statistics import SIGNIFICANCE, PairedTest
-from lightning_freeze.layers.wording import count
+from lightning_freeze.layers.wording import count, percent
 
 TESTS = {"t": "Student's paired t-test", "wilcoxon": "Wilcoxon's signed-rank test"}
 
@@ -40,7 +40,7 @@ def columns_of(comparison: ComparisonRecord) -> list[Column]:
         Column("time", lambda plan: "-" if plan.seconds is None else time_text(plan.seconds)),
         Column("memory", lambda plan: "-" if plan.peak_memory is None else show_size(plan.peak_memory)),
         Column("trainable", _trainable),
-        Column("on average", lambda plan: "-" if plan.trained_share is None else f"{plan.trained_share:.0%}"),
+        Column("on average", lambda plan: "-" if plan.trained_share is None else percent(plan.trained_share)),
     ]
     if any(plan.forgetting is not None for plan in comparison.plans):
         found.append(Column("forgetting", lambda plan: _number(plan.forgetting)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lightning_freeze.cache.store.sizes import show_size
-from lightning_freeze.layers.wording import count
+from lightning_freeze.layers.wording import count, percent
 from lightning_freeze.run_report.page.view import View, number, seconds_text
 
 _MOST_IN_A_SENTENCE = 6
@@ -19,7 +19,7 @@ def headline(view: View) -> list[tuple[str, str]]:
         cards.append((number(best.metrics[view.metric], 4), f"best {view.metric}, at step {best.step}"))
     if history.phases:
         most = max(sum(phase.trainable) for phase in history.phases)
-        cards.append((f"{most / total:.0%}" if total else "-", f"of {count(total)} parameters trained at most"))
+        cards.append((percent(most / total) if total else "-", f"of {count(total)} parameters trained at most"))
     cards.append((str(len(history.phases) + history.later_phases), "phases" if len(history.phases) != 1 else "phase"))
     cards.append((f"{history.end - history.began:,}", "steps"))
     seconds = _training_seconds(view)

@@ -32,13 +32,16 @@ def main(args: Sequence[str]) -> None:
         name = rest[0].partition("=")[0]
         what = "There is no option" if name.startswith("-") else "There is no place for"
         raise ConfigurationError(f"{what} {name}.{suggest(name, _OPTIONS)}")
-    comparison = compare(
-        options.config,
-        directory=options.directory,
-        workers=options.workers,
-        engine=options.engine,
-        address=options.address,
-    )
+    try:
+        comparison = compare(
+            options.config,
+            directory=options.directory,
+            workers=options.workers,
+            engine=options.engine,
+            address=options.address,
+        )
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("The same command goes on where it was; fits that were running start again.") from None
     print(comparison)
     if any(fit.result is None for fit in comparison.fits):
         raise SystemExit(1)

@@ -214,6 +214,8 @@ def _read(file: str) -> Any:
         raise ConfigurationError(
             f"--config {file!r} does not exist: expected a comparison file.{suggest(path.name, found)}"
         ) from None
+    except OSError as error:
+        raise ConfigurationError(f"--config {file!r} cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError as error:
         raise ConfigurationError(f"--config {file!r} cannot be read as text: {error.reason}.") from None
     except yaml.YAMLError as error:

@@ -65,6 +65,12 @@ def test_wrong_comparison_files(old: str, new: str, message: str, project: Path)
         prepare(None, "compare.yaml")
 
 
+@pytest.mark.parametrize("given", ["", "."])
+def test_a_folder_is_no_comparison_file(given: str, project: Path) -> None:
+    with pytest.raises(ConfigurationError, match=f"--config '{given}' cannot be read: Is a directory."):
+        prepare(None, given)
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

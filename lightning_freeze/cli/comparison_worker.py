@@ -240,8 +240,8 @@ def _function(name: str) -> Any:
     module, _, attribute = name.rpartition(".")
     try:
         return getattr(__import__(module, fromlist=[attribute]), attribute)
-    except (ImportError, ValueError):
-        raise ConfigurationError(f"forgetting is {name!r}, and {module!r} cannot be imported.") from None
+    except (ImportError, ValueError) as error:
+        raise ConfigurationError(f"forgetting is {name!r}, and {module!r} cannot be imported: {error}.") from None
     except AttributeError:
         names = [each for each in dir(sys.modules[module]) if not each.startswith("_")]
         raise ConfigurationError(

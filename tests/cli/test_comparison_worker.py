@@ -74,7 +74,7 @@ def test_a_folder_is_no_comparison_file(given: str, project: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("no_such_module.metric", "'no_such_module' cannot be imported"),
+        ("no_such_module.metric", "'no_such_module' cannot be imported: No module named 'no_such_module'."),
         ("os.sep", "cannot be called: expected a metric that takes the module and the data"),
         (
             {"class_path": "Forgetting", "init_args": {"text": "a.txt"}},

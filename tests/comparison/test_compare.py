@@ -197,6 +197,15 @@ def test_a_wrong_comparison_file_is_an_error_before_any_fit(project: Path) -> No
 
 
 @pytest.mark.slow
+def test_code_of_the_project_that_fails_keeps_its_traceback(project: Path) -> None:
+    Path("metric.py").write_text("class Metric:\n    def __init__(self):\n        self.missing\n")
+    with Path("compare.yaml").open("a") as file:
+        file.write("forgetting: {class_path: metric.Metric}\n")
+    with pytest.raises(RuntimeError, match=r"metric.py., line 3(.|\n)*AttributeError: 'Metric' object"):
+        compare("compare.yaml")
+
+
+@pytest.mark.slow
 def test_wrong_arguments(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigurationError, match=r"workers is 0: expected a whole number, 1 or more"):
         compare("compare.yaml", workers=0)
@@ -228,4 +237,6 @@ def test_one_comparison_at_a_time_in_a_directory(project: Path) -> None:
 def test_the_command_names_a_wrong_option(project: Path) -> None:
     done = run("--config=compare.yaml", "--worker=2")
     assert (done.returncode, done.stderr) == (2, "error: There is no option --worker. Did you mean '--workers'?\n")
+    done = run("--config=base.yaml", "--config=compare.yaml")
+    assert (done.returncode, done.stderr) == (2, "error: --config is given 2 times: expected one comparison file.\n")
     assert os.listdir(".") and not Path("runs").exists()

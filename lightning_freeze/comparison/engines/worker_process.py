@@ -96,7 +96,10 @@ def prepare(config: Mapping[str, Any] | None, file: str | None) -> dict[str, Any
         if done.returncode == 2:
             raise ConfigurationError(_last_error(done.stderr))
         if done.returncode:
-            raise RuntimeError(f"The comparison cannot be prepared: {_ending(done.returncode, done.stderr)}")
+            # With the traceback of the process: whoever mends the code that failed needs it.
+            raise RuntimeError(
+                f"The comparison cannot be prepared: {_ending(done.returncode, done.stderr)}\n{done.stderr}"
+            )
         prepared: dict[str, Any] = json.loads(output.read_text(encoding="utf-8"))
         return prepared
 

@@ -52,7 +52,9 @@ def main(args: Sequence[str]) -> None:
 
 
 def _parser() -> CommandParser:
-    parser = CommandParser("lightning-freeze cache", description="Look after a FrozenPrefixCache on disk.")
+    parser = CommandParser(
+        "lightning-freeze cache", description="Look after a FrozenPrefixCache on disk.", allow_abbrev=False
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="{fill,info,verify,prune}")
     commands.add_parser("fill", help="fill the cache of a fit ahead; takes the options of `lightning-freeze fit`")
     for name, help_text in (
@@ -60,7 +62,7 @@ def _parser() -> CommandParser:
         ("verify", "read every entry; exit code 1 if any is damaged"),
         ("prune", "remove namespaces, least recently used first"),
     ):
-        command = commands.add_parser(name, help=help_text, description=help_text)
+        command = commands.add_parser(name, help=help_text, description=help_text, allow_abbrev=False)
         command.add_argument("folder", metavar="DIR", help="the cache_dir of the runs")
     command.add_argument("--older-than", metavar="AGE", help="those not used for so long: 12h, 30d, 4w")
     command.add_argument("--max-size", metavar="SIZE", help="as many as it takes to get below a size: 10GiB")

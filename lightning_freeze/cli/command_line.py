@@ -21,7 +21,8 @@ __all__ = ["COMMANDS", "DEFAULT_EPOCHS", "FreezeCLI", "main"]
 def main(args: list[str] | None = None) -> None:
     """Run the command line.
 
-    A wrong set-up ends with one message and exit code 2, a run that has diverged with one message and exit code 1.
+    A wrong set-up ends with one message and exit code 2, a run that has diverged with one message and exit code 1, a
+    command that was interrupted with one message and exit code 130, as shells have it.
 
     Args:
         args: The arguments; by default those of the process.
@@ -38,6 +39,10 @@ def main(args: list[str] | None = None) -> None:
         sys.exit(1)
     except DivergedError as error:
         _end(str(error), 1)
+    except KeyboardInterrupt as error:
+        if debugging():
+            raise
+        _end(f"interrupted. {error}".rstrip(), 130)
     except Exception as error:
         message = None if debugging() else message_for(error, given_options())
         if message is None:

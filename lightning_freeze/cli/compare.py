@@ -32,13 +32,18 @@ def main(args: Sequence[str]) -> None:
         name = rest[0].partition("=")[0]
         what = "There is no option" if name.startswith("-") else "There is no place for"
         raise ConfigurationError(f"{what} {name}.{suggest(name, _OPTIONS)}")
-    comparison = compare(
-        options.config,
-        directory=options.directory,
-        workers=options.workers,
-        engine=options.engine,
-        address=options.address,
-    )
+    if len(options.config) > 1:  # unlike `fit`, which puts several together
+        raise ConfigurationError(f"--config is given {len(options.config)} times: expected one comparison file.")
+    try:
+        comparison = compare(
+            options.config[0],
+            directory=options.directory,
+            workers=options.workers,
+            engine=options.engine,
+            address=options.address,
+        )
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("The same command goes on where it was; fits that were running start again.") from None
     print(comparison)
     if any(fit.result is None for fit in comparison.fits):
         raise SystemExit(1)
@@ -46,7 +51,7 @@ def main(args: Sequence[str]) -> None:
 
 def _parser() -> CommandParser:
     parser = CommandParser("lightning-freeze compare", description=_DESCRIPTION, allow_abbrev=False)
-    parser.add_argument("--config", metavar="FILE", required=True, help="the comparison file")
+    parser.add_argument("--config", metavar="FILE", required=True, action="append", help="the comparison file")
     parser.add_argument("--directory", metavar="DIR", help="where all results go, instead of what the file says")
     parser.add_argument("--workers", metavar="N", type=int, default=1, help="how many fits run at a time (default: 1)")
     parser.add_argument(

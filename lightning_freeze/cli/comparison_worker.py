@@ -214,6 +214,8 @@ def _read(file: str) -> Any:
         raise ConfigurationError(
             f"--config {file!r} does not exist: expected a comparison file.{suggest(path.name, found)}"
         ) from None
+    except OSError as error:
+        raise ConfigurationError(f"--config {file!r} cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError as error:
         raise ConfigurationError(f"--config {file!r} cannot be read as text: {error.reason}.") from None
     except yaml.YAMLError as error:
@@ -238,8 +240,8 @@ def _function(name: str) -> Any:
     module, _, attribute = name.rpartition(".")
     try:
         return getattr(__import__(module, fromlist=[attribute]), attribute)
-    except (ImportError, ValueError):
-        raise ConfigurationError(f"forgetting is {name!r}, and {module!r} cannot be imported.") from None
+    except (ImportError, ValueError) as error:
+        raise ConfigurationError(f"forgetting is {name!r}, and {module!r} cannot be imported: {error}.") from None
     except AttributeError:
         names = [each for each in dir(sys.modules[module]) if not each.startswith("_")]
         raise ConfigurationError(

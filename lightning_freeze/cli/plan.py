@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,7 +12,7 @@ import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
 from lightning_freeze.cache.store.sizes import parse_size
-from lightning_freeze.cli.parsing.own_options import check_names
+from lightning_freeze.cli.parsing.own_options import CommandParser, check_names
 from lightning_freeze.cli.runs.planned_fit import is_missing, plan_of_fit
 from lightning_freeze.cli.runs.written_phases import phases_yaml
 from lightning_freeze.cli.trainer_commands import FreezeCLI
@@ -124,7 +123,7 @@ def main(args: Sequence[str]) -> None:
     if output is not None:
         check_format(output)
     configs = _configs_of(rest)
-    write = None if options.write is None else _writable(Path(options.write), configs)
+    write = None if options.write is None else _writable(Path(options.write), rest)
     cli = PlanCLI(rest, memory)
     assert cli.plan is not None
     print(cli.plan)
@@ -136,28 +135,27 @@ def main(args: Sequence[str]) -> None:
 
 def _configs_of(args: Sequence[str]) -> list[str]:
     """The config files that are given, in their order."""
-    following = [*args[1:], ""]
-    found = [
-        b if a == "--config" else a.removeprefix("--config=")
-        for a, b in zip(args, following, strict=True)
-        if a == "--config" or a.startswith("--config=")
-    ]
+    parser = CommandParser("lightning-freeze plan", add_help=False, allow_abbrev=False)
+    parser.add_argument("-c", "--config", action="append", default=[])
+    found: list[str] = parser.parse_known_args(args)[0].config
     return found
 
 
-def _writable(path: Path, configs: Sequence[str]) -> Path:
-    """Refuse a file that is one of the configs, since the phases are to be used after it, or that cannot be written.
+def _writable(path: Path, args: Sequence[str]) -> Path:
+    """Refuse a file that the options name, since the phases are to be used after it, or that cannot be written.
 
     Raises:
         ConfigurationError: Naming the file.
     """
-    if any(path.resolve() == Path(config).resolve() for config in configs):
-        raise ConfigurationError(
-            f"--write {path} would replace the config that is planned: expected another file, to be used after it."
-        )
     if path.is_dir() or not path.parent.is_dir():
         what = "a file, and this is a folder" if path.is_dir() else f"a folder that exists, and {path.parent} does not"
         raise ConfigurationError(f"--write {path}: expected {what}.")
+    # Not only configs: --trainer and other sections take a file too.
+    named = {*_configs_of(args), *args, *(arg.partition("=")[2] for arg in args)} - {""}
+    if any(path.resolve() == Path(value).resolve() for value in named):
+        raise ConfigurationError(
+            f"--write {path} would replace the config that is planned: expected another file, to be used after it."
+        )
     if path.suffix.lower() not in (".yaml", ".yml"):
         raise ConfigurationError(f"--write {path}: expected a file that ends with '.yaml', to be used as a config.")
     return path
@@ -169,8 +167,8 @@ def _built_without_memory(class_type: type[LightningModule], *args: Any, **kwarg
         return class_type(*args, **kwargs)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("lightning-freeze plan", description=_DESCRIPTION, allow_abbrev=False)
+def _parser() -> CommandParser:
+    parser = CommandParser("lightning-freeze plan", description=_DESCRIPTION, allow_abbrev=False)
     parser.add_argument("--output", metavar="FILE", help="write the plan to FILE: .html, .png, .svg or .json")
     parser.add_argument("--write", metavar="FILE", help="write the phases to FILE, a config to edit and use")
     parser.add_argument("--memory", metavar="SIZE", help="mark the phases that need more, such as 24GiB")

@@ -34,6 +34,8 @@ from lightning_freeze.run_report import FreezeReport
 DEFAULT_EPOCHS = 3
 _DESCRIPTION = (
     "Fine-tune any transformer, with the layers frozen, unfrozen and paced as the callbacks say. "
+    "`lightning-freeze plan` says what a fit would do and cost, `lightning-freeze advise` measures what to freeze, "
+    "`lightning-freeze compare` finds the better of several plans. "
     "`lightning-freeze layers MODEL` prints a model's layers, `lightning-freeze cache` looks after a folder of "
     "FrozenPrefixCache, `lightning-freeze merge-checkpoint` writes a whole checkpoint from one that leaves frozen "
     "weights out. `lightning-freeze fit --data.help TextDataModule` lists the options for data."

@@ -147,6 +147,8 @@ def test_what_is_no_cache_is_named(cache: Path, capsys: pytest.CaptureFixture[st
         (["--max-size", "10 Gigs"], "'Gigs' is no unit"),
         (["--namespace", "a"], "is the beginning of 2 namespaces: expected one of"),
         (["--namespace", "c4"], "is no namespace of this cache"),
+        (["--al"], "unrecognized arguments: --al."),
+        (["--older", "1w"], "unrecognized arguments: --older 1w."),
     ],
 )
 def test_a_wrong_prune_removes_nothing(

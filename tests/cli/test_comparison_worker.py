@@ -65,10 +65,16 @@ def test_wrong_comparison_files(old: str, new: str, message: str, project: Path)
         prepare(None, "compare.yaml")
 
 
+@pytest.mark.parametrize("given", ["", "."])
+def test_a_folder_is_no_comparison_file(given: str, project: Path) -> None:
+    with pytest.raises(ConfigurationError, match=f"--config '{given}' cannot be read: Is a directory."):
+        prepare(None, given)
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("no_such_module.metric", "'no_such_module' cannot be imported"),
+        ("no_such_module.metric", "'no_such_module' cannot be imported: No module named 'no_such_module'."),
         ("os.sep", "cannot be called: expected a metric that takes the module and the data"),
         (
             {"class_path": "Forgetting", "init_args": {"text": "a.txt"}},

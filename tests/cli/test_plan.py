@@ -108,6 +108,8 @@ def test_written_phases_can_be_fitted(project: Path, capsys: pytest.CaptureFixtu
         (["--output", "plan.pdf"], "plan.pdf: expected a file that ends with"),
         (["--memory", "lots"], "--memory is 'lots': expected a size"),
         (["--memory", ""], "--memory is ''"),
+        (["--memory"], "error: lightning-freeze plan: argument --memory: expected one argument."),
+        (["--output", "--write"], "argument --output: expected one argument."),
         (
             ["--write", "none/phases.yaml"],
             "--write none/phases.yaml: expected a folder that exists, and none does not.",
@@ -125,21 +127,35 @@ def test_wrong_options(project: Path, capsys: pytest.CaptureFixture[str], option
     assert ended.value.code == 2
     printed = capsys.readouterr()
     assert message in printed.err
-    assert "Traceback" not in printed.err
+    assert "Traceback" not in printed.err and "usage:" not in printed.err
 
 
-def test_the_planned_config_is_not_overwritten(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("given", [["--config", "config.yaml"], ["-c", "config.yaml"], ["-cconfig.yaml"]], ids=str)
+def test_the_planned_config_is_not_overwritten(
+    project: Path, capsys: pytest.CaptureFixture[str], given: list[str]
+) -> None:
     Path("config.yaml").write_text(CONFIG)
     with pytest.raises(SystemExit):
-        main(["plan", "--config", "config.yaml", "--write", "../" + project.name + "/config.yaml"])
+        main(["plan", *given, "--write", "../" + project.name + "/config.yaml"])
     assert "would replace the config that is planned" in capsys.readouterr().err
     assert Path("config.yaml").read_text() == CONFIG
+
+
+@pytest.mark.parametrize("given", [["--trainer", "trainer.yaml"], ["--trainer=trainer.yaml"]], ids=str)
+def test_the_config_of_a_section_is_not_overwritten(
+    project: Path, capsys: pytest.CaptureFixture[str], given: list[str]
+) -> None:
+    Path("trainer.yaml").write_text("max_epochs: 2")
+    with pytest.raises(SystemExit):
+        main(["plan", *FIT, *given, "--write", "trainer.yaml"])
+    assert "would replace the config that is planned" in capsys.readouterr().err
+    assert Path("trainer.yaml").read_text() == "max_epochs: 2"
 
 
 def test_written_phases_name_all_that_they_come_after(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("config.yaml").write_text(CONFIG)
     Path("more epochs.yaml").write_text("trainer: {max_epochs: 8}")
-    main(["plan", "--config", "config.yaml", "--config=more epochs.yaml", "--write", "phases.yaml"])
+    main(["plan", "-c", "config.yaml", "--config=more epochs.yaml", "--write", "phases.yaml"])
     assert (
         "fit --config config.yaml --config 'more epochs.yaml' --config phases.yaml" in Path("phases.yaml").read_text()
     )

@@ -123,6 +123,13 @@ def test_wrong_command(args: list[str], words: str, capsys: pytest.CaptureFixtur
     assert words in fails(capsys, *args)
 
 
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        command_line.main(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert not [name for name in command_line.COMMANDS[4:] if f"`lightning-freeze {name}" not in text]
+
+
 def config(callbacks: str = "", data: str = "", more: str = "") -> list[str]:
     Path("run.yaml").write_text(
         "trainer:\n  fast_dev_run: true\n  enable_progress_bar: no\n  enable_model_summary: off\n  accelerator: cpu\n"

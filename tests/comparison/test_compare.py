@@ -107,6 +107,36 @@ def test_killed_in_mid_run_it_goes_on_and_loses_only_the_running_fit(project: Pa
 
 
 @pytest.mark.slow
+def test_interrupted_it_ends_its_fits_and_goes_on_when_called_again(project: Path) -> None:
+    Path("slow.py").write_text(
+        f"import os, pathlib\n{SLOW}    def on_fit_start(self, *_):\n"
+        "        pathlib.Path(f'{os.getpid()}.pid').touch()\n        time.sleep(300)\n"
+    )
+    edit("base.yaml", "accelerator: cpu", "accelerator: cpu, callbacks: [slow.Slow]")
+    edit("compare.yaml", "seeds: 2", "seeds: 1")
+    process = start("--config=compare.yaml", "--workers=2")
+    until = time.monotonic() + 300
+    while len(list(project.glob("*.pid"))) < 2 and time.monotonic() < until:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)  # to this process alone, as a notebook does
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 130
+    assert said.endswith(
+        "error: interrupted. The same command goes on where it was; fits that were running start again.\n"
+    )
+    assert "Traceback" not in said
+    for file in project.glob("*.pid"):
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(file.stem), 0)
+    assert results() == {} and not list(project.rglob("*.task.json"))
+    Path("slow.py").write_text(f"{SLOW}    pass\n")
+    done = run("--config=compare.yaml")
+    assert done.returncode == 0, done.stderr
+    assert len(results()) == 2
+
+
+@pytest.mark.slow
 def test_fits_that_fail_are_reported_and_tried_again(project: Path) -> None:
     Path("crash.py").write_text(
         "import os\nfrom lightning.pytorch import Callback\n\n\nclass Crash(Callback):\n"
@@ -167,6 +197,15 @@ def test_a_wrong_comparison_file_is_an_error_before_any_fit(project: Path) -> No
 
 
 @pytest.mark.slow
+def test_code_of_the_project_that_fails_keeps_its_traceback(project: Path) -> None:
+    Path("metric.py").write_text("class Metric:\n    def __init__(self):\n        self.missing\n")
+    with Path("compare.yaml").open("a") as file:
+        file.write("forgetting: {class_path: metric.Metric}\n")
+    with pytest.raises(RuntimeError, match=r"metric.py., line 3(.|\n)*AttributeError: 'Metric' object"):
+        compare("compare.yaml")
+
+
+@pytest.mark.slow
 def test_wrong_arguments(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigurationError, match=r"workers is 0: expected a whole number, 1 or more"):
         compare("compare.yaml", workers=0)
@@ -198,4 +237,6 @@ def test_one_comparison_at_a_time_in_a_directory(project: Path) -> None:
 def test_the_command_names_a_wrong_option(project: Path) -> None:
     done = run("--config=compare.yaml", "--worker=2")
     assert (done.returncode, done.stderr) == (2, "error: There is no option --worker. Did you mean '--workers'?\n")
+    done = run("--config=base.yaml", "--config=compare.yaml")
+    assert (done.returncode, done.stderr) == (2, "error: --config is given 2 times: expected one comparison file.\n")
     assert os.listdir(".") and not Path("runs").exists()

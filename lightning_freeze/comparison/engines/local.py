@@ -9,7 +9,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 import torch
 
-from lightning_freeze.comparison.engines.worker_process import FitKilled, run_in_process
+from lightning_freeze.comparison.engines.worker_process import FitKilled, WorkerProcesses, run_in_process
 from lightning_freeze.comparison.fits import FitOutcome, FitTask
 
 
@@ -22,6 +22,7 @@ class LocalProcesses:
 
     def __init__(self, workers: int = 1) -> None:
         self._workers = workers
+        self._processes = WorkerProcesses()
         self._slots: queue.SimpleQueue[int] = queue.SimpleQueue()
         for slot in range(workers):
             self._slots.put(slot)
@@ -43,12 +44,14 @@ class LocalProcesses:
                 for future in done:
                     yield future.result()
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            # After an interrupt, fits are still running. None may write to the directory once others may work there.
+            self._processes.end()
+            pool.shutdown(cancel_futures=True)
 
     def _run(self, task: FitTask) -> FitOutcome:
         slot = self._slots.get()
         try:
-            return run_in_process(task, self._variables(slot))
+            return run_in_process(task, self._variables(slot), self._processes)
         except FitKilled as error:
             return FitOutcome(task, None, str(error))
         finally:

@@ -117,7 +117,8 @@ def test_commands_are_read_by_the_command_line(
             (folder / "config.yaml").write_text(shown.text)
     subcommand, *args = shlex.split(command.removeprefix("lightning-freeze "))
     if subcommand == "compare":
-        assert Path(compare._parser().parse_args(args).config).is_file()
+        (config,) = compare._parser().parse_args(args).config
+        assert Path(config).is_file()
         return
     own = {"plan": plan._parser, "advise": advise._parser}.get(subcommand)
     if own is not None:

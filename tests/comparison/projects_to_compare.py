@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -40,8 +41,18 @@ def command(*args: str) -> list[str]:
 def start(*args: str) -> subprocess.Popen[str]:
     """Start the command in the current folder."""
     return subprocess.Popen(
-        command(*args), env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        command(*args),
+        env=environment(),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        preexec_fn=_heed_interrupts,
     )
+
+
+def _heed_interrupts() -> None:
+    """Undo what a shell does to commands in the background: they ignore interrupts, and so does all that they start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def run(*args: str) -> subprocess.CompletedProcess[str]:

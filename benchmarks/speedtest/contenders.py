@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.speedtest.subjects import Batch, Subject
+from benchmarks.speedtest.truncated_models import Cut
 from lightning_freeze import GradualUnfreezing, LayerFreezing, LayerStack
 from lightning_freeze.callbacks.cache_filling import CacheFillingCallback, FillComplete
 from lightning_freeze.callbacks.frozen_prefix_cache import FrozenPrefixCache
@@ -199,10 +201,7 @@ def filled_ahead(subject: Subject, folder: Path) -> Run:
 def ideal(subject: Subject, folder: Path) -> Run:
     """The hand-cut model of what trains, in a plain loop, on activations in RAM."""
     cut = subject.cut(subject.build())
-    data = [
-        {k: v.detach() if isinstance(v, Tensor) else v for k, v in cut.prepare(b).items()} for b in _batches(subject)
-    ]
-    train, validation = data[:-1], data[-1]
+    *train, validation = prepared(cut, subject)
     optimizer = torch.optim.AdamW([p for p in cut.model.parameters() if p.requires_grad], lr=RATE)
 
     def run() -> list[float]:
@@ -223,9 +222,10 @@ def ideal(subject: Subject, folder: Path) -> Run:
     return run
 
 
-def _batches(subject: Subject) -> Iterator[Batch]:
-    for loader in loaders(subject):
-        yield from loader
+def prepared(cut: Cut, subject: Subject) -> list[dict[str, Any]]:
+    """The inputs of a hand-cut model for all batches, of which the last one is for validation."""
+    batches = itertools.chain(*loaders(subject))
+    return [{k: v.detach() if isinstance(v, Tensor) else v for k, v in cut.prepare(b).items()} for b in batches]
 
 
 def gradual(subject: Subject, folder: Path) -> Run:

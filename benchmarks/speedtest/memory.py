@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
-from benchmarks.speedtest.contenders import Finetuned, loaders
+from benchmarks.speedtest.contenders import RATE, Finetuned, loaders, prepared
 from benchmarks.speedtest.subjects import Batch, Subject
 from lightning_freeze import FrozenPrefixCache, LayerFreezing, LayerStack
 
@@ -27,16 +28,20 @@ class Kept(NamedTuple):
     activations: int
 
 
-#: Name of each contender to its callbacks.
-CONTENDERS: dict[str, Callable[[str], list[Callback]]] = {
+#: The hand-cut model in a plain loop, which keeps nothing of what is frozen.
+IDEAL = "ideal, cut by hand"
+OFFLOAD = "LayerFreezing + cache, offload"
+#: Name of each contender that Lightning trains to its callbacks.
+TRAINED: dict[str, Callable[[str], list[Callback]]] = {
     "full fine-tuning": lambda freeze: [],
     "LayerFreezing": lambda freeze: [LayerFreezing(freeze, verbose=False)],
     "LayerFreezing + cache": lambda freeze: [LayerFreezing(freeze, verbose=False), FrozenPrefixCache(verbose=False)],
-    "LayerFreezing + cache, offload": lambda freeze: [
+    OFFLOAD: lambda freeze: [
         LayerFreezing(freeze, verbose=False),
         FrozenPrefixCache(verbose=False, offload=True),
     ],
 }
+CONTENDERS = (*TRAINED, IDEAL)
 
 
 def predicted(subject: Subject, contender: str) -> Kept:
@@ -46,18 +51,49 @@ def predicted(subject: Subject, contender: str) -> Kept:
     frozen = set() if contender == "full fine-tuning" else {layer.name for layer in stack.select(subject.freeze).layers}
     trains = _bytes(p for layer in stack if layer.name not in frozen for p in layer.parameters())
     above = sum(kept for layer, kept in saved_by_layer(module, subject).items() if layer not in frozen)
-    return Kept(_bytes(module.parameters()), trains, MOMENTS * trains, above)
+    weights = trains if contender == IDEAL else _bytes(module.parameters())
+    return Kept(weights, trains, MOMENTS * trains, above)
 
 
 def measured(subject: Subject, contender: str, folder: Path) -> tuple[Kept, int]:
-    """Measure in the last step of a run of ``Trainer.fit``; the second number is the memory of the process after it."""
+    """Measure in the last step of a run; the second number is the memory of the process after it."""
+    return ideal(subject) if contender == IDEAL else fitted(subject, contender, folder)
+
+
+def ideal(subject: Subject) -> tuple[Kept, int]:
+    """Measure in the last step of a plain loop over the hand-cut model, with its inputs in RAM."""
+    cut = subject.cut(subject.build())
+    *batches, _ = prepared(cut, subject)
+    model = cut.model.train()
+    del cut  # it has the rest of the model
+    gc.collect()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=RATE)
+    for batch in [*batches] * subject.epochs:
+        optimizer.zero_grad()
+        with Saved(model.parameters()) as saved:
+            loss = model(**batch).loss
+            activations = saved.bytes
+        loss.backward()
+        optimizer.step()
+        del loss
+    kept = Kept(
+        _bytes(model.parameters()),
+        _bytes(p.grad for p in model.parameters() if p.grad is not None),
+        _of_optimizers([optimizer]),
+        activations,
+    )
+    return kept, anonymous_memory()
+
+
+def fitted(subject: Subject, contender: str, folder: Path) -> tuple[Kept, int]:
+    """Measure in the last step of a run of ``Trainer.fit``."""
     module, meter = Finetuned(subject.build()), Meter()
     train, _ = loaders(subject)
     Trainer(
         accelerator="cpu",
         max_epochs=subject.epochs,
         default_root_dir=folder,
-        callbacks=[*CONTENDERS[contender](subject.freeze), meter],
+        callbacks=[*TRAINED[contender](subject.freeze), meter],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -88,8 +124,7 @@ class Meter(Callback):
         self.steady = anonymous_memory()
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
-        states = [state for optimizer in trainer.optimizers for state in optimizer.state.values()]
-        self._optimizer = _bytes(v for s in states for v in s.values() if isinstance(v, Tensor))
+        self._optimizer = _of_optimizers(trainer.optimizers)
 
     def kept(self, module: LightningModule) -> Kept:
         """The measured bytes."""
@@ -156,6 +191,11 @@ def saved_by_layer(module: nn.Module, subject: Subject) -> dict[str, int]:
         handle.remove()
     del loss
     return found
+
+
+def _of_optimizers(optimizers: Iterable[torch.optim.Optimizer]) -> int:
+    states = [state for optimizer in optimizers for state in optimizer.state.values()]
+    return _bytes(v for state in states for v in state.values() if isinstance(v, Tensor))
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

@@ -229,7 +229,7 @@ FULL: dict[str, Callable[[], Subject]] = {
     "t5-80-short-source": lambda: t5(38, batch_size=4, batches=12, epochs=4),
     "vit-75": lambda: vit(9, batch_size=8, batches=15, epochs=4),
     "minilm": lambda: minilm(4, batch_size=32, batches=30, epochs=4),
-    "gradual": lambda: gradually(bert(0, batch_size=8, batches=8, epochs=12)),
+    "gradual": lambda: gradually(bert(0, batch_size=8, batches=24, epochs=12)),
 }
 _SMALL: dict[str, Any] = {"batch_size": 8, "batches": 5, "epochs": 3}
 QUICK: dict[str, Callable[[], Subject]] = {

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import lightning_freeze
+from lightning_freeze.cli import command_line
 
 PROJECT = "from lightning_freeze import TextDataModule\n\n\nclass Mine(TextDataModule):\n    pass\n"
 ROWS = "text,label\n" + "".join(f"it is {word} {i},{word}\n" for i in range(10) for word in ("good", "bad"))
@@ -31,3 +32,29 @@ def test_the_command_finds_classes_in_the_current_folder(project, tmp_path):
     command = [sys.executable, str(script), "fit", *project, "--trainer.fast_dev_run=true", "--report=false"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+BROKEN = {
+    "a library that is missing": (
+        "import no_such_library\n",
+        "ModuleNotFoundError: No module named 'no_such_library' (",
+    ),
+    "an error": ("\nraise ValueError('not here')\n", "ValueError: not here ("),
+    "a syntax error": ("class Mine(:\n", "SyntaxError: invalid syntax (broken.py, line 1)"),
+}
+
+
+@pytest.mark.parametrize("given", ["--trainer.callbacks+=broken.Mine", "--config=run.yaml"])
+@pytest.mark.parametrize("code, reason", BROKEN.values(), ids=BROKEN)
+def test_a_module_that_cannot_be_imported_is_named_with_the_reason(code, reason, given, tmp_path, monkeypatch, capsys):
+    (tmp_path / "broken.py").write_text(code)
+    (tmp_path / "run.yaml").write_text("trainer:\n  callbacks:\n    - class_path: broken.Mine\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.delitem(sys.modules, "broken", raising=False)
+    with pytest.raises(SystemExit) as end:
+        command_line.main(["fit", given])
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert f"trainer.callbacks: 'broken.Mine' cannot be imported. {reason}" in error
+    assert reason.startswith("Syntax") or f"broken.py, line {code.count(chr(10))})" in error

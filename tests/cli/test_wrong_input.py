@@ -71,6 +71,9 @@ WRONG = [
     # Lightning does not complain.
     (["--trainer.gradient_clip_val=-1"], "trainer.gradient_clip_val is -1: expected 0 or more."),
     (["--trainer.accumulate_grad_batches=0"], "trainer.accumulate_grad_batches is 0: expected 1 or more."),
+    # Only the whole name of an option counts: values are looked at by it.
+    (["--trainer.max_ep=3"], "There is no option --trainer.max_ep. Did you mean 'trainer.max_epochs'?"),
+    (["--conf=run.yaml"], "There is no option --conf. Did you mean 'config'?"),
     # Files.
     (["--config=nope.yaml"], "File does not exist"),
     (["--config=tiny"], "Path is not a file"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import traceback
 from typing import Any
 
 import torch
@@ -51,6 +52,31 @@ def find_class(name: object) -> type | None:
     return found if isinstance(found, type) else None
 
 
+def import_failure(name: str) -> str | None:
+    """Return why the module of a class cannot be imported; ``None`` if it can be, or if there is no such module.
+
+    Args:
+        name: The import path of the class.
+    """
+    module = name.rpartition(".")[0]
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        return None if f"{module}.".startswith(f"{error.name}.") else _described(error)
+    except Exception as error:
+        return _described(error)
+    return None
+
+
+def takes_class(option: str) -> bool:
+    """Whether a class may be given for an option, by its last part.
+
+    Args:
+        option: The option, such as ``trainer.callbacks``.
+    """
+    return _last_part(option) in _BASES
+
+
 def nearest_class(name: str, option: str) -> str:
     """Return `` Did you mean 'LayerFreezing'?`` for a misspelt class name, or an empty string.
 
@@ -58,8 +84,21 @@ def nearest_class(name: str, option: str) -> str:
         name: What the user wrote.
         option: The option that it was given for; its last part says which kind of class is meant.
     """
-    bases = _BASES.get(option.rpartition(".")[2].rstrip("+"), ())
+    bases = _BASES.get(_last_part(option), ())
     return suggest(name.rpartition(".")[2].partition("(")[0], sorted(_by_name(bases)))
+
+
+def _last_part(option: str) -> str:
+    return option.rpartition(".")[2].rstrip("+")
+
+
+def _described(error: Exception) -> str:
+    """An error at import, and the line that raised it."""
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<frozen")]
+    text = " ".join(str(error).split())
+    # A syntax error names its line itself. The first frame is that of this module.
+    place = "" if isinstance(error, SyntaxError) or len(own) < 2 else f" ({own[-1].filename}, line {own[-1].lineno})"
+    return f"{type(error).__name__}: {text}{place}"
 
 
 def _by_name(bases: Any) -> dict[str, type]:

@@ -34,6 +34,7 @@ class FreezeArgumentParser(LightningArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("parser_mode", MODE)
+        kwargs.setdefault("allow_abbrev", False)  # the values of options are looked at by their whole names
         super().__init__(*args, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from lightning_freeze.cli.parsing.known_classes import find_class, nearest_class
+from lightning_freeze.cli.parsing.known_classes import find_class, import_failure, nearest_class, takes_class
 from lightning_freeze.errors import listing, suggest
 
 _KEY = re.compile(r"(?:Parser key|Problem with key) [\"'](?P<key>[^\"']+)[\"']:")
@@ -99,6 +99,9 @@ def _reasons(message: str) -> list[_Found]:
 def _sentence(reason: _Found, siblings: list[_Found], message: str) -> str:
     option = ".".join(reason.keys)
     place = f"{option}: " if option else ""
+    for name in _class_names(reason, option, _value(siblings, message) or ""):
+        if failure := import_failure(name):
+            return f"{place}{_cut(name)!r} cannot be imported. {failure}."
     for sibling in siblings:
         if needed := _REQUIRED.search(sibling.text):
             owner = sibling.classes[-1].rpartition(".")[2] if sibling.classes else (option or "The command")
@@ -138,6 +141,13 @@ def _sentence(reason: _Found, siblings: list[_Found], message: str) -> str:
             hint += " Put quotes around it."
         return f"{option or 'A value'} is {_cut(value)}: expected {' or '.join(names)}.{hint}"
     return _one_line(place + reason.text)
+
+
+def _class_names(reason: _Found, option: str, value: str) -> list[str]:
+    """The import paths of the classes that a message may be about."""
+    alone = [value.strip("'\"")] if takes_class(option) else []
+    names = [*reason.classes[-1:], *re.findall(r"'class_path': '([^']*)'", value), *alone]
+    return [name for name in dict.fromkeys(names) if re.fullmatch(r"\w+(\.\w+)+", name)]
 
 
 def _choices(text: str) -> list[str]:
@@ -198,6 +208,9 @@ def _unknown_options(given: list[str], options: Iterable[str]) -> str:
 
 def _nearest_option(name: str, options: Iterable[str]) -> str:
     names = sorted(set(options))
+    begun = [option for option in names if option.startswith(name)]
+    if name and len(begun) == 1:
+        return suggest(begun[0], begun)
     return suggest(name, names) or suggest(name.rpartition(".")[2], [n.rpartition(".")[2] for n in names])
 
 

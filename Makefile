@@ -21,6 +21,8 @@ READY     := $(VENV)/ready
 READY_DEV := $(VENV)/ready-dev
 READY_DOCS := $(VENV)/ready-docs
 WORKERS   ?= auto
+# Options that end the longest runs of tests in time, such as `--minutes 10`.
+LIMIT     ?=
 # Made anew by each demo.
 DEMO_RUN  := runs/reviews/demo
 
@@ -41,7 +43,7 @@ test: $(READY_DEV)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
 
 test-slow: $(READY_DEV)
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) -m slow
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) -m slow $(LIMIT)
 
 # In an environment of its own: timm and torchvision want another build of torch, a large one.
 test-vision:
@@ -56,7 +58,7 @@ test-oldest:
 	test -x $(VENV)-oldest/bin/python || $(PYTHON) -m venv $(VENV)-oldest
 	$(VENV)-oldest/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-oldest.txt \
 		--editable '.[data,dev]'
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VENV)-oldest/bin/python -m pytest -n $(WORKERS) -m "not slow"
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VENV)-oldest/bin/python -m pytest -n $(WORKERS) -m "not slow" $(LIMIT)
 
 # In environments of their own (.venv-projects): each project installs what its own quick start needs.
 test-projects:

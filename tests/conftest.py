@@ -24,6 +24,8 @@ from transformers import (
     ViTModel,
 )
 
+pytest_plugins = ["time_limit"]
+
 
 @pytest.fixture(scope="session")
 def tiny_bert_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -81,6 +81,7 @@ def test_a_module_of_ones_own_is_advised_and_left_as_it_was(capsys: pytest.Captu
     trainer.fit(module, datamodule=OwnData())
 
 
+@pytest.mark.slow
 def test_arguments_about_devices_and_logs_do_no_harm(two_plans: None) -> None:
     options = {"devices": 2, "strategy": "ddp", "logger": True, "enable_checkpointing": True}
     assert advise(Own(), OwnData(), **QUICK, **options).best.scores
@@ -99,6 +100,7 @@ def test_the_better_plan_is_recommended_with_how_sure_that_is(
     assert advice.callbacks()[0].layers == "embeddings,:3"  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("quality", "recommended"), [(0.696, "freeze"), (0.69, FULL)])
 def test_a_cheaper_plan_may_be_worse_by_the_tolerance(
     two_plans: None,
@@ -113,6 +115,7 @@ def test_a_cheaper_plan_may_be_worse_by_the_tolerance(
     assert advice.recommended == recommended
 
 
+@pytest.mark.slow
 def test_smaller_is_better_where_the_metric_says_so(two_plans: None, monkeypatch: pytest.MonkeyPatch) -> None:
     scores(monkeypatch, {FULL: 0.7, "freeze": 0.3})
     advice = advise(Own(), OwnData(), **QUICK)
@@ -121,6 +124,7 @@ def test_smaller_is_better_where_the_metric_says_so(two_plans: None, monkeypatch
     assert advice.difference.mean == pytest.approx(0.4), "positive is better"
 
 
+@pytest.mark.slow
 def test_a_metric_that_is_not_a_number_never_wins(two_plans: None, monkeypatch: pytest.MonkeyPatch) -> None:
     scores(monkeypatch, {FULL: 0.7, "freeze": float("nan")})
     assert advise(Own(), OwnData(), **QUICK).recommended == FULL
@@ -138,6 +142,7 @@ def test_accuracy_by_example_is_that_of_the_metric(tiny_bert_dir: Path, reviews:
     assert len(short.examples) == len(found.examples)
 
 
+@pytest.mark.slow
 def test_there_is_one_fit_in_memory_at_a_time(two_plans: None) -> None:
     made: list[weakref.ref[LightningModule]] = []
     alive: list[int] = []
@@ -266,6 +271,7 @@ def test_very_short_runs_are_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
     assert advise(Own(), OwnData(), **{**QUICK, "max_epochs": 20}).notes == ()
 
 
+@pytest.mark.slow
 def test_a_plan_that_cannot_be_trained_is_left_out_with_its_reason(
     tiny_bert_dir: Path, reviews: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -298,6 +304,7 @@ def advice(two_plans: None, tiny_bert_dir: Path, reviews: Path, monkeypatch: pyt
     yield advise(text_module(tiny_bert_dir), text_data(tiny_bert_dir, reviews), **{**QUICK, "budget": 2})
 
 
+@pytest.mark.slow
 def test_files_of_advice(advice: Advice, tmp_path: Path) -> None:
     assert [path.name for path in advice.save(tmp_path / "a")] == ["advice.json", "recommended.yaml", "advice.html"]
     content = json.loads((tmp_path / "a/advice.json").read_text())
@@ -309,6 +316,7 @@ def test_files_of_advice(advice: Advice, tmp_path: Path) -> None:
     assert "label: Étiquette 中\n" in config_text(advice, config)
 
 
+@pytest.mark.slow
 def test_the_page_is_self_contained_and_escapes_names(advice: Advice, tmp_path: Path) -> None:
     named = [replace(each, name="<b>x</b>" if each.name == "freeze" else each.name) for each in advice.results]
     odd = replace(advice, results=tuple(named), recommended="<b>x</b>", monitor="val_$x$")
@@ -323,6 +331,7 @@ def test_the_page_is_self_contained_and_escapes_names(advice: Advice, tmp_path: 
     assert "prefers-color-scheme: dark" in page
 
 
+@pytest.mark.slow
 def test_layers_are_listed_from_the_input_up_where_the_embeddings_have_no_gradients(advice: Advice) -> None:
     layers = dict(advice.measurements.layers)
     del layers["embeddings"]
@@ -331,6 +340,7 @@ def test_layers_are_listed_from_the_input_up_where_the_embeddings_have_no_gradie
     assert (names[0], names[-1]) == ("embeddings", "head")
 
 
+@pytest.mark.slow
 def test_a_page_without_measurements(advice: Advice, tmp_path: Path) -> None:
     from lightning_freeze.advice.measuring import Measurements
 

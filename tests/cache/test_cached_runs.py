@@ -242,6 +242,7 @@ def test_other_precisions(precision: str) -> None:
     assert cache.hit_rate > 0.5
 
 
+@pytest.mark.slow
 def test_mixed_precision_with_texts_of_different_lengths() -> None:
     # Kernels round otherwise for other lengths, far more than float32 does.
     model = bert(hidden_size=384, intermediate_size=1536, num_attention_heads=4, max_position_embeddings=64)

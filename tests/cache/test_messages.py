@@ -42,6 +42,7 @@ def said_in(module: Any, *callbacks: Any, capsys: pytest.CaptureFixture[str], ep
     return [line for line in said if "rozen prefix cache" in line or "FrozenPrefixCache" in line]
 
 
+@pytest.mark.slow
 def test_a_compiled_tower_beside_another_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     teacher = bert()
     freeze(teacher)
@@ -53,6 +54,7 @@ def test_a_compiled_tower_beside_another_is_named(capsys: pytest.CaptureFixture[
     ]
 
 
+@pytest.mark.slow
 def test_a_compiled_tower_that_trains_is_not_mentioned(capsys: pytest.CaptureFixture[str]) -> None:
     teacher = bert()
     freeze(teacher)

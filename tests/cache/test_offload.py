@@ -93,6 +93,7 @@ def test_equals_the_uncached_fit_and_the_parameters_stay_the_same_objects() -> N
     assert not watch.cache.reasons and away(watch.cache) == 0  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 def test_validation_and_phases_equal_the_uncached_fit() -> None:
     phases = [Phase("head", EpochTrigger(3)), Phase("2:,head", EpochTrigger(3)), Phase("3,head")]
     schedule = PhasedFineTuning(phases, verbose=False)

@@ -257,6 +257,7 @@ class Toggles(Plain):
         return [torch.optim.SGD(encoder, lr=0.01), torch.optim.SGD(self.model.classifier.parameters(), lr=0.01)]
 
 
+@pytest.mark.slow
 def test_a_prefix_that_is_new_in_every_second_pass_is_given_up() -> None:
     data = lambda: loader(Examples(24, 5, 5))  # noqa: E731
     check_equal(Toggles(), frozen(), data=data, epochs=6, reason=r"to the next \(the number of frozen blocks does\)")

@@ -83,6 +83,7 @@ def test_higher_boundary_is_computed_from_the_lower_one() -> None:
     assert not any(high[20:])
 
 
+@pytest.mark.slow
 def test_freezing_again_equals_uncached() -> None:
     phases = [
         Phase("2:,head", EpochTrigger(2)),
@@ -96,6 +97,7 @@ def test_freezing_again_equals_uncached() -> None:
     assert cache.hit_rate > 0.5
 
 
+@pytest.mark.slow
 def test_own_loop_and_backbone_finetuning() -> None:
     class Own(Plain):
         def __init__(self, model: nn.Module) -> None:

@@ -54,6 +54,7 @@ def plan(choose: random.Random) -> Any:
     return PhasedFineTuning([*(Phase(t, until) for t in trains[:2]), Phase(trains[2])], verbose=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(24))
 def test_equals_uncached(seed: int) -> None:
     choose = random.Random(seed)

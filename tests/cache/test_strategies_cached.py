@@ -33,6 +33,7 @@ STRATEGIES: dict[str, tuple[Callable[[], FreezingCallback], float]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_equals_uncached(name: str) -> None:
     make, least = STRATEGIES[name]

@@ -63,6 +63,7 @@ def test_advice_from_a_csv_file_ends_in_a_config_that_fits_unchanged(
     assert "best checkpoint" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -32,6 +32,7 @@ def config(project: Path) -> str:
     return "--config=fill.yaml"
 
 
+@pytest.mark.slow
 def test_fill_then_fit(config: str, project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command_line.main(["cache", "fill", config, *FIT, "--trainer.accelerator=cpu"])
     said = capsys.readouterr().out.splitlines()

@@ -64,6 +64,7 @@ def test_from_a_csv_file_to_an_accuracy(capsys: pytest.CaptureFixture[str]) -> N
     assert last.startswith(f"test accuracy {accuracy:.3f} (majority class 0.")
 
 
+@pytest.mark.slow
 def test_no_test_is_proposed_where_there_are_no_test_rows(capsys: pytest.CaptureFixture[str]) -> None:
     fit("--data.split=[0.8, 0.2, 0.0]")
     assert capsys.readouterr().out.splitlines()[-1] == f"best checkpoint: {checkpoint()}"
@@ -74,6 +75,7 @@ def test_more_workers_than_any_machine_has_use_for(capsys: pytest.CaptureFixture
     assert "data.num_workers is 99999: expected at most" in message
 
 
+@pytest.mark.slow
 def test_prediction_needs_no_labels_but_those_in_the_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
     fit()
     Path("new.csv").write_text("text\ngood film\nthe book is bad\n", encoding="utf-8")
@@ -87,6 +89,7 @@ def test_prediction_needs_no_labels_but_those_in_the_checkpoint(capsys: pytest.C
     assert not list(Path(path).parent.glob("*.part"))
 
 
+@pytest.mark.slow
 def test_validation_of_a_checkpoint_on_another_file() -> None:
     fit()
     save_csv(Path("other.csv"), make_reviews(9, seed=5))
@@ -160,6 +163,7 @@ ANY_OF = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*")
 @pytest.mark.parametrize(
     ("name", "arguments"), [*CALLBACKS.items(), ("GradualUnfreezing", ANY_OF)], ids=[*CALLBACKS, "AnyTrigger"]
@@ -174,6 +178,7 @@ def test_callbacks_and_triggers_by_short_name(
     assert name in [type(callback).__name__ for callback in trainers[0].callbacks]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*")
 def test_the_rates_of_phases_from_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     trainers = seen(monkeypatch)
@@ -195,6 +200,7 @@ def test_the_rates_of_phases_from_a_file(monkeypatch: pytest.MonkeyPatch) -> Non
     assert again.phases == schedule.phases
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*")
 def test_callbacks_and_triggers_from_flags(monkeypatch: pytest.MonkeyPatch) -> None:
     trainers = seen(monkeypatch)
@@ -205,6 +211,7 @@ def test_callbacks_and_triggers_from_flags(monkeypatch: pytest.MonkeyPatch) -> N
     assert found["DiscriminativeLR"].decay == 0.5
 
 
+@pytest.mark.slow
 def test_optimizer_and_scheduler_from_flags(monkeypatch: pytest.MonkeyPatch) -> None:
     trainers = seen(monkeypatch)
     fit(
@@ -241,6 +248,7 @@ def test_resume_from_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     assert trainers[1].global_step == 2 * steps
 
 
+@pytest.mark.slow
 def test_own_data_module(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (project / "own_images.py").write_text(
         "import torch\n"
@@ -313,6 +321,7 @@ def test_layers(capsys: pytest.CaptureFixture[str]) -> None:
     assert error.value.code == 2 and "tiny" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_installed_command_runs_as_a_process() -> None:
     command = [
         sys.executable,
@@ -339,6 +348,7 @@ def test_a_checkpoint_that_is_none(path: str, words: str, capsys: pytest.Capture
     assert words in fails(capsys, "test", "--model.encoder=./tiny", "--data.test=reviews.csv", f"--ckpt_path={path}")
 
 
+@pytest.mark.slow
 def test_token_predictions_are_one_tag_for_each_token() -> None:
     rows = [
         {"tokens": ["good", "unfilmable", "book"][: 1 + i % 3], "tags": ["O", "X", "O"][: 1 + i % 3]} for i in range(12)

@@ -10,6 +10,7 @@ import pytest
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "fuzz_command_line.py"
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*")
 def test_no_traceback_and_no_silent_acceptance(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys

@@ -37,6 +37,7 @@ def test_what_is_measured(project: Path) -> None:
     assert FitResult.from_dict(result.to_dict()) == result
 
 
+@pytest.mark.slow
 def test_a_seed_decides_the_run(project: Path) -> None:
     one, same, other = (run_fit(config(), seed, "fit").metrics["test_loss"] for seed in (1, 1, 2))
     assert one == same != other
@@ -52,6 +53,7 @@ def test_parameters_that_train_are_counted_in_each_batch(project: Path) -> None:
     assert 0 < head < 0.1 * result.parameters
 
 
+@pytest.mark.slow
 def test_hits_of_the_cache_and_a_checkpoint_that_is_kept(project: Path) -> None:
     callbacks = [
         {"class_path": "LayerFreezing", "init_args": {"layers": "embeddings,:"}},
@@ -93,6 +95,7 @@ def test_forgetting_is_how_much_worse_a_metric_becomes(higher_is_better: bool, p
     assert result.forgetting == (before - after if higher_is_better else after - before)
 
 
+@pytest.mark.slow
 def test_the_callback_says_what_is_forgotten_where_no_metric_does(project: Path) -> None:
     Path("general.txt").write_text("the book is good\na bad phone\nthe film\ngood and bad\nthe phone is a book\n")
     callback = {"class_path": "Forgetting", "init_args": {"text": "general.txt", "verbose": False}}

@@ -72,6 +72,7 @@ def own(project: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "own.ckpt"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", [[], ["--config=lightning_logs/version_0/config.yaml"], ["--weights=tiny"]])
 def test_a_run_of_the_command_line(small: str, source: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     main(["merge-checkpoint", small, "whole.ckpt", *source])
@@ -87,11 +88,13 @@ def test_a_run_of_the_command_line(small: str, source: list[str], capsys: pytest
     assert capsys.readouterr().out.splitlines()[-1] == line
 
 
+@pytest.mark.slow
 def test_the_command_line_resumes_from_a_small_checkpoint(small: str) -> None:
     main(["fit", *QUIET, *FIT, *FREEZE, "--trainer.max_epochs=2", f"--ckpt_path={small}"])
     assert len(list(Path("lightning_logs").glob("version_1/checkpoints/*.ckpt"))) == 1
 
 
+@pytest.mark.slow
 def test_another_model_is_refused_in_one_message(small: str, capsys: pytest.CaptureFixture[str]) -> None:
     import transformers
 

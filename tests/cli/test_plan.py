@@ -34,6 +34,7 @@ trainer:
 """
 
 
+@pytest.mark.slow
 def test_plan_trains_nothing(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["plan", *FIT, "--trainer.callbacks+=GradualUnfreezing", "--trainer.max_epochs=3"])
     printed = capsys.readouterr().out
@@ -53,6 +54,7 @@ def test_misspelt_option_of_plan(project: Path, given: str, meant: str, capsys: 
     assert f"There is no option {given.partition('=')[0]}. Did you mean '{meant}'?" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_output_memory_and_defaults_of_fit(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["plan", *FIT, "--trainer.callbacks+=LayerFreezing", "--trainer.callbacks.layers=embeddings",
           "--memory", "1GiB", "--output", "plan.json"])  # fmt: skip
@@ -152,6 +154,7 @@ def test_the_config_of_a_section_is_not_overwritten(
     assert Path("trainer.yaml").read_text() == "max_epochs: 2"
 
 
+@pytest.mark.slow
 def test_written_phases_name_all_that_they_come_after(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("config.yaml").write_text(CONFIG)
     Path("more epochs.yaml").write_text("trainer: {max_epochs: 8}")
@@ -182,6 +185,7 @@ def test_the_course_is_that_of_the_run(
     assert json.loads(Path("plan.json").read_text())["batches"] == batches
 
 
+@pytest.mark.slow
 def test_a_run_on_an_accelerator_is_planned_without_one(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     gpu = [
         "--trainer.accelerator=gpu",
@@ -213,6 +217,7 @@ def test_data_is_built_with_memory(project: Path, capsys: pytest.CaptureFixture[
     assert json.loads(Path("plan.json").read_text())["batch_size"] == 8
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_a_note(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["fit", *FIT, "--trainer.max_epochs=1", "--trainer.accelerator=cpu"])
     (checkpoint,) = project.rglob("*.ckpt")

@@ -22,6 +22,7 @@ def project(tmp_path, tiny_bert_dir) -> list[str]:
     return [f"--model.encoder={tiny_bert_dir}", "--data=my_project.Mine", "--data.data=data.csv"]
 
 
+@pytest.mark.slow
 def test_the_command_finds_classes_in_the_current_folder(project, tmp_path):
     # As the installed command does: the folder of the script is on the path, the current folder is not.
     script = tmp_path / "bin" / "command.py"

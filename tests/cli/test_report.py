@@ -19,6 +19,7 @@ def fit(*more: str) -> None:
     command_line.main(["fit", *FIT, *QUIET, "--trainer.max_epochs=2", *more])
 
 
+@pytest.mark.slow
 def test_fit_writes_a_report_beside_its_logs(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fit()
     assert set(Page(FIRST).charts) == set(CHARTS)
@@ -26,6 +27,7 @@ def test_fit_writes_a_report_beside_its_logs(project: Path, capsys: pytest.Captu
     assert "freeze/grad_norm/head" in Path("lightning_logs/version_0/metrics.csv").read_text()
 
 
+@pytest.mark.slow
 def test_the_report_compares_the_run_with_its_plan(project: Path) -> None:
     fit("--trainer.callbacks+=LayerFreezing", "--trainer.callbacks.layers=embeddings")
     page = Page(FIRST)
@@ -36,6 +38,7 @@ def test_the_report_compares_the_run_with_its_plan(project: Path) -> None:
     assert 0 < float(tables["time"][1][-1]) < 1  # the time of full fine-tuning is 1
 
 
+@pytest.mark.slow
 def test_the_plan_changes_nothing(project: Path) -> None:
     losses = []
     for report in ("true", "false"):

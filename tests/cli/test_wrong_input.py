@@ -317,6 +317,7 @@ def test_checkpoint_of_another_shape_is_one_message(capsys: pytest.CaptureFixtur
     assert "foreign.ckpt" in fails(capsys, "test", *FIT, *QUIET, "--ckpt_path=foreign.ckpt")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["loss", "weights"])
 def test_run_that_diverged_is_not_praised(
     kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -336,6 +337,7 @@ def test_run_that_diverged_is_not_praised(
     assert "The run has diverged" in message and "No checkpoint of it is of use" in message
 
 
+@pytest.mark.slow
 def test_tracebacks_of_bugs_and_of_user_code_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     for error in (KeyError("x"), AttributeError("x"), TypeError("x"), RuntimeError("x"), ZeroDivisionError()):
 

@@ -87,6 +87,7 @@ def run(compiled: Callable[[Quiet], Any], *callbacks: Callback, **options: Any) 
 PHASES = [Phase("head", EpochTrigger(1)), Phase("1:,head", EpochTrigger(1)), Phase("embeddings,0,head")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_phases_of_a_compiled_module_train_what_they_say(way: Callable[[Quiet], Any]) -> None:
     callback = PhasedFineTuning(PHASES, verbose=False)
@@ -103,6 +104,7 @@ def test_frozen_layers_of_a_compiled_module_stand_still(way: Callable[[Quiet], A
     assert moved(before, after) == {"2", "3", "head"}
 
 
+@pytest.mark.slow
 def test_dropout_of_frozen_layers_is_off_in_the_graph_too() -> None:
     class Dropouts(Callback):
         modes: list[list[bool]] = []  # noqa: RUF012
@@ -149,6 +151,7 @@ def test_a_compiled_transformer_equals_the_same_run_uncompiled(how: str) -> None
     assert [name for name in plain if not torch.allclose(plain[name], ours[name], rtol=0, atol=1e-12)] == []
 
 
+@pytest.mark.slow
 def test_the_graphs_of_each_phase_are_counted_and_shown(capsys: pytest.CaptureFixture[str]) -> None:
     def lines_of(way: Callable[[Quiet], Any]) -> list[str]:
         run(way, GradualUnfreezing(), max_epochs=5)

@@ -101,6 +101,7 @@ def test_a_learning_rate_finder_leaves_the_run_as_it_would_be_with_that_rate(nam
     assert "lr_find" not in vars(finder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_batch_size_finder_leaves_the_run_as_it_would_be_with_that_size(name: str) -> None:
     found = tunable()
@@ -120,6 +121,7 @@ def test_a_batch_size_finder_leaves_the_run_as_it_would_be_with_that_size(name: 
     assert "scale_batch_size" not in vars(finder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "largest"),
     [
@@ -137,6 +139,7 @@ def test_a_batch_size_is_measured_with_all_that_ever_trains(name: str, largest: 
     assert {"head"} <= module.tried[4][1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate_first", [True, False])
 def test_both_finders_in_one_run(rate_first: bool) -> None:
     finders = [
@@ -162,6 +165,7 @@ def test_frozen_layers_are_in_eval_mode_while_something_is_found(finder: Callbac
     assert all(m.training for m in module.modules())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_the_tuner_leaves_the_module_as_it_was(name: str) -> None:
     module = tunable()

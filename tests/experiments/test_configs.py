@@ -192,6 +192,7 @@ def test_config_takes_in_its_base(config, capsys, monkeypatch):
             assert printed[key] == value, key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("comparison", first_of_each_folder(COMPARISONS), ids=name)
 def test_every_plan_of_a_comparison_is_a_config_that_can_be_built(
     comparison, reviews, dialogues, tiny_bert_dir, tiny_chat_dir, tiny_vit_dir, tiny_wav2vec2_dir, monkeypatch

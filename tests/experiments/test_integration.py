@@ -50,6 +50,7 @@ def train(project: Path) -> dict[str, list[float]]:
     return {name: list({row["step"]: float(row[name]) for row in rows if row[name]}.values()) for name in rows[0]}
 
 
+@pytest.mark.slow
 def test_the_project_learns_without_us(project):
     assert "lightning_freeze" not in "".join(file.read_text() for file in project.glob("*.py"))
     log = train(project)
@@ -57,6 +58,7 @@ def test_the_project_learns_without_us(project):
     assert log["val_loss"][-1] < log["val_loss"][0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "nothing",
     [
@@ -80,6 +82,7 @@ def test_callbacks_that_freeze_nothing_change_no_bit_of_any_loss(project, nothin
         assert after[name] == before[name]
 
 
+@pytest.mark.slow
 def test_the_patch_trains_gradually_and_at_discriminative_rates(project):
     replace(project / "train.py", "max_epochs=3", "max_epochs=6")  # one for each layer
     before = train(project)

@@ -235,6 +235,7 @@ def test_every_commit_that_has_worked_in_a_directory_is_named(tmp_path):
     assert measure.note_commit(file) == f"0123456789ab {first}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments, message", [(["nowhere"], "no experiment 'nowhere'"), ([], "one or more folders")])
 def test_wrong_calls_end_with_a_message(arguments, message):
     done = subprocess.run([sys.executable, EXPERIMENTS / "measure.py", *arguments], capture_output=True, text=True)

@@ -43,6 +43,7 @@ def weights(checkpoint: str) -> dict[str, torch.Tensor]:
     return torch.load(checkpoint, weights_only=True)["state_dict"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", ["none", "half_frozen", "l2sp", "lora"])
 def test_each_task_is_learned_after_the_one_before(plan, texts, tiny_bert_dir, tmp_path, monkeypatch):
     if plan == "lora":
@@ -107,6 +108,7 @@ def test_the_second_and_third_task_find_in_the_cache_what_the_first_has_computed
         assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_a_fit_ends_with_the_first_validation_that_reaches_the_target(texts, tiny_bert_dir, tmp_path):
     script = load(EXPERIMENTS / "time_to_accuracy" / "measure_time.py")
     plans = yaml.safe_load((EXPERIMENTS / "time_to_accuracy" / "measure_time.yaml").read_text())["plans"]

@@ -240,6 +240,7 @@ def test_a_second_fit_has_its_own_original(general: Path, data: TextDataModule, 
     assert not torch.equal(list(before.values())[-1], list(forgetting.state_dict()["layers"].values())[-1])
 
 
+@pytest.mark.slow
 def test_it_works_from_yaml(
     general: Path, reviews_csv: Path, tiny_bert_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -138,6 +138,7 @@ def test_the_cache_ends_below_the_first_block_with_adapters_that_train(
     assert all(torch.allclose(results[0][n], results[1][n], atol=1e-5) for n in results[0])
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Checkpoint directory")
 def test_a_checkpoint_resumes_exactly(tiny_bert_dir: Path, data: TextDataModule, tmp_path: Path) -> None:
     def go(path: Path | None, *callbacks: Callback) -> dict[str, Tensor]:
@@ -283,6 +284,7 @@ def test_without_peft_the_message_names_the_extra(tiny_bert_dir: Path, monkeypat
         module(tiny_bert_dir)
 
 
+@pytest.mark.slow
 def test_a_plan_counts_the_adapters_that_train(tiny_bert_dir: Path, data: TextDataModule) -> None:
     ours = module(tiny_bert_dir)
     plan = plan_training(ours, [GradualUnfreezing()], datamodule=data, max_epochs=5)
@@ -295,6 +297,7 @@ def test_a_plan_counts_the_adapters_that_train(tiny_bert_dir: Path, data: TextDa
     assert plan.full.gradients == 4 * sum(p.numel() for p in ours.parameters() if p.requires_grad)
 
 
+@pytest.mark.slow
 def test_from_yaml(tiny_bert_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     csv = save_csv(tmp_path / "reviews.csv", make_reviews(24))

@@ -428,6 +428,7 @@ def test_wrong_teachers(tiny_bert_dir: Path, tmp_path: Path) -> None:
         trainer(tmp_path).fit(student(tiny_bert_dir, wide, {"hidden_weight": 1.0}), in_order())
 
 
+@pytest.mark.slow
 def test_from_yaml(
     tiny_bert_dir: Path,
     csv: Path,

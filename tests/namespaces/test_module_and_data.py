@@ -70,6 +70,7 @@ def assert_same(left: Any, right: Any) -> None:
     torch.testing.assert_close(left, right, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("clip", "cached"), [("norm", False), ("value", True)])
 def test_every_step_of_a_run_is_the_same_in_both(
     module: Any, data: Any, clip: str, cached: bool, tmp_path: Path
@@ -95,6 +96,7 @@ def test_every_step_of_a_run_is_the_same_in_both(
     assert_same(run(pytorch_lightning), run(lightning.pytorch))
 
 
+@pytest.mark.slow
 def test_two_processes_train_the_same_in_both(module: Any, data: Any, tmp_path: Path) -> None:
     def run(namespace: Any) -> Any:
         class Save(namespace.Callback):
@@ -127,6 +129,7 @@ def test_a_hook_counts_as_overridden_only_where_it_is(namespace: Any, module: An
                 assert is_overridden(name, built) == (name in written), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("namespace", NAMESPACES)
 def test_a_module_of_either_namespace_holds_ours_and_is_held_by_it(
     namespace: Any, module: Any, data: Any, tmp_path: Path

@@ -48,6 +48,7 @@ def _ends(plan: TrainingPlan) -> list[int | None]:
     return [phase.last_batch for phase in plan.phases]
 
 
+@pytest.mark.slow
 def test_a_stream_is_one_epoch_of_as_many_steps_as_the_run() -> None:
     by_steps = plan_training(
         Classifier(), GradualUnfreezing(trigger=StepTrigger(5)), datamodule=StreamedData(), max_steps=50
@@ -131,6 +132,7 @@ def test_no_callbacks_and_no_lightning_module() -> None:
         plan_training(nn.Linear(1, 1), [], BATCH)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_batches_of_a_tokenizer() -> None:
     from transformers import BatchEncoding
 
@@ -173,6 +175,7 @@ def test_module_that_is_in_eval_mode() -> None:
     assert plan.full.activations < other.full.activations  # no dropout masks
 
 
+@pytest.mark.slow
 def test_epochs_that_are_validated_several_times() -> None:
     plan = plan_training(
         Classifier(), GradualUnfreezing(trigger=EpochTrigger(2)), BATCH, max_epochs=9, batches_per_epoch=4,

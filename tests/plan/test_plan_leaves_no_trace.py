@@ -68,6 +68,7 @@ class ChangesItself(Classifier):
         self.seen.append(float(torch.rand(()) + random.random() + np.random.rand()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [SharesModules, Recurrent, Reentrant, KeepsItsOptimizer, ChangesItself])
 @pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
 def test_weights_gradients_and_attributes_are_those_before(make: type[Classifier], precision: str) -> None:
@@ -108,6 +109,7 @@ def test_reentrant_checkpoints_have_their_gradients_counted() -> None:
     assert plan.notes == ()
 
 
+@pytest.mark.slow
 def test_optimizer_of_the_module_keeps_its_rates() -> None:
     module = KeepsItsOptimizer()
     before = [{k: v for k, v in group.items() if k != "params"} for group in module.optimizer.param_groups]
@@ -115,6 +117,7 @@ def test_optimizer_of_the_module_keeps_its_rates() -> None:
     assert [{k: v for k, v in group.items() if k != "params"} for group in module.optimizer.param_groups] == before
 
 
+@pytest.mark.slow
 def test_modules_that_share_submodules_can_be_fitted_after_a_plan() -> None:
     results = []
     for planned in (False, True):

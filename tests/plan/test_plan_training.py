@@ -46,6 +46,7 @@ def test_full_fine_tuning_is_the_same_whatever_is_frozen() -> None:
     assert alone.phases[0].time.cached is None
 
 
+@pytest.mark.slow
 def test_phases_are_those_of_the_run() -> None:
     torch.manual_seed(0)
     module, observed = Classifier(), Observed()
@@ -99,6 +100,7 @@ def test_the_module_is_left_as_it_was() -> None:
         _ = module.trainer
 
 
+@pytest.mark.slow
 def test_a_run_after_a_plan_is_the_run_without() -> None:
     results = []
     for planned in (False, True):
@@ -112,6 +114,7 @@ def test_a_run_after_a_plan_is_the_run_without() -> None:
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
 
 
+@pytest.mark.slow
 def test_a_model_on_the_meta_device_costs_what_a_real_one_does() -> None:
     callbacks = [GradualUnfreezing(), DiscriminativeLR(0.9)]
     real = plan_training(Classifier(), callbacks, BATCH, max_epochs=9)
@@ -135,6 +138,7 @@ def test_a_model_larger_than_memory() -> None:
     assert again.peak() == plan.fitting.memory
 
 
+@pytest.mark.slow
 def test_memory_that_is_enough_or_never_enough() -> None:
     module = Classifier()
     enough = plan_training(module, [], BATCH, memory="1GiB")
@@ -159,6 +163,7 @@ def test_the_cache_skips_the_frozen_prefix() -> None:
     assert cached == pytest.approx((time.freezing + 3 * time.cached) / 4)
 
 
+@pytest.mark.slow
 def test_each_boundary_takes_space_of_its_own() -> None:
     plan = plan_training(Classifier(), [GradualUnfreezing()], BATCH, max_epochs=7, batches_per_epoch=2)
     assert plan.cache_bytes == 3 * 2 * (4 * 12 * 32 * 4)  # boundaries behind 3, 2 and 1 blocks; batches
@@ -225,6 +230,7 @@ def test_layers_of_the_plan_hold_all_parameters() -> None:
     assert {layer.status for layer in plan.phases[0].layers} == {"trains"}
 
 
+@pytest.mark.slow
 def test_module_keeps_its_trainer() -> None:
     module = Classifier()
     with pytest.raises(RuntimeError):

@@ -87,6 +87,7 @@ def test_frequency(interval: str, frequency: int, accumulated: int) -> None:
     agrees(make, _gradual, 7, max_epochs=3, accumulate_grad_batches=accumulated)
 
 
+@pytest.mark.slow
 def test_a_single_peak_in_a_long_phase() -> None:
     def make() -> Classifier:
         return Scheduled(lambda optimizer: schedulers.LambdaLR(optimizer, lambda step: 10.0 if step == 307 else 1.0))

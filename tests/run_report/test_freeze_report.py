@@ -119,6 +119,7 @@ class Norms(Callback):
         )
 
 
+@pytest.mark.slow
 def test_gradients_rates_and_distances_are_true(tmp_path: Path) -> None:
     callback, norms = report(), Norms()
     module = make(make_optimizers=adamw)
@@ -138,6 +139,7 @@ def test_gradients_rates_and_distances_are_true(tmp_path: Path) -> None:
         assert history["distances"][index] == pytest.approx(math.sqrt(moved / norm), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_frozen_layer_has_no_gradient_and_stays_where_it_is(tmp_path: Path) -> None:
     callback = report()
     fit(make(make_optimizers=adamw), LayerFreezing("embeddings,:2", verbose=False), callback, tmp_path=tmp_path)
@@ -154,6 +156,7 @@ def test_a_frozen_layer_has_no_gradient_and_stays_where_it_is(tmp_path: Path) ->
     assert 2 * memory["gradients"] <= memory["optimizer"] <= 2 * memory["gradients"] + 4 * len(sizes)
 
 
+@pytest.mark.slow
 def test_backward_through_frozen_layers_is_shown(tmp_path: Path) -> None:
     callback = report()
     with pytest.warns(UserWarning, match="backward still runs"):
@@ -163,6 +166,7 @@ def test_backward_through_frozen_layers_is_shown(tmp_path: Path) -> None:
     assert "backward still runs through all of them" in page.text  # the warning is in the page
 
 
+@pytest.mark.slow
 def test_scalars_go_to_the_loggers(tmp_path: Path) -> None:
     logger = CSVLogger(tmp_path)
     callback = report(every_n_steps=2)
@@ -189,6 +193,7 @@ def test_scalars_go_to_the_loggers(tmp_path: Path) -> None:
     assert Path(logger.log_dir, "freeze_report.html").is_file()
 
 
+@pytest.mark.slow
 def test_log_off_and_other_places(tmp_path: Path) -> None:
     logger = CSVLogger(tmp_path)
     callback = report(log=False, dirpath=tmp_path / "deep" / "folder", filename="other.html")
@@ -209,6 +214,7 @@ def test_the_run_is_the_same_with_and_without_a_report(tmp_path: Path) -> None:
     assert torch.equal(ends[0][1], ends[1][1])
 
 
+@pytest.mark.slow
 def test_a_resumed_run_continues_its_history(tmp_path: Path) -> None:
     saving = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
     module = make(make_optimizers=adamw)
@@ -233,6 +239,7 @@ def test_a_resumed_run_continues_its_history(tmp_path: Path) -> None:
     assert "training was resumed" in Page(callback.path or "").text
 
 
+@pytest.mark.slow
 def test_a_report_that_joins_a_resumed_run_begins_there(tmp_path: Path) -> None:
     saving = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
     options: dict[str, Any] = {"tmp_path": tmp_path, "enable_checkpointing": True}
@@ -243,6 +250,7 @@ def test_a_report_that_joins_a_resumed_run_begins_there(tmp_path: Path) -> None:
     assert "The history begins at step 4." in Page(callback.path or "").text
 
 
+@pytest.mark.slow
 def test_a_history_of_other_layers_is_not_continued(tmp_path: Path) -> None:
     saving = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
     options: dict[str, Any] = {"tmp_path": tmp_path, "enable_checkpointing": True}
@@ -254,6 +262,7 @@ def test_a_history_of_other_layers_is_not_continued(tmp_path: Path) -> None:
     assert "cannot be continued" in history["events"][0]["text"]
 
 
+@pytest.mark.slow
 def test_two_fits_with_one_callback_are_two_histories(tmp_path: Path) -> None:
     callback = report()
     fit(make(), callback, tmp_path=tmp_path, max_epochs=2)
@@ -261,6 +270,7 @@ def test_two_fits_with_one_callback_are_two_histories(tmp_path: Path) -> None:
     assert callback.state_dict()["history"]["batches"] == 4
 
 
+@pytest.mark.slow
 def test_a_trainer_that_goes_on_continues_its_history(tmp_path: Path) -> None:
     callback, module = report(), make()
     the_trainer = trainer(callback, tmp_path=tmp_path, max_epochs=1)
@@ -270,6 +280,7 @@ def test_a_trainer_that_goes_on_continues_its_history(tmp_path: Path) -> None:
     assert callback.state_dict()["history"]["batches"] == 8
 
 
+@pytest.mark.slow
 def test_cache_hits(tmp_path: Path) -> None:
     callback = report()
     cache = FrozenPrefixCache(verbose=False)
@@ -281,6 +292,7 @@ def test_cache_hits(tmp_path: Path) -> None:
     assert "samples were found" in page.text
 
 
+@pytest.mark.slow
 def test_a_plan_is_compared_with_the_run(tmp_path: Path) -> None:
     batch = next(iter(loader()))
     callbacks = [GradualUnfreezing(verbose=False)]
@@ -295,6 +307,7 @@ def test_a_plan_is_compared_with_the_run(tmp_path: Path) -> None:
     assert all(row[together] == row[planned] for row in page.tables["memory"][2:-1])
 
 
+@pytest.mark.slow
 def test_warnings_are_listed_once_and_still_shown(tmp_path: Path) -> None:
     class Warns(Callback):
         def on_train_batch_end(self, *_: Any) -> None:
@@ -314,6 +327,7 @@ def test_warnings_are_listed_once_and_still_shown(tmp_path: Path) -> None:
     assert "old" not in [warned["text"] for warned in page.data["warnings"]]
 
 
+@pytest.mark.slow
 def test_a_warning_that_an_earlier_run_has_shown_is_listed(tmp_path: Path) -> None:
     texts = []
     with warnings.catch_warnings():
@@ -327,6 +341,7 @@ def test_a_warning_that_an_earlier_run_has_shown_is_listed(tmp_path: Path) -> No
     assert texts[0] == texts[1]
 
 
+@pytest.mark.slow
 def test_a_plan_need_not_be_a_file(tmp_path: Path) -> None:
     callback = report()
     freezing = LayerFreezing(verbose=False, layers="embeddings,:1")
@@ -346,6 +361,7 @@ def test_a_failure_of_the_report_does_not_end_the_run(tmp_path: Path, monkeypatc
     assert the_trainer.global_step == 12
 
 
+@pytest.mark.slow
 def test_a_page_that_cannot_be_written_does_not_end_the_run(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file")
     callback = report(dirpath=tmp_path / "taken")
@@ -403,6 +419,7 @@ def test_two_reports_and_wrong_groups_are_refused(tmp_path: Path) -> None:
         fit(make(), report(groups={"stem": ["nothing"]}), tmp_path=tmp_path)
 
 
+@pytest.mark.slow
 def test_a_copy_holds_no_run(tmp_path: Path) -> None:
     callback = report()
     fit(make(), callback, tmp_path=tmp_path)
@@ -411,6 +428,7 @@ def test_a_copy_holds_no_run(tmp_path: Path) -> None:
     assert twin.path is None
 
 
+@pytest.mark.slow
 def test_the_turns_of_a_policy_are_phases(tmp_path: Path) -> None:
     callback = report()
     fit(make(), DynamicFreezing(OneLayerAtATime(), interval=3), callback, tmp_path=tmp_path, max_epochs=2)

@@ -35,6 +35,7 @@ def report(**options: Any) -> FreezeReport:
     return FreezeReport(**{"every_n_steps": 1, "verbose": False, **options})
 
 
+@pytest.mark.slow
 def test_beside_no_other_callback_and_without_logger(tmp_path: Path) -> None:
     callback = FreezeReport()
     fit(make(), callback, tmp_path=tmp_path)
@@ -44,6 +45,7 @@ def test_beside_no_other_callback_and_without_logger(tmp_path: Path) -> None:
     assert "embeddings, 0 ... 3, head train (498 of 498 parameters)" in page.text
 
 
+@pytest.mark.slow
 def test_without_validation(tmp_path: Path) -> None:
     callback = report()
     trainer(callback, tmp_path=tmp_path).fit(make(), loader())
@@ -59,6 +61,7 @@ def test_fast_dev_run_writes_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("namespace", [lightning.pytorch, pytorch_lightning], ids=lambda each: each.__name__)
 def test_in_both_namespaces(namespace: Any, tmp_path: Path) -> None:
     callback = report()
@@ -74,6 +77,7 @@ def test_in_both_namespaces(namespace: Any, tmp_path: Path) -> None:
     assert set(Page(callback.path or "").charts) == set(CHARTS)
 
 
+@pytest.mark.slow
 def test_layers_that_another_callback_unfreezes(tmp_path: Path) -> None:
     class Head(Toy):
         def __init__(self) -> None:
@@ -90,6 +94,7 @@ def test_layers_that_another_callback_unfreezes(tmp_path: Path) -> None:
     assert "because the module, or another callback, changed what trains." in page.text
 
 
+@pytest.mark.slow
 def test_several_optimizers_that_take_turns(tmp_path: Path) -> None:
     class Alternating(LightningModule):
         """Steps one optimizer in even batches, the other in odd ones."""
@@ -141,12 +146,14 @@ def test_the_order_of_callbacks_does_not_matter(tmp_path: Path) -> None:
     assert starts[0] == starts[1]
 
 
+@pytest.mark.slow
 def test_accumulation_that_changes(tmp_path: Path) -> None:
     callback = FreezeReport(verbose=False)
     fit(make(), callback, GradientAccumulationScheduler({0: 1, 1: 2}), tmp_path=tmp_path)
     assert len(callback.state_dict()["history"]["samples"]["records"]) == 1
 
 
+@pytest.mark.slow
 def test_finders_leave_no_trace(tmp_path: Path) -> None:
     class Tuned(Toy):
         lr = 0.1
@@ -162,6 +169,7 @@ def test_finders_leave_no_trace(tmp_path: Path) -> None:
     assert [phase["step"] for phase in history["phases"]] == [0, 8, 16]
 
 
+@pytest.mark.slow
 def test_memory_of_an_accelerator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lightning_freeze.run_report.recorder.allocated_memory", lambda device: 3 * 2**30)
     logger = CSVLogger(tmp_path)
@@ -171,6 +179,7 @@ def test_memory_of_an_accelerator(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "freeze/allocated_bytes" in Path(logger.log_dir, "metrics.csv").read_text()
 
 
+@pytest.mark.slow
 def test_a_gan(tmp_path: Path) -> None:
     callback = report()
     trainer(callback, tmp_path=tmp_path, max_epochs=2).fit(gan(), loader())
@@ -179,6 +188,7 @@ def test_a_gan(tmp_path: Path) -> None:
     assert page.data["batches"] == 8
 
 
+@pytest.mark.slow
 def test_optimizers_that_the_trainer_does_not_see(tmp_path: Path) -> None:
     class Raw(Toy):
         def __init__(self) -> None:
@@ -198,6 +208,7 @@ def test_optimizers_that_the_trainer_does_not_see(tmp_path: Path) -> None:
     assert all(data["samples"]["records"][-1]["gradients"])
 
 
+@pytest.mark.slow
 def test_accumulated_gradients(tmp_path: Path) -> None:
     callback = report()
     fit(make(), callback, tmp_path=tmp_path, batches=6, max_epochs=1, accumulate_grad_batches=3)
@@ -205,6 +216,7 @@ def test_accumulated_gradients(tmp_path: Path) -> None:
     assert [sample["step"] for sample in records if any(sample["gradients"])] == [0, 1]
 
 
+@pytest.mark.slow
 def test_half_precision_and_no_rate(tmp_path: Path) -> None:
     class NoRate(torch.optim.SGD):
         def __init__(self, parameters: Any) -> None:
@@ -223,6 +235,7 @@ def test_half_precision_and_no_rate(tmp_path: Path) -> None:
     assert all(data["samples"]["records"][0]["gradients"])
 
 
+@pytest.mark.slow
 def test_a_module_that_is_frozen_entirely(tmp_path: Path) -> None:
     class Frozen(Toy):
         def training_step(self, batch: Any, batch_idx: int) -> Any:
@@ -245,6 +258,7 @@ def test_early_stopping_is_named(tmp_path: Path) -> None:
     assert "scripted was 1 at the first validation" in page.text  # what another callback watches comes first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "error", [RuntimeError("out of <b>luck</b>\nand more"), KeyboardInterrupt()], ids=["error", "^C"]
 )

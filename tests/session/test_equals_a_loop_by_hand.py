@@ -138,6 +138,7 @@ def test_a_run_equals_a_plain_loop_bit_for_bit(seed):
     assert not different, plan
 
 
+@pytest.mark.slow
 def test_the_random_runs_cover_what_they_should():
     plans = [draw(seed) for seed in range(60)]
     changes = [(plan, change) for plan in plans for change in by_hand(plan)[1][1:]]

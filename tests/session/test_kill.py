@@ -68,6 +68,7 @@ def straight(tmp_path_factory):
     return torch.load(folder / "end.pt", weights_only=True)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore:.*torch.jit", "ignore:.*callbacks used to create the checkpoint")
 @pytest.mark.parametrize("seed", range(3))

@@ -139,6 +139,7 @@ def test_equals_a_loop_by_hand():
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
+@pytest.mark.slow
 def test_a_compiled_model_equals_an_eager_one():
     torch._dynamo.reset()
     eager, compiled = make(make_optimizers=adamw), make(make_optimizers=adamw)

@@ -338,6 +338,7 @@ class Repeated(Examples):
         return super().__getitem__(index % 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "reason"),
     [

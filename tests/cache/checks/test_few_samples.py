@@ -275,6 +275,7 @@ def test_activation_checkpointing(whole: bool) -> None:
     assert BatchSizes.seen[1][0] == (4 if whole else 2)
 
 
+@pytest.mark.slow
 def test_encoder_and_decoder() -> None:
     torch.manual_seed(0)
     config = tf.T5Config(

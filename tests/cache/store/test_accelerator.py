@@ -59,6 +59,7 @@ def test_run_equals_the_uncached_one(budget: str | int, shuffle: bool) -> None:
     assert not cache.reasons and cache.hit_rate > 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("accelerated")
 def test_moving_boundary() -> None:
     schedule = GradualUnfreezing(trigger=EpochTrigger(2), verbose=False)

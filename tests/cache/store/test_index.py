@@ -10,6 +10,7 @@ def random_keys(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 2**64, (count, 2), dtype=np.uint64)
 
 
+@pytest.mark.slow
 def test_a_million_keys_take_less_than_100_bytes_each() -> None:
     index, count = KeyIndex(), 1_000_000
     keys, most = random_keys(count), 0.0

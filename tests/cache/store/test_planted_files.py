@@ -297,6 +297,7 @@ def test_forged_database_ends_no_process(cache: Path, forgery: str) -> None:
     assert in_child(lambda: bool(use(cache)) and None) == 0
 
 
+@pytest.mark.slow
 @needs_fork
 def test_damaged_or_truncated_database_ends_no_process(cache: Path) -> None:
     data, order = cache / SPACE.hex() / folder.DATA, random.Random(0)

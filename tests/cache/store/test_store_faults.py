@@ -75,6 +75,7 @@ def write_until_killed(root: Path, pipe: Connection) -> None:
             pipe.send(start + 4)
 
 
+@pytest.mark.slow
 @needs_fork
 def test_kill_9_at_any_moment_loses_only_what_was_not_flushed(tmp_path: Path) -> None:
     context, order, flushed, kills = multiprocessing.get_context("fork"), random.Random(0), 0, 0
@@ -450,6 +451,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_reader_that_may_not_write_sees_no_damage_beside_a_writer(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", WRITES, str(tmp_path)], stdout=subprocess.PIPE) as writer:
         assert writer.stdout is not None

@@ -132,6 +132,7 @@ def check_covers(module: nn.Module) -> LayerStack:
     return stack
 
 
+@pytest.mark.slow
 def test_random_code_never_ends_the_search(tmp_path: Path) -> None:
     generator = random.Random(7)
     for number in range(150):

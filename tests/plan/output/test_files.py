@@ -34,6 +34,7 @@ class Texts(HTMLParser):
         self.texts.append(data.strip())
 
 
+@pytest.mark.slow
 def test_json_holds_what_the_plan_says(plan: TrainingPlan, tmp_path: Path) -> None:
     data = json.loads(plan.save(tmp_path / "plan.json").read_text())
     assert data["phases"][0]["trains"] == ["head"]

@@ -46,6 +46,7 @@ def test_names_and_texts_are_text(tmp_path: Path) -> None:
     assert page.data["layers"][:3] == odd[:3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "phases"), [(1, 1), (2, 14), (14, 90), (129, 90), (700, 90)])
 def test_pages_of_runs_of_all_sizes_stay_small(count: int, phases: int, tmp_path: Path) -> None:
     names = [f"encoder.{index}" for index in range(count)]
@@ -64,6 +65,7 @@ def test_a_page_of_an_empty_history(tmp_path: Path) -> None:
     assert "No training batch has been measured yet." in page.text
 
 
+@pytest.mark.slow
 def test_numbers_that_are_not_finite(tmp_path: Path) -> None:
     run = history(BERT, 2)
     for sample in run.samples:
@@ -77,6 +79,7 @@ def test_numbers_that_are_not_finite(tmp_path: Path) -> None:
     json.dumps(page.data, allow_nan=False)
 
 
+@pytest.mark.slow
 def test_a_metric_of_which_higher_values_are_better(tmp_path: Path) -> None:
     run = history(BERT, 2)
     run.validations.records.clear()
@@ -89,6 +92,7 @@ def test_a_metric_of_which_higher_values_are_better(tmp_path: Path) -> None:
     assert "val_acc went from 0.5 to 0.9 at best (step 20, phase 1), and ended at 0.7." in page.text
 
 
+@pytest.mark.slow
 def test_figures_are_drawn_again_when_that_is_cheap_and_at_the_end(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -1,0 +1,47 @@
+"""The limit on the time of a run skips what has not begun, and says so."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+FOUR = """
+import time
+import pytest
+
+@pytest.mark.parametrize("number", range(4))
+def test_one(number):
+    print(f"ran {number}")
+    time.sleep(WAIT)
+"""
+
+
+def run(folder: Path, *options: str, wait: float = 0.0) -> tuple[list[str], str]:
+    """The numbers of the tests that ran, in their order, and the last line."""
+    (folder / "test_four.py").write_text(FOUR.replace("WAIT", str(wait)))
+    command = [sys.executable, "-m", "pytest", "-p", "time_limit", "-p", "no:cacheprovider", "-s", "-rs", "--rootdir=."]
+    done = subprocess.run(
+        [*command, *options, "test_four.py"],
+        cwd=folder,
+        env={"PYTHONPATH": str(Path(__file__).parent)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return [line.split("ran ")[1][0] for line in done.stdout.splitlines() if "ran " in line], done.stdout
+
+
+def test_all_run_without_a_limit_and_within_one(tmp_path):
+    assert run(tmp_path)[0] == ["0", "1", "2", "3"]
+    assert run(tmp_path, "--minutes=1")[0] == ["0", "1", "2", "3"]
+
+
+def test_what_has_not_begun_is_skipped_and_counted(tmp_path):
+    ran, text = run(tmp_path, "--minutes=0.02", wait=2.0)
+    assert ran == ["0"]
+    assert "1 passed, 3 skipped" in text
+    assert "it had not begun after 0.02 minutes (--minutes)" in text
+
+
+def test_the_place_of_the_first_one(tmp_path):
+    assert run(tmp_path, "--begin-at=0.5")[0] == ["2", "3", "0", "1"]
+    assert run(tmp_path, "--begin-at=0.99")[0] == ["3", "0", "1", "2"]

@@ -41,6 +41,7 @@ BROKEN = {
         "ModuleNotFoundError: No module named 'no_such_library' (",
     ),
     "an error": ("\nraise ValueError('not here')\n", "ValueError: not here ("),
+    "an error without a text": ("assert False\n", "AssertionError ("),
     "a syntax error": ("class Mine(:\n", "SyntaxError: invalid syntax (broken.py, line 1)"),
 }
 
@@ -59,3 +60,13 @@ def test_a_module_that_cannot_be_imported_is_named_with_the_reason(code, reason,
     error = capsys.readouterr().err
     assert f"trainer.callbacks: 'broken.Mine' cannot be imported. {reason}" in error
     assert reason.startswith("Syntax") or f"broken.py, line {code.count(chr(10))})" in error
+
+
+def test_a_damaged_library_is_named_without_a_line_that_is_not_of_the_user(tmp_path, monkeypatch, capsys):
+    (tmp_path / "damaged.so").write_bytes(b"x")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    with pytest.raises(SystemExit):
+        command_line.main(["fit", "--trainer.callbacks+=damaged.Mine"])
+    error = capsys.readouterr().err
+    assert "'damaged.Mine' cannot be imported. ImportError: " in error
+    assert "importlib" not in error and "known_classes" not in error

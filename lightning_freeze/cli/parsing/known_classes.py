@@ -94,11 +94,12 @@ def _last_part(option: str) -> str:
 
 def _described(error: Exception) -> str:
     """An error at import, and the line that raised it."""
-    own = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<frozen")]
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename not in (__file__, importlib.__file__)]
+    own = [frame for frame in frames if not frame.filename.startswith("<frozen")]
     text = " ".join(str(error).split())
-    # A syntax error names its line itself. The first frame is that of this module.
-    place = "" if isinstance(error, SyntaxError) or len(own) < 2 else f" ({own[-1].filename}, line {own[-1].lineno})"
-    return f"{type(error).__name__}: {text}{place}"
+    # A syntax error names its line itself.
+    place = f" ({own[-1].filename}, line {own[-1].lineno})" if own and not isinstance(error, SyntaxError) else ""
+    return f"{type(error).__name__}{f': {text}' if text else ''}{place}"
 
 
 def _by_name(bases: Any) -> dict[str, type]:

@@ -378,4 +378,5 @@ def test_it_needs_no_data_and_work_in_proportion_to_the_number_of_modules() -> N
         find_random_sources(stack)  # what is read from source once is kept
         calls[blocks] = function_calls(lambda stack=stack: find_random_sources(stack))
         assert calls[blocks] < 60 * len(list(stack.module.modules()))
+    assert len(list(stack.module.modules())) > 500
     assert calls[40] < 2.2 * calls[20]

@@ -68,7 +68,7 @@ def ideal(subject: Subject) -> tuple[Kept, int]:
     del cut  # it has the rest of the model
     gc.collect()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=RATE)
-    for batch in [*batches] * subject.epochs:
+    for batch in batches * subject.epochs:
         optimizer.zero_grad()
         with Saved(model.parameters()) as saved:
             loss = model(**batch).loss
@@ -76,12 +76,7 @@ def ideal(subject: Subject) -> tuple[Kept, int]:
         loss.backward()
         optimizer.step()
         del loss
-    kept = Kept(
-        _bytes(model.parameters()),
-        _bytes(p.grad for p in model.parameters() if p.grad is not None),
-        _of_optimizers([optimizer]),
-        activations,
-    )
+    kept = Kept(_bytes(model.parameters()), _of_gradients(model), _of_optimizers([optimizer]), activations)
     return kept, anonymous_memory()
 
 
@@ -118,7 +113,7 @@ class Meter(Callback):
         self._saved.__exit__()
 
     def on_before_optimizer_step(self, trainer: Trainer, module: LightningModule, optimizer: object) -> None:
-        self._gradients = _bytes(p.grad for p in module.parameters() if p.grad is not None)
+        self._gradients = _of_gradients(module)
 
     def on_train_batch_end(self, trainer: Trainer, *_: object) -> None:
         self.steady = anonymous_memory()
@@ -191,6 +186,10 @@ def saved_by_layer(module: nn.Module, subject: Subject) -> dict[str, int]:
         handle.remove()
     del loss
     return found
+
+
+def _of_gradients(module: nn.Module) -> int:
+    return _bytes(p.grad for p in module.parameters() if p.grad is not None)
 
 
 def _of_optimizers(optimizers: Iterable[torch.optim.Optimizer]) -> int:

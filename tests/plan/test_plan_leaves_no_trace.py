@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -96,6 +100,31 @@ def test_weights_gradients_and_attributes_are_those_before(make: type[Classifier
         random_states[0].tolist(),
         *random_states[1:],
     )
+
+
+PLAN_THEN_FORK = """
+import os, sys
+sys.path[:0] = sys.argv[1:]
+from plan.projects import BATCH, Classifier
+from lightning_freeze import LayerFreezing, plan_training
+module = Classifier()
+plan_training(module, [LayerFreezing("0")], BATCH)
+child = os.fork()
+if not child:
+    try:
+        module.model(**BATCH).loss.backward()
+    finally:
+        os._exit(module.model.classifier.weight.grad is None)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_process_forked_after_a_plan_can_train() -> None:
+    # Fails without the remedy where PyTorch is built for CUDA and there is no GPU, as with the oldest versions.
+    command = [sys.executable, "-W", "ignore", "-c", PLAN_THEN_FORK, str(Path(__file__).parents[1])]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert process.returncode == 0, process.stderr
 
 
 def test_reentrant_checkpoints_have_their_gradients_counted() -> None:

@@ -130,6 +130,7 @@ def _measure(
     prefixes: Sequence[Sequence[nn.Module]],
     context: Callable[[], AbstractContextManager[Any]],
 ) -> MeasuredStep:
+    _start_autograd()
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with mode:
         fakes = {tensor: _fake(tensor) for tensor in (*module.parameters(), *module.buffers())}
@@ -159,6 +160,17 @@ def _measure(
     return MeasuredStep(
         forward - watch.work, watch.work, backward, update, gradients, states, activations, watch.hidden
     )
+
+
+def _start_autograd() -> None:
+    """Start autograd before there are fake tensors, so that forked processes can still train afterwards.
+
+    Where PyTorch is built for CUDA and finds no GPU, ``FakeTensorMode`` sets a stand-in for one. If autograd starts
+    after that, it starts a thread for this device, and refuses a backward pass in processes that are forked later
+    (``ddp_fork``, ``ddp_notebook``).
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        torch.zeros((), requires_grad=True).backward()
 
 
 def _loss(module: LightningModule, batch: Any) -> Tensor:

@@ -16,7 +16,8 @@ from pathlib import Path
 #: Columns that every row has, before and after those of the metrics.
 FIRST = ("comparison", "plan", "seed")
 LAST = ("steps", "parameters", "trainable_parameters", "trained_share", "seconds")
-NOTE = "# seconds: wall time of the fit on a machine that ran other work beside it; do not compare plans by it."
+BUSY = "# seconds: wall time of the fit on a machine that ran other work beside it; do not compare plans by it."
+ALONE = "# seconds: wall time of the fit, with nothing else running on the machine."
 
 
 class ResultsError(Exception):
@@ -132,7 +133,9 @@ def write_results(path: Path, results: Results) -> None:
     for origin in results.origins.values():
         lines += [f"# {each.name}: {getattr(origin, each.name)}" for each in fields(Origin)]
         lines.append("#")
-    write_atomically(path, "\n".join([*lines, NOTE]) + "\n" + _rows(results.fits))
+    is_timed = any(origin.metric.startswith("seconds") for origin in results.origins.values())
+    lines.append(ALONE if is_timed else BUSY)
+    write_atomically(path, "\n".join(lines) + "\n" + _rows(results.fits))
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -110,6 +110,20 @@ def test_results_survive_the_file(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["results.csv"]
 
 
+@pytest.mark.parametrize("folder", MEASURED, ids=name)
+def test_results_that_are_written_again_are_the_same_file(folder, tmp_path):
+    write_results(tmp_path / "results.csv", read_results(folder / "results.csv"))
+    assert (tmp_path / "results.csv").read_text() == (folder / "results.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("metric", "says"), [("test_accuracy", "ran other work"), ("seconds_to_target", "nothing else")]
+)
+def test_the_file_says_what_its_times_are_worth(metric, says, tmp_path):
+    write_results(tmp_path / "results.csv", Results({"compare": Origin(**{**vars(ORIGIN), "metric": metric})}))
+    assert says in (tmp_path / "results.csv").read_text()
+
+
 def test_a_number_that_is_none_is_left_out(tmp_path):
     file = tmp_path / "results.csv"
     write_results(file, Results({"compare": ORIGIN}, (Fit("compare", "full", 0, {"a": float("nan"), "b": 0.5}),)))

@@ -151,6 +151,8 @@ class DynamicRunner(PhaseRunner):
         self.statistics = self.statistics.after(self.chosen, self.measurement.finish(self.session))
         number = self._choose(turn)
         self.progress.trigger["turn"] = turn
+        if self.owner.begins_turns_afresh:
+            self._drop_state({p for name in self.chosen for p in self.stack[name].parameters()})
         if number != self.phase:
             self._change(Progress(number, [self.progress.starts[0], clock], dict(self.progress.trigger)))
 

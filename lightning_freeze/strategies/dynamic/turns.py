@@ -39,6 +39,8 @@ class TurnByTurn(PhasedFineTuning):
 
     does_nothing_but_phases = False
     warns_of_wasted_backward = False  # what trains below frozen layers is chosen on purpose
+    begins_turns_afresh = False
+    """Whether each turn begins with an empty optimizer state, also that of layers that trained in the turn before."""
 
     def __init__(
         self,

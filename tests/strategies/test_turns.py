@@ -1,15 +1,58 @@
-"""Turns of one layer in a row."""
+"""Turns: what a policy may return, and turns of one layer in a row."""
 
 import pytest
 import torch
 from lightning.pytorch import Callback
-from toys import fit, loader, make, weights
+from toys import Recorder, fit, loader, make, weights
 
-from lightning_freeze import LISA, BlockCoordinate, OneLayerAtATime
+from lightning_freeze import LISA, BlockCoordinate, DynamicFreezing, OneLayerAtATime, Policy
+from lightning_freeze.errors import ConfigurationError
 
 
 def adamw(module):
     return torch.optim.AdamW(module.parameters(), lr=0.01, weight_decay=0.1)
+
+
+class Returns(Policy):
+    """Returns what a function makes of the layers and the turn."""
+
+    def __init__(self, function):
+        self.function = function
+
+    def choose(self, layers, turn):
+        return self.function(layers, turn)
+
+    def __repr__(self):
+        return "Returns()"
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (lambda layers, turn: "11", r"Returns\(\) returned '11' for turn 0: expected a list of names from '0', '1'"),
+        (lambda layers, turn: layers[-1], r"returned '3' .* Did you mean \['3'\]\?"),
+        (lambda layers, turn: None, "returned None for turn 0: expected a list"),
+        (lambda layers, turn: [0], r"returned \[0\] for turn 0.* Did you mean '0'\?"),
+        (lambda layers, turn: ["x"], "not 'x'"),
+        (lambda layers, turn: layers[:1] if turn < 9 else ["33"], "for turn 9: .* not '33'. Did you mean '3'"),
+        (lambda layers, turn: ["embeddings"], "not 'embeddings'"),
+    ],
+)
+def test_what_a_policy_returns_is_checked(function, words):
+    with pytest.raises(ConfigurationError, match=f"^DynamicFreezing: .*{words}"):
+        fit(make(), DynamicFreezing(Returns(function), interval=1, verbose=False))
+
+
+def test_a_policy_that_chooses_nothing_beside_nothing():
+    with pytest.raises(ConfigurationError, match="chose no layers for turn 0, so nothing would train"):
+        fit(make(), DynamicFreezing(Returns(lambda layers, turn: []), always=None, verbose=False))
+
+
+@pytest.mark.parametrize("kind", [iter, set, tuple])
+def test_any_collection_of_names_will_do(kind):
+    recorder = Recorder()
+    fit(make(), DynamicFreezing(Returns(lambda layers, turn: kind(layers[:2])), verbose=False), recorder, max_epochs=1)
+    assert recorder.trains == [{"0", "1", "head"}] * 4
 
 
 class Steps(Callback):

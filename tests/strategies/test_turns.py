@@ -1,11 +1,11 @@
-"""Turns: what a policy may return, and turns of one layer in a row."""
+"""Turns: what a policy may return, turns of one layer in a row, and runs that are too short for all turns."""
 
 import pytest
 import torch
 from lightning.pytorch import Callback
 from toys import Recorder, fit, loader, make, weights
 
-from lightning_freeze import LISA, BlockCoordinate, DynamicFreezing, OneLayerAtATime, Policy
+from lightning_freeze import LISA, BlockCoordinate, DynamicFreezing, FisherUnfreezing, OneLayerAtATime, Policy
 from lightning_freeze.errors import ConfigurationError
 
 
@@ -99,3 +99,32 @@ def test_a_block_that_lisa_draws_twice_in_a_row_keeps_its_state():
     steps = Steps(2)
     fit(make(make_optimizers=adamw), LISA(1, interval=3, layers="2", verbose=False), steps, batches=8, max_epochs=1)
     assert steps.found == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+@pytest.mark.parametrize(
+    ("callback", "words"),
+    [
+        (
+            lambda: BlockCoordinate(verbose=False),
+            "5 layers in turns of 50 .* after 200 steps, .* after 30: ",
+        ),
+        (lambda: FisherUnfreezing(10, 2, verbose=False), "4 layers in turns of 10 .* after 30 steps, .* after 30: "),
+        (
+            lambda: BlockCoordinate(8, "random", verbose=False),
+            "5 layers in turns of 8 .* after 32 steps, .* after 30: ",
+        ),
+    ],
+)
+def test_a_run_too_short_for_a_turn_of_each_layer(callback, words):
+    with pytest.warns(UserWarning, match=f"{words}some layers will never train") as given:
+        fit(make(), callback(), max_epochs=3, batches=10)
+    layers = 4 if isinstance(callback(), FisherUnfreezing) else 5
+    assert any(f"set interval={29 // (layers - 1)} or less" in str(warning.message) for warning in given)
+
+
+@pytest.mark.parametrize("callback", [lambda: BlockCoordinate(7, verbose=False), lambda: LISA(1, verbose=False)])
+def test_no_warning_where_every_layer_has_a_turn_or_may_have_one(callback):
+    recorder = Recorder()
+    fit(make(), callback(), recorder, max_epochs=3, batches=10)
+    if isinstance(callback(), BlockCoordinate):
+        assert set().union(*recorder.trains) == {"0", "1", "2", "3", "head"}

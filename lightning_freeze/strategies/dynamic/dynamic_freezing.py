@@ -94,6 +94,9 @@ class DynamicFreezing(TurnByTurn):
             )
         return names
 
+    def turns_to_reach_all(self, stack: LayerStack) -> int | None:  # noqa: D102
+        return self.policy.turns_to_reach_all(self.choices(stack))
+
     def measurement(self, stack: LayerStack, chosen: Sequence[str]) -> TurnMeasurement:  # noqa: D102
         return TurnMeasurement(self.policy, stack, self.choices(stack), chosen)
 

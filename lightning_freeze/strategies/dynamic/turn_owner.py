@@ -24,3 +24,5 @@ class TurnOwner(ScheduleOwner, Protocol):
     def turn_length(self) -> int: ...  # noqa: D102
 
     def measurement(self, stack: LayerStack, chosen: Sequence[str]) -> TurnMeasurement: ...  # noqa: D102
+
+    def turns_to_reach_all(self, stack: LayerStack) -> int | None: ...  # noqa: D102

@@ -79,6 +79,10 @@ class TurnByTurn(PhasedFineTuning):
     def preview(self, stack: LayerStack) -> Sequence[Sequence[str]]:
         """The choices that are checked and shown before a run, that of the first turn first."""
 
+    def turns_to_reach_all(self, stack: LayerStack) -> int | None:
+        """How many turns it takes until each layer has trained; ``None`` if that is open, or no aim."""
+        return None
+
     def measurement(self, stack: LayerStack, chosen: Sequence[str]) -> TurnMeasurement:
         """What is measured in a turn in which these layers train; nothing by default."""
         return TurnMeasurement(None, stack, [], chosen)

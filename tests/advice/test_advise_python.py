@@ -368,6 +368,35 @@ def test_wrong_arguments(options: dict[str, Any], message: str) -> None:
         advise(Own(), OwnData(), **{**QUICK, **options})
 
 
+class Length(Callback):
+    """Notes how long a run was."""
+
+    def __init__(self) -> None:
+        self.epochs, self.steps, self.validations = 0, 0, 0
+
+    def on_validation_end(self, trainer: Trainer, *_: Any) -> None:
+        self.validations += 1
+
+    def on_train_end(self, trainer: Trainer, *_: Any) -> None:
+        self.epochs, self.steps = trainer.current_epoch, trainer.global_step
+
+
+def settings(**options: Any) -> FitSettings:
+    trainer = {"max_epochs": 2, "accelerator": "cpu", "devices": 1, "num_sanity_val_steps": 0, **options}
+    return FitSettings(Own, OwnData(), "val_loss", trainer, batches_per_epoch=6)
+
+
+def test_a_short_run_where_steps_between_validations_are_counted_across_epochs() -> None:
+    length = Length()
+    fit = settings(check_val_every_n_epoch=None, val_check_interval=4)
+    run_fit(fit, [length], seed=0, share=0.5)
+    assert (length.epochs, length.steps) == (2, 6)
+    assert length.validations == 3, "after each epoch, and at the end"
+    length = Length()
+    run_fit(settings(check_val_every_n_epoch=2), [length], seed=0, share=0.5)
+    assert length.validations == 2, "after the second epoch, and at the end"
+
+
 def test_what_is_no_module_is_named() -> None:
     with pytest.raises(ConfigurationError, match="module is a int: expected a LightningModule"):
         advise(3, OwnData(), **QUICK)  # type: ignore[arg-type]

@@ -361,11 +361,33 @@ def test_a_page_without_measurements(advice: Advice, tmp_path: Path) -> None:
         ({"max_epoch": 3}, r"max_epoch is no argument of advise or of Trainer. Did you mean 'max_epochs'\?"),
         ({"toleranc": 3}, "Did you mean 'tolerance'"),
         ({"mode": "mx"}, r"mode='mx': expected 'min' or 'max'. Did you mean 'max'\?"),
+        ({"callbacks": LayerFreezing("50%")}, "callbacks=.*: expected a list of callbacks. Did you mean"),
+        ({"callbacks": None}, "callbacks=None: expected a list of callbacks; leave it out"),
+        ({"callbacks": "LISA"}, "callbacks='LISA': expected a list of callbacks"),
+        ({"callbacks": ["LISA"]}, r"callbacks holds 'LISA': expected callbacks, .* Did you mean LISA\(\)\?"),
+        ({"callbacks": [LayerFreezing]}, r"Did you mean LayerFreezing\(\)\?"),
+        ({"monitor": 5}, "monitor=5: expected the name of a metric"),
+        ({"folder": 5}, "folder=5: expected the path of a folder"),
+        ({"max_epochs": "1"}, r"max_epochs='1': expected a whole number or None. Did you mean 1\?"),
+        ({"max_steps": 2.5}, "max_steps=2.5: expected a whole number"),
     ],
 )
 def test_wrong_arguments(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         advise(Own(), OwnData(), **{**QUICK, **options})
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (OwnData().train_dataloader(), "datamodule is a DataLoader: expected a LightningDataModule. .*from_datasets"),
+        (OwnData, r"datamodule is the class OwnData: .* Did you mean OwnData\(\.\.\.\)\?"),
+        (None, "datamodule is None: expected a LightningDataModule"),
+    ],
+)
+def test_what_is_no_data_module_is_named(data: Any, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        advise(Own(), data, **QUICK)
 
 
 class Length(Callback):

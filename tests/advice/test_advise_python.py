@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import gc
 import json
 import re
@@ -17,7 +18,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from reviews import make_reviews, save_csv
 
-from lightning_freeze import Advice, FrozenPrefixCache, LayerFreezing, advise
+from lightning_freeze import Advice, FrozenPrefixCache, LayerFreezing, Phase, PhasedFineTuning, StepTrigger, advise
 from lightning_freeze.advice import advice_run
 from lightning_freeze.advice.candidates import FULL, Candidate
 from lightning_freeze.advice.fits.single_fit import FitScore, FitSettings, run_fit
@@ -391,10 +392,13 @@ def test_what_is_no_data_module_is_named(data: Any, message: str) -> None:
 
 
 class Length(Callback):
-    """Notes how long a run was."""
+    """Notes how long a run was, and when its callbacks changed what trains."""
 
     def __init__(self) -> None:
-        self.epochs, self.steps, self.validations = 0, 0, 0
+        self.epochs, self.steps, self.validations, self.phases = 0, 0, 0, []
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        self.phases += [c.schedule.phase for c in trainer.callbacks if isinstance(c, PhasedFineTuning)]  # type: ignore[attr-defined]
 
     def on_validation_end(self, trainer: Trainer, *_: Any) -> None:
         self.validations += 1
@@ -417,6 +421,17 @@ def test_a_short_run_where_steps_between_validations_are_counted_across_epochs()
     length = Length()
     run_fit(settings(check_val_every_n_epoch=2), [length], seed=0, share=0.5)
     assert length.validations == 2, "after the second epoch, and at the end"
+
+
+def test_step_triggers_of_the_user_are_shorter_in_a_short_run() -> None:
+    own = PhasedFineTuning([Phase("head", StepTrigger(6)), Phase("1:,head")], verbose=False)
+    candidate = Candidate("as configured", "", (), lambda: copy.deepcopy([own]))
+    length = Length()
+    run_fit(settings(), [*candidate.at(0.5).build(), length], seed=0, share=0.5)
+    assert length.phases == [0, 0, 0, 1, 1, 1]
+    length = Length()
+    run_fit(settings(), [*candidate.build(), length], seed=0)
+    assert length.phases == [0] * 6 + [1] * 6
 
 
 def test_what_is_no_module_is_named() -> None:

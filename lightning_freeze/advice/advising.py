@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import logging
-import math
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -14,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.seed import isolate_rng
 
+from lightning_freeze.advice import call_checks
 from lightning_freeze.advice.advice_run import AdviceRun
 from lightning_freeze.advice.fits.callbacks_in_words import described
 from lightning_freeze.advice.fits.single_fit import FitSettings
@@ -25,17 +24,8 @@ from lightning_freeze.advice.metric import Mode, mode_of, monitor_of
 from lightning_freeze.advice.result import Advice
 from lightning_freeze.callbacks import FrozenPrefixCache
 from lightning_freeze.callbacks.layer_callback import LayerCallback
-from lightning_freeze.errors import ConfigurationError, suggest
+from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.run_report import FreezeReport
-
-_OWN = ("callbacks", "monitor", "mode", "budget", "seeds", "examples", "tolerance", "folder", "verbose")
-#: Arguments of the Trainer that are about where a run is written and shown, or on how many devices it runs.
-_NOT_OF_A_FIT = frozenset(
-    {
-        *("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary", "profiler", "barebones"),
-        *("devices", "num_nodes", "strategy", "fast_dev_run", "log_every_n_steps", "default_root_dir"),
-    }
-)
 
 
 def advise(
@@ -90,10 +80,9 @@ def advise(
         >>> advice = advise(module, data, max_epochs=3)  # doctest: +SKIP
         >>> advice.save("advice")  # doctest: +SKIP
     """
-    options = _trainer_options(trainer_options)
-    _check(budget, seeds, examples, tolerance)
-    if mode not in (None, "min", "max"):
-        raise ConfigurationError(f"mode={mode!r}: expected 'min' or 'max'.{suggest(mode, ('min', 'max'))}")
+    options = call_checks.trainer_options(trainer_options)
+    call_checks.check_numbers(budget, seeds, examples, tolerance)
+    call_checks.check_objects(datamodule, callbacks, monitor, mode, folder)
     make = _maker(module)
     own = [callback for callback in callbacks if isinstance(callback, LayerCallback)]
     others = [c for c in callbacks if not isinstance(c, LayerCallback | FrozenPrefixCache | FreezeReport | Checkpoint)]
@@ -110,28 +99,6 @@ def advise(
             None if folder is None else f"{folder}/cache",
         )  # fmt: skip
         return run.advise(examples, own, described(others), folder is not None)
-
-
-def _check(budget: float, seeds: int, examples: int, tolerance: float) -> None:
-    if not isinstance(budget, int | float) or isinstance(budget, bool) or not 0 < budget < math.inf:
-        raise ConfigurationError(f"budget={budget!r}: expected a number of runs above 0, such as 4.")
-    for name, value, least in (("seeds", seeds, 1), ("examples", examples, 10)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ConfigurationError(f"{name}={value!r}: expected a whole number, {least} or more.")
-    if not isinstance(tolerance, int | float) or isinstance(tolerance, bool) or not 0 <= tolerance < math.inf:
-        raise ConfigurationError(f"tolerance={tolerance!r}: expected a number of 0 or more, in terms of the metric.")
-
-
-def _trainer_options(given: dict[str, Any]) -> dict[str, Any]:
-    known = inspect.signature(Trainer.__init__).parameters
-    for name in given:
-        if name not in known:
-            raise ConfigurationError(f"{name} is no argument of advise or of Trainer.{suggest(name, [*known, *_OWN])}")
-    lengths = [given.get("max_epochs"), None if given.get("max_steps", -1) == -1 else given["max_steps"]]
-    if all(length is None for length in lengths):
-        raise ConfigurationError("advise needs the length of the run: expected max_epochs or max_steps.")
-    kept = {name: value for name, value in given.items() if name not in _NOT_OF_A_FIT}
-    return {"num_sanity_val_steps": 0, **kept, "devices": 1}
 
 
 def _maker(module: Any) -> Callable[[], LightningModule]:

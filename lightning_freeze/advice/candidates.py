@@ -9,6 +9,7 @@ from typing import Any
 from lightning.pytorch import Callback
 
 from lightning_freeze.advice.measuring import Measurements
+from lightning_freeze.advice.step_triggers import scale_step_triggers, scaled_steps
 from lightning_freeze.callbacks import (
     DiscriminativeLR,
     FrozenPrefixCache,
@@ -44,12 +45,14 @@ class Candidate:
         why: Why it is worth a try.
         entries: The callbacks as a config has them.
         make: Makes the callbacks, where they are not of the classes that :func:`build` knows.
+        share: Length of the run, as a share of the whole one, that callbacks which are made are scaled to.
     """
 
     name: str
     why: str
     entries: tuple[Entry, ...] = ()
     make: Callable[[], list[Callback]] | None = None
+    share: float = 1.0
 
     def at(self, share: float) -> Candidate:
         """The same plan for a run of a share of the length: its triggers that count steps are scaled.
@@ -57,7 +60,7 @@ class Candidate:
         Args:
             share: Above 0, and 1 for the whole run.
         """
-        return replace(self, entries=tuple(_scaled(entry, share) for entry in self.entries))
+        return replace(self, entries=tuple(_scaled(entry, share) for entry in self.entries), share=share)
 
     def with_cache(self, folder: str | None) -> Candidate:
         """The same plan with a FrozenPrefixCache.
@@ -71,6 +74,8 @@ class Candidate:
     def build(self) -> list[Callback]:
         """The callbacks, which print nothing."""
         callbacks: list[Any] = [build(entry) for entry in self.entries] if self.make is None else self.make()
+        if self.make is not None and self.share < 1:
+            scale_step_triggers(callbacks, self.share)
         for callback in callbacks:
             if hasattr(callback, "verbose"):
                 callback.verbose = False
@@ -170,7 +175,7 @@ def _entry(name: str, **arguments: Any) -> dict[str, Any]:
 def _scaled(value: Any, share: float) -> Any:
     if isinstance(value, Mapping):
         if value.get("class_path") == "StepTrigger":
-            return _entry("StepTrigger", n=max(1, int(value["init_args"]["n"] * share)))
+            return _entry("StepTrigger", n=scaled_steps(value["init_args"]["n"], share))
         return {k: _scaled(v, share) for k, v in value.items()}
     return (
         [_scaled(each, share) for each in value]

@@ -113,6 +113,7 @@ def rule_of_thumb(similarity: float, num_examples: int, compute: Compute) -> Rul
         0.0
     """
     _check(similarity, num_examples, compute)
+    num_examples = int(num_examples)
     cell = _similarity(similarity), _amount(num_examples)
     facts = _ABOUT_SIMILARITY[cell[0]], _ABOUT_DATA[cell[1]], _ABOUT_COMPUTE[compute]
     reason = f"{', '.join(facts)}.".format(similarity=similarity, examples=num_examples)
@@ -123,12 +124,17 @@ def rule_of_thumb(similarity: float, num_examples: int, compute: Compute) -> Rul
 def _check(similarity: Any, num_examples: Any, compute: Any) -> None:
     if not _is(similarity, numbers.Real) or not 0 <= similarity <= 1:
         raise ValueError(f"similarity={similarity!r}: expected a number from 0 to 1.{_nearest_similarity(similarity)}")
-    if not _is(num_examples, numbers.Real) or not math.isfinite(num_examples) or num_examples != int(num_examples):
+    if not _is(num_examples, numbers.Real) or not _is_whole(num_examples):
         raise ValueError(f"num_examples={num_examples!r}: expected a whole number, 1 or more.")
     if num_examples < 1:
         raise ValueError(f"num_examples={num_examples!r}: expected 1 or more. Without examples nothing can be trained.")
     if compute not in _LEVELS:
         raise ValueError(f"compute={compute!r}: expected 'low', 'medium' or 'high'.{suggest(compute, _LEVELS)}")
+
+
+def _is_whole(number: Any) -> bool:
+    # No float can hold the largest integers, so these are not asked whether they are finite.
+    return isinstance(number, numbers.Integral) or (math.isfinite(number) and number == int(number))
 
 
 def _nearest_similarity(value: Any) -> str:

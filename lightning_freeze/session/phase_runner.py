@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from itertools import product
 from typing import Any, Literal, Protocol
 
@@ -209,10 +209,7 @@ class PhaseRunner(Schedule):
         newly_trained = self.resolved.fresh(progress.phase, before)
         session.since.update(dict.fromkeys(newly_trained, clock))
         if self.owner.drop_optimizer_state:
-            refrozen = self.resolved.fresh(before, progress.phase)
-            optimizers = [each for held in session.trainer.optimizers for each in (held, *driven_by(held))]
-            for optimizer, parameter in product(optimizers, refrozen):
-                optimizer.state.pop(parameter, None)
+            self._drop_state(self.resolved.fresh(before, progress.phase))
         self.progress = progress
         self.steps.mark(len(progress.starts))
         self._hold()
@@ -225,6 +222,11 @@ class PhaseRunner(Schedule):
         session.announcer.change_phase(
             PhaseChange(self.plan, self.phase, layers, self.stack.names, monitor, restored, verbose, clock, reason)
         )
+
+    def _drop_state(self, parameters: Iterable[Parameter]) -> None:
+        optimizers = [each for held in self.session.trainer.optimizers for each in (held, *driven_by(held))]
+        for optimizer, parameter in product(optimizers, parameters):
+            optimizer.state.pop(parameter, None)
 
     def _hold(self) -> None:
         session = self.session

@@ -26,8 +26,8 @@ class L2SP(LayerCallback):
     new ones to the loss. The gradient of the penalty is added before each optimizer step, ahead of clipping, so the
     loss that the module logs stays its own. Set ``weight_decay=0`` in the optimizer. Frozen layers are left alone.
 
-    The weights at the start of a fit count as pre-trained. A copy of them is kept beside the model and in
-    checkpoints, so a resumed run is pulled towards the same weights.
+    The weights at the start of a fit count as pre-trained. A copy of them is kept beside the model, on its device, and
+    in checkpoints, so a resumed run is pulled towards the same weights.
 
     Args:
         alpha: Strength towards the pre-trained weights, 0 or more; 0.1 is the middle of the range that the paper
@@ -76,9 +76,13 @@ class L2SP(LayerCallback):
     ) -> None:
         # Under mixed precision, gradients are unscaled at this point.
         held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
-        for parameter, anchor in self._anchors.values():
+        for name, (parameter, anchor) in self._anchors.items():
             if parameter.grad is not None and parameter in held:
-                parameter.grad.add_(parameter - anchor.to(parameter.device), alpha=self.alpha)
+                # The module has moved since the copy was made. Copies of frozen layers take no room on the device.
+                if (anchor.device, anchor.dtype) != (parameter.device, parameter.dtype):
+                    anchor = anchor.to(parameter.device, parameter.dtype)
+                    self._anchors[name] = parameter, anchor
+                parameter.grad.add_(parameter - anchor, alpha=self.alpha)
         for parameter in self._new:
             if parameter.grad is not None and parameter in held:
                 parameter.grad.add_(parameter, alpha=self.beta)

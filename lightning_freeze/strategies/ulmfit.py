@@ -18,7 +18,10 @@ from lightning_freeze.session.session import Session
 
 
 def slanted_triangular(step: int, steps: int, cut_frac: float = 0.1, ratio: float = 32.0) -> float:
-    """The factor on the highest learning rate at one step of a slanted triangular schedule (equation 3 of the paper).
+    """The factor on the highest learning rate at one step of a slanted triangular schedule.
+
+    It reaches its lowest value when the run ends. Equation 3 of the paper divides by ``cut * (1 / cut_frac - 1)``. That
+    is the same where ``steps * cut_frac`` is a whole number. Elsewhere the rate would be at its lowest earlier.
 
     Args:
         step: The optimizer step, from 0 on.
@@ -27,7 +30,7 @@ def slanted_triangular(step: int, steps: int, cut_frac: float = 0.1, ratio: floa
         ratio: How many times lower than the highest rate the lowest one is.
     """
     cut = max(1, math.floor(steps * cut_frac))
-    share = step / cut if step < cut else 1 - (step - cut) / (cut * (1 / cut_frac - 1))
+    share = step / cut if step < cut else 1 - (step - cut) / max(1, steps - cut)
     return (1 + max(0.0, share) * (ratio - 1)) / ratio
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import gc
 import json
 import re
@@ -17,7 +18,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from reviews import make_reviews, save_csv
 
-from lightning_freeze import Advice, FrozenPrefixCache, LayerFreezing, advise
+from lightning_freeze import Advice, FrozenPrefixCache, LayerFreezing, Phase, PhasedFineTuning, StepTrigger, advise
 from lightning_freeze.advice import advice_run
 from lightning_freeze.advice.candidates import FULL, Candidate
 from lightning_freeze.advice.fits.single_fit import FitScore, FitSettings, run_fit
@@ -361,11 +362,76 @@ def test_a_page_without_measurements(advice: Advice, tmp_path: Path) -> None:
         ({"max_epoch": 3}, r"max_epoch is no argument of advise or of Trainer. Did you mean 'max_epochs'\?"),
         ({"toleranc": 3}, "Did you mean 'tolerance'"),
         ({"mode": "mx"}, r"mode='mx': expected 'min' or 'max'. Did you mean 'max'\?"),
+        ({"callbacks": LayerFreezing("50%")}, "callbacks=.*: expected a list of callbacks. Did you mean"),
+        ({"callbacks": None}, "callbacks=None: expected a list of callbacks; leave it out"),
+        ({"callbacks": "LISA"}, "callbacks='LISA': expected a list of callbacks"),
+        ({"callbacks": ["LISA"]}, r"callbacks holds 'LISA': expected callbacks, .* Did you mean LISA\(\)\?"),
+        ({"callbacks": [LayerFreezing]}, r"Did you mean LayerFreezing\(\)\?"),
+        ({"monitor": 5}, "monitor=5: expected the name of a metric"),
+        ({"folder": 5}, "folder=5: expected the path of a folder"),
+        ({"max_epochs": "1"}, r"max_epochs='1': expected a whole number or None. Did you mean 1\?"),
+        ({"max_steps": 2.5}, "max_steps=2.5: expected a whole number"),
     ],
 )
 def test_wrong_arguments(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         advise(Own(), OwnData(), **{**QUICK, **options})
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (OwnData().train_dataloader(), "datamodule is a DataLoader: expected a LightningDataModule. .*from_datasets"),
+        (OwnData, r"datamodule is the class OwnData: .* Did you mean OwnData\(\.\.\.\)\?"),
+        (None, "datamodule is None: expected a LightningDataModule"),
+    ],
+)
+def test_what_is_no_data_module_is_named(data: Any, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        advise(Own(), data, **QUICK)
+
+
+class Length(Callback):
+    """Notes how long a run was, and when its callbacks changed what trains."""
+
+    def __init__(self) -> None:
+        self.epochs, self.steps, self.validations, self.phases = 0, 0, 0, []
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        self.phases += [c.schedule.phase for c in trainer.callbacks if isinstance(c, PhasedFineTuning)]  # type: ignore[attr-defined]
+
+    def on_validation_end(self, trainer: Trainer, *_: Any) -> None:
+        self.validations += 1
+
+    def on_train_end(self, trainer: Trainer, *_: Any) -> None:
+        self.epochs, self.steps = trainer.current_epoch, trainer.global_step
+
+
+def settings(**options: Any) -> FitSettings:
+    trainer = {"max_epochs": 2, "accelerator": "cpu", "devices": 1, "num_sanity_val_steps": 0, **options}
+    return FitSettings(Own, OwnData(), "val_loss", trainer, batches_per_epoch=6)
+
+
+def test_a_short_run_where_steps_between_validations_are_counted_across_epochs() -> None:
+    length = Length()
+    fit = settings(check_val_every_n_epoch=None, val_check_interval=4)
+    run_fit(fit, [length], seed=0, share=0.5)
+    assert (length.epochs, length.steps) == (2, 6)
+    assert length.validations == 3, "after each epoch, and at the end"
+    length = Length()
+    run_fit(settings(check_val_every_n_epoch=2), [length], seed=0, share=0.5)
+    assert length.validations == 2, "after the second epoch, and at the end"
+
+
+def test_step_triggers_of_the_user_are_shorter_in_a_short_run() -> None:
+    own = PhasedFineTuning([Phase("head", StepTrigger(6)), Phase("1:,head")], verbose=False)
+    candidate = Candidate("as configured", "", (), lambda: copy.deepcopy([own]))
+    length = Length()
+    run_fit(settings(), [*candidate.at(0.5).build(), length], seed=0, share=0.5)
+    assert length.phases == [0, 0, 0, 1, 1, 1]
+    length = Length()
+    run_fit(settings(), [*candidate.build(), length], seed=0)
+    assert length.phases == [0] * 6 + [1] * 6
 
 
 def test_what_is_no_module_is_named() -> None:

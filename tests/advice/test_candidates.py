@@ -1,9 +1,19 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 from torch import nn
 
-from lightning_freeze import GradualUnfreezing, LayerFreezing, LayerStack, PhasedFineTuning
+from lightning_freeze import (
+    EpochTrigger,
+    GradualUnfreezing,
+    LayerFreezing,
+    LayerStack,
+    Phase,
+    PhasedFineTuning,
+    ULMFiT,
+)
 from lightning_freeze.advice.candidates import FULL, Candidate, build, candidates_for
 from lightning_freeze.advice.measures.gradients import LayerGradients
 from lightning_freeze.advice.measures.probes import ProbeScore
@@ -95,3 +105,24 @@ def test_an_entry_becomes_what_it_describes() -> None:
     assert isinstance(callback, LayerFreezing)
     cached = Candidate("x", "y").with_cache("folder").build()
     assert cached[0].verbose is False  # type: ignore[attr-defined]
+
+
+def test_triggers_of_callbacks_that_are_made_are_scaled_wherever_they_stand() -> None:
+    one = StepTrigger(20)
+    own = [
+        PhasedFineTuning([Phase("head", one), Phase("all", one | EpochTrigger(3)), Phase("head")]),
+        GradualUnfreezing(StepTrigger(3)),
+        ULMFiT(EpochTrigger(2)),
+    ]
+    candidate = Candidate("as configured", "", (), lambda: copy.deepcopy(own))
+    phased, gradual, ulmfit = candidate.at(0.1).build()
+    assert [str(phase.until) for phase in phased.phases] == [
+        "StepTrigger(2)",
+        "StepTrigger(2) | EpochTrigger(3)",
+        "None",
+    ]
+    assert [phase.until for phase in phased.schedule.plan] == [phase.until for phase in phased.phases]
+    assert gradual.trigger == StepTrigger(1)
+    assert ulmfit.trigger == EpochTrigger(2)
+    assert (one.n, own[1].trigger.n) == (20, 3), "those of the user stay as they are"
+    assert candidate.at(1.0).build()[1].trigger == StepTrigger(3)

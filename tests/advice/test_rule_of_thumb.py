@@ -93,3 +93,11 @@ def test_the_answer_names_its_reason_and_its_weakness() -> None:
 def test_a_value_out_of_range_is_named(arguments: tuple[Any, Any, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         rule_of_thumb(*arguments)
+
+
+def test_any_whole_number_of_examples_will_do() -> None:
+    assert rule_of_thumb(0.9, 10**400, "low").frozen == 0.75
+    assert "with 5,000 examples" in rule_of_thumb(0.9, 5000.0, "low").reason  # type: ignore[arg-type]
+    for wrong in (float("inf"), float("nan"), 0.5):
+        with pytest.raises(ValueError, match="expected a whole number"):
+            rule_of_thumb(0.9, wrong, "low")  # type: ignore[arg-type]

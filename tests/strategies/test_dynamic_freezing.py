@@ -80,6 +80,7 @@ def test_block_coordinate_with_embeddings_from_the_input_up():
     assert turns(recorder, 4) == [{name} for name in ["embeddings", "0", "1", "2", "3", "embeddings"]]
 
 
+@pytest.mark.filterwarnings("ignore:.*some layers will never train")
 @pytest.mark.parametrize(("batches", "expected"), [(4, 50), (400, 80), (2000, 100)])
 def test_the_turns_of_badam_last_as_long_as_published(batches, expected):
     callback = BlockCoordinate(verbose=False)

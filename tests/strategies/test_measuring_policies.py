@@ -214,6 +214,7 @@ def test_gradients_reach_frozen_layers_on_the_measured_steps_only():
     assert recorder.eval_blocks[3] == {"0", "1", "2"}, "dropout stays off in what is only measured"
 
 
+@pytest.mark.filterwarnings("ignore:.*some layers will never train")
 def test_an_optimizer_that_moves_what_has_no_gradient_does_not_move_what_is_only_measured():
     class Decaying(torch.optim.SGD):
         def step(self, closure=None):
@@ -228,6 +229,7 @@ def test_an_optimizer_that_moves_what_has_no_gradient_does_not_move_what_is_only
     assert recorder.moved[:4] == [{"3", "head"}] * 4
 
 
+@pytest.mark.filterwarnings("ignore:.*some layers will never train")
 def test_measured_gradients_are_left_out_of_clipping():
     clipped, free = [
         run(FisherUnfreezing(4, batches, verbose=False), gradient_clip_val=0.1, max_epochs=1)[1] for batches in (4, 1)

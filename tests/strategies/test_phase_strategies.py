@@ -76,6 +76,15 @@ def test_slanted_triangular_follows_the_paper():
     assert slanted_triangular(120, 100) == 1 / 32, "a run that is prolonged stays at the lowest rate"
 
 
+def test_slanted_triangular_falls_until_the_run_ends():
+    # T = 19, cut = 1: equation 3 divides by 9 and is at the lowest rate from step 10 on; here T - cut = 18.
+    assert slanted_triangular(1, 19) == 1
+    assert slanted_triangular(10, 19) == pytest.approx((1 + 0.5 * 31) / 32)
+    assert slanted_triangular(18, 19) == pytest.approx((1 + 31 / 18) / 32)
+    assert slanted_triangular(19, 19) == pytest.approx(1 / 32)
+    assert slanted_triangular(0, 1) == 1 / 32
+
+
 def test_ulmfit_unfreezes_from_the_top_at_rates_that_fall_with_depth():
     recorder = run(ULMFiT(verbose=False), max_epochs=6)
     order = ["head", "3", "2", "1", "0", "embeddings"]

@@ -57,6 +57,22 @@ def test_l2sp_keeps_a_model_near_its_start_and_frozen_layers_where_they_are():
     assert distances[1] < 0.5 * distances[0]
 
 
+def test_l2sp_moves_the_pre_trained_weights_to_the_device_once():
+    class Noted(Callback):
+        def __init__(self, l2sp):
+            self.l2sp, self.found = l2sp, []
+
+        def on_train_batch_end(self, *_):
+            self.found.append([anchor for _, anchor in self.l2sp._anchors.values()])
+
+    module, l2sp = make().float(), L2SP(verbose=False)
+    noted = Noted(l2sp)
+    fit(module, l2sp, noted, max_epochs=1, precision="64-true")  # the parameters change after the copy is made
+    assert {anchor.dtype for anchor in noted.found[0]} == {torch.float64}
+    assert len(noted.found) == 4
+    assert all(now is first for later in noted.found[1:] for now, first in zip(later, noted.found[0], strict=True))
+
+
 def test_relative_factors():
     assert relative_factors({"a": 2.0, "b": 1.0, "c": 0.0}) == {"a": 1.0, "b": 0.5, "c": 0.0}
     assert relative_factors({"a": 2.0, "zero weights": float("inf")}) == {"a": 1.0, "zero weights": 1.0}

@@ -128,7 +128,9 @@ def _shortened(settings: FitSettings, share: float) -> dict[str, Any]:
         return {}
     batches = max(1, round(share * settings.batches_per_epoch))
     steps = settings.trainer.get("max_steps") or -1
-    limits = {"limit_train_batches": batches, "val_check_interval": 1.0}
+    # None, which counts steps across epochs, goes with a whole number as the interval only.
+    epochs = settings.trainer.get("check_val_every_n_epoch", 1) or 1
+    limits = {"limit_train_batches": batches, "val_check_interval": 1.0, "check_val_every_n_epoch": epochs}
     return {**limits, "max_steps": steps if steps < 0 else max(1, round(share * steps))}
 
 

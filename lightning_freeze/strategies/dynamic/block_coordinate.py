@@ -36,6 +36,8 @@ class BlockCoordinate(DynamicFreezing):
         ConfigurationError: If ``interval`` is not positive, or a selector matches nothing.
     """
 
+    begins_turns_afresh = True
+
     def __init__(
         self,
         interval: int | None = None,

@@ -9,7 +9,9 @@ from lightning.pytorch import Trainer
 
 from lightning_freeze.arguments import check_arguments
 from lightning_freeze.callbacks.layer_callback import Groups
+from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.layers import LayerStack
+from lightning_freeze.strategies.dynamic.chosen_layers import checked_choice
 from lightning_freeze.strategies.dynamic.measuring.turn_measurement import TurnMeasurement
 from lightning_freeze.strategies.dynamic.policies import MeasuringPolicy, Policy
 from lightning_freeze.strategies.dynamic.statistics import Statistics
@@ -74,12 +76,26 @@ class DynamicFreezing(TurnByTurn):
         super().__init__(interval, layers, always, drop_optimizer_state, groups, frozen_eval, verbose, save_frozen)
 
     def preview(self, stack: LayerStack) -> Sequence[Sequence[str]]:  # noqa: D102
-        return self.policy.preview(self.choices(stack))
+        layers = self.choices(stack)
+        return [self._checked(turn, chosen, layers) for turn, chosen in enumerate(self.policy.preview(layers))]
 
     def choose(self, stack: LayerStack, turn: int, statistics: Statistics) -> Sequence[str]:  # noqa: D102
+        layers = self.choices(stack)
         if isinstance(self.policy, MeasuringPolicy):
-            return self.policy.choose(self.choices(stack), turn, statistics)
-        return self.policy.choose(self.choices(stack), turn)
+            return self._checked(turn, self.policy.choose(layers, turn, statistics), layers)
+        return self._checked(turn, self.policy.choose(layers, turn), layers)
+
+    def _checked(self, turn: int, chosen: object, layers: Sequence[str]) -> tuple[str, ...]:
+        names = checked_choice(type(self).__name__, self.policy, turn, chosen, layers)
+        if not names and not self.always:
+            raise ConfigurationError(
+                f"{type(self).__name__}(always=None): {self.policy!r} chose no layers for turn {turn}, so nothing "
+                f"would train. Expected one layer at least, or always='head'."
+            )
+        return names
+
+    def turns_to_reach_all(self, stack: LayerStack) -> int | None:  # noqa: D102
+        return self.policy.turns_to_reach_all(self.choices(stack))
 
     def measurement(self, stack: LayerStack, chosen: Sequence[str]) -> TurnMeasurement:  # noqa: D102
         return TurnMeasurement(self.policy, stack, self.choices(stack), chosen)

@@ -19,6 +19,7 @@ from lightning_freeze.session.phase_runner import PhaseRunner
 from lightning_freeze.session.session import Session
 from lightning_freeze.strategies.dynamic.measuring.turn_measurement import TurnMeasurement
 from lightning_freeze.strategies.dynamic.statistics import Statistics
+from lightning_freeze.strategies.dynamic.too_few_turns import warn_if_too_few_turns
 from lightning_freeze.strategies.dynamic.turn_owner import TurnOwner
 
 _MOST_TURNS = 40  # that a plan shows of a run
@@ -58,6 +59,10 @@ class DynamicRunner(PhaseRunner):
         """Keep the length of a turn for the whole run; unlike other schedules, this one has no last phase to reach."""
         if "interval" not in self.progress.trigger:
             self.progress.trigger["interval"] = self.owner.turn_length()
+        turns, starts, trainer = self.owner.turns_to_reach_all(self.stack), self.progress.starts, self.session.trainer
+        if turns is not None:
+            first = starts[0].step if starts else trainer.global_step
+            warn_if_too_few_turns(self._name, turns, int(self.progress.trigger["interval"]), first, trainer)
 
     def advance(self) -> None:  # noqa: D102
         session = self.session
@@ -151,6 +156,8 @@ class DynamicRunner(PhaseRunner):
         self.statistics = self.statistics.after(self.chosen, self.measurement.finish(self.session))
         number = self._choose(turn)
         self.progress.trigger["turn"] = turn
+        if self.owner.begins_turns_afresh:
+            self._drop_state({p for name in self.chosen for p in self.stack[name].parameters()})
         if number != self.phase:
             self._change(Progress(number, [self.progress.starts[0], clock], dict(self.progress.trigger)))
 

@@ -56,6 +56,9 @@ class LargestFisherNext(MeasuringPolicy):
         """The order from the top down, which stands for the one that will be measured."""
         return [list(layers[-count:]) for count in range(1, len(layers) + 1)]
 
+    def turns_to_reach_all(self, layers: Sequence[str]) -> int | None:  # noqa: D102
+        return len(layers)
+
 
 class FisherUnfreezing(DynamicFreezing):
     """Unfreezes the layer with the largest trace of the Fisher information next, every few steps (FUN).

@@ -38,6 +38,16 @@ class Policy(ABC):
         """
         return [self.choose(layers, turn) for turn in range(_CYCLES * len(layers))]
 
+    def turns_to_reach_all(self, layers: Sequence[str]) -> int | None:
+        """How many turns it takes until each layer has trained; a shorter run has a warning.
+
+        ``None``, the default, if that is open, as for random draws, or if not all layers are to train.
+
+        Args:
+            layers: See :meth:`choose`.
+        """
+        return None
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
 
@@ -135,3 +145,6 @@ class OneLayerAtATime(Policy):
         elif self.order == "random":
             random.Random(f"{self.seed}/{cycle}").shuffle(order)
         return [order[position]]
+
+    def turns_to_reach_all(self, layers: Sequence[str]) -> int | None:  # noqa: D102
+        return len(layers)

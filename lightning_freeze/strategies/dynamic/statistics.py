@@ -13,7 +13,8 @@ class Statistics:
     Attributes:
         trained: The layers that the policy chose for the turn that has ended; none before the first turn.
         latest: For each layer that has been measured, the value of the last turn in which it was; 0 for a layer that
-            has had no gradient, such as one that another callback freezes.
+            has had no gradient, such as one that another callback freezes. The size of an update is measured in steps
+            that change weights only, not at a rate of 0 or where a loss scaler skips a step.
         previous: For each layer that has been measured twice, the value before that.
     """
 

@@ -13,7 +13,9 @@ from lightning_freeze.strategies.dynamic.statistics import Statistics
 
 
 class TurnOwner(ScheduleOwner, Protocol):
-    """The callback that decides about turns; ``turns.py`` says what each method is for."""
+    """The callback that decides about turns; ``turns.py`` says what each member is for."""
+
+    begins_turns_afresh: bool
 
     def choose(self, stack: LayerStack, turn: int, statistics: Statistics) -> Sequence[str]: ...  # noqa: D102
 
@@ -22,3 +24,5 @@ class TurnOwner(ScheduleOwner, Protocol):
     def turn_length(self) -> int: ...  # noqa: D102
 
     def measurement(self, stack: LayerStack, chosen: Sequence[str]) -> TurnMeasurement: ...  # noqa: D102
+
+    def turns_to_reach_all(self, stack: LayerStack) -> int | None: ...  # noqa: D102

@@ -39,6 +39,8 @@ class TurnByTurn(PhasedFineTuning):
 
     does_nothing_but_phases = False
     warns_of_wasted_backward = False  # what trains below frozen layers is chosen on purpose
+    begins_turns_afresh = False
+    """Whether each turn begins with an empty optimizer state, also that of layers that trained in the turn before."""
 
     def __init__(
         self,
@@ -76,6 +78,10 @@ class TurnByTurn(PhasedFineTuning):
     @abstractmethod
     def preview(self, stack: LayerStack) -> Sequence[Sequence[str]]:
         """The choices that are checked and shown before a run, that of the first turn first."""
+
+    def turns_to_reach_all(self, stack: LayerStack) -> int | None:
+        """How many turns it takes until each layer has trained; ``None`` if that is open, or no aim."""
+        return None
 
     def measurement(self, stack: LayerStack, chosen: Sequence[str]) -> TurnMeasurement:
         """What is measured in a turn in which these layers train; nothing by default."""

@@ -15,8 +15,8 @@ from lightning_freeze.strategies.dynamic.measuring.measurement import Measuremen
 class AccumulatedGradient(Measurement):
     """The L1 norm of the sum of all gradients; holds one more copy of the gradients."""
 
-    def __init__(self, layers: Mapping[str, NamedParameters]) -> None:
-        super().__init__(layers)
+    def __init__(self, layers: Mapping[str, NamedParameters], rest: NamedParameters = ()) -> None:
+        super().__init__(layers, rest)
         self._sums: dict[str, Tensor] = {}
 
     @torch.no_grad()
@@ -44,8 +44,8 @@ class AccumulatedGradient(Measurement):
 class FisherTrace(Measurement):
     """The mean over steps of the squared norm of the gradient: the trace of the empirical Fisher information."""
 
-    def __init__(self, layers: Mapping[str, NamedParameters]) -> None:
-        super().__init__(layers)
+    def __init__(self, layers: Mapping[str, NamedParameters], rest: NamedParameters = ()) -> None:
+        super().__init__(layers, rest)
         self._sums: dict[str, Tensor] = {}
         self._steps = 0
 

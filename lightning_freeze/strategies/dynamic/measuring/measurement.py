@@ -22,10 +22,12 @@ class Measurement(ABC):
 
     Args:
         layers: The parameters of each layer that is measured, with their full names.
+        rest: Those of all other layers.
     """
 
-    def __init__(self, layers: Mapping[str, NamedParameters]) -> None:
+    def __init__(self, layers: Mapping[str, NamedParameters], rest: NamedParameters = ()) -> None:
         self.layers = layers
+        self.rest = rest
 
     @abstractmethod
     def before_step(self) -> None:
@@ -36,7 +38,10 @@ class Measurement(ABC):
 
     @abstractmethod
     def values(self) -> dict[str, float]:
-        """The value of each layer, 0 for one that has had no gradient; must be called on all ranks."""
+        """The value of each layer, 0 for one that has had no gradient; must be called on all ranks.
+
+        Layers that could not be measured in the turn are left out.
+        """
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from lightning.pytorch import Trainer
 from torch.nn import Module, Parameter
 
 from lightning_freeze.distributed import mean_of_each, resynchronise
-from lightning_freeze.layers import LayerStack
+from lightning_freeze.layers import Layer, LayerStack
 from lightning_freeze.layers.discovery.module_tree import clean_name
 from lightning_freeze.session.session import Session
 from lightning_freeze.strategies.dynamic.measuring.gradient_measurements import AccumulatedGradient, FisherTrace
@@ -44,11 +44,9 @@ class TurnMeasurement:
         self._is_registered = False  # what is measured without being trained, by the strategy
         if self._policy is not None:
             names = self._policy.measured_layers(layers, chosen)
-            measured = {
-                layer: [(clean_name(name), parameter) for name, parameter in stack[layer].named_parameters()]
-                for layer in names
-            }
-            self._measurement = _KINDS[self._policy.measures](measured)
+            measured = {layer: _named(stack[layer]) for layer in names}
+            rest = [named for layer in stack if layer.name not in measured for named in _named(layer)]
+            self._measurement = _KINDS[self._policy.measures](measured, rest)
             self._not_trained = {p for layer in names if layer not in chosen for p in stack[layer].parameters()}
 
     def begin_batch(self, session: Session, owner: Hashable, frozen: Frozen, step: int, interval: int) -> None:
@@ -105,3 +103,7 @@ class TurnMeasurement:
     def _resynchronise(self, session: Session) -> None:
         with session.requires_grad_as_given():
             resynchronise(session.trainer, session.module)
+
+
+def _named(layer: Layer) -> list[tuple[str, Parameter]]:
+    return [(clean_name(name), parameter) for name, parameter in layer.named_parameters()]

@@ -416,6 +416,16 @@ def test_saved_after_the_fit_and_the_trainer_used_again(tmp_path):
     assert_same(weights(Model.load_from_checkpoint(tmp_path / "b.ckpt")), weights(model))
 
 
+def test_a_trainer_whose_callbacks_no_longer_ask_for_it_saves_whole_checkpoints(tmp_path):
+    the_trainer, model = run(freezing(), max_epochs=1)
+    for epochs, save in ((2, True), (3, False)):
+        the_trainer.callbacks = [LayerFreezing("embeddings,:", verbose=False, save_frozen=save)]
+        the_trainer.fit_loop.max_epochs = epochs
+        the_trainer.fit(model, StatefulLoader(4))
+        the_trainer.save_checkpoint(tmp_path / "a.ckpt")
+        assert {layer_of(name) for name in omitted(tmp_path / "a.ckpt")} == (set() if save else FROZEN)
+
+
 @pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
 def test_a_module_in_half_precision(tmp_path, precision):
     sgd = {"make_optimizers": lambda module: torch.optim.SGD(module.parameters(), lr=0.01)}
@@ -510,7 +520,8 @@ def test_a_smaller_dtype_meta_weights_and_assignment_are_refused(tmp_path):
 def test_a_checkpoint_that_is_read_by_hand_says_what_it_lacks(tmp_path):
     path, _ = small(tmp_path)
     weight = content(path)["state_dict"]["encoder.embeddings.weight"]
-    assert weight.shape == (16, 8) and weight.numel() == 128 and weight.dim() == 2 and weight.dtype == torch.float64
+    assert weight.shape == (16, 8) and weight.numel() == 128 and weight.dtype == torch.float64
+    assert weight.dim() == weight.ndim == 2
     assert copy.deepcopy(weight) == weight == pickle.loads(pickle.dumps(weight))
     for use in (lambda: weight.sum(), lambda: torch.ones(16, 8) + weight, lambda: torch.stack([weight])):
         with pytest.raises((AttributeError, ConfigurationError), match=r"frozen layer 'embeddings' is not in the ch"):

@@ -84,3 +84,29 @@ def test_a_module_without_marks_leaves_out_all_that_is_frozen(folder: str, tmp_p
     model = copy.deepcopy(Necked(folder))
     fit(model).save_checkpoint(tmp_path / "a.ckpt")
     assert omitted(tmp_path / "a.ckpt") == set(weights(model)) - {"head.weight", "head.bias"}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_steps": 1},
+        pytest.param({"max_epochs": 1, "strategy": "ddp_fork", "devices": 1}, marks=pytest.mark.slow),
+    ],
+    ids=["one step", "in another process"],
+)
+def test_loaded_weights_that_a_fit_without_callbacks_trained_are_saved(
+    folder: str, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    class Trained(Necked):
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            trains = [*self.backbone.bert.encoder.parameters(), *self.head.parameters()]
+            return torch.optim.SGD(trains, lr=0.1)
+
+    model = Trained(folder)
+    trainer(**options).fit(model, loader())
+    fit(model).save_checkpoint(tmp_path / "a.ckpt")
+    left_out = omitted(tmp_path / "a.ckpt")
+    assert not [name for name in left_out if ".encoder." in name]
+    # The main process loads all weights that another one has trained.
+    assert bool(left_out) == ("strategy" not in options)
+    assert_same(weights(Necked.load_from_checkpoint(tmp_path / "a.ckpt")), weights(model))

@@ -56,6 +56,11 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:.*reaches the last one after",
 )
 
+GROUPS_BUT_LAST = {
+    "embeddings": "encoder.embeddings",
+    **{str(number): f"encoder.layers.{number}" for number in range(3)},
+    "head": "classifier",
+}
 FROZEN = {"embeddings", "0", "1", "2", "3"}
 SCHEDULES: dict[str, Any] = {
     "static": lambda save=False: [LayerFreezing("embeddings,:", verbose=False, save_frozen=save)],
@@ -194,6 +199,34 @@ def test_weights_that_an_earlier_fit_of_the_module_trained_are_saved(tmp_path, f
     fit(model, *first, max_steps=2 if first else 3)
     path, _ = small(tmp_path, module=model)
     assert {layer_of(name) for name in omitted(path)} == left_out
+
+
+class WritesThroughData(torch.optim.SGD):
+    """As SGD, but its writes leave the version counters as they are."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        loss = closure() if closure else None
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.data.add_(parameter.grad.data, alpha=-group["lr"])
+        return loss
+
+
+@pytest.mark.parametrize("unfreezes", [False, True])
+def test_weights_that_an_earlier_fit_trained_unnoticed_by_version_counters_are_saved(tmp_path, unfreezes):
+    class Unfreezes(Callback):
+        def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+            pl_module.encoder.layers[3].requires_grad_(unfreezes)
+
+    model = Model(make_optimizers=lambda module: WritesThroughData(module.parameters(), lr=0.1))
+    model.encoder.layers[3].requires_grad_(False)
+    schedule = PhasedFineTuning([Phase("1", StepTrigger(1)), Phase("2,head")], groups=GROUPS_BUT_LAST, verbose=False)
+    fit(model, schedule, Unfreezes(), max_steps=3)
+    path, _ = small(tmp_path, module=model, max_epochs=1)
+    assert {layer_of(name) for name in omitted(path)} == {"embeddings", "0"} | (set() if unfreezes else {"3"})
+    assert_same(weights(Model.load_from_checkpoint(path)), weights(model))
 
 
 def test_statistics_that_an_earlier_fit_moved_are_saved(tmp_path):

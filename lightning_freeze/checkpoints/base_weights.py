@@ -12,6 +12,7 @@ from torch.nn import Module, Parameter
 
 from lightning_freeze.checkpoints.fingerprint import fingerprint, has_plain_content
 from lightning_freeze.checkpoints.loaded import is_loaded
+from lightning_freeze.checkpoints.named_tensors import named_tensors
 
 #: Building a module writes to each weight a few times, and every optimizer step once or more.
 _MOST_WRITES = 5
@@ -43,7 +44,7 @@ class BaseWeights:
             names: Names in the state dict.
             dtype: What the run converts the weights to after that; ``None`` if it leaves them as they are.
         """
-        state = module.state_dict(keep_vars=True)
+        state = named_tensors(module)
         written = _written(state, _VERSIONS.get(module, {})) | _TRAINED.get(module, set())
         for name in names:
             tensor = state.get(name)

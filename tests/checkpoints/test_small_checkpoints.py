@@ -229,6 +229,23 @@ def test_weights_that_an_earlier_fit_trained_unnoticed_by_version_counters_are_s
     assert_same(weights(Model.load_from_checkpoint(path)), weights(model))
 
 
+class OwnStateDict(Model):
+    """Its ``state_dict`` takes no arguments, which is all that Lightning needs."""
+
+    def state_dict(self) -> dict[str, Any]:  # type: ignore[override]
+        return super().state_dict()
+
+
+def test_a_module_whose_state_dict_takes_no_arguments(tmp_path):
+    model = OwnStateDict(make_optimizers=adamw)
+    the_trainer, _ = run(*SCHEDULES["steps"](), path=tmp_path, module=model, max_epochs=1)
+    first, last = (tmp_path / f"step={step}.ckpt" for step in (1, 4))
+    assert {layer_of(name) for name in omitted(first)} == FROZEN
+    assert_same(weights(OwnStateDict.load_from_checkpoint(last)), weights(model))
+    the_trainer.test(model, loader(2, seed=2), ckpt_path=first, verbose=False)
+    assert_same(weights(model), weights(OwnStateDict.load_from_checkpoint(first)))
+
+
 def test_statistics_that_an_earlier_fit_moved_are_saved(tmp_path):
     class Normalised(Model):
         def __init__(self, **options: Any) -> None:

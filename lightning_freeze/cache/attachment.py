@@ -122,6 +122,11 @@ class Attachment:
                 reason = prefix.offload.problem
                 warn_in_run(self.module.trainer, f"FrozenPrefixCache(offload=True) does nothing: {reason}.")
 
+    def restore_weights(self) -> None:
+        """Bring offloaded weights back."""
+        if self.cached is not None:
+            self.cached.restore_weights()
+
     def frozen_parts(self) -> dict[str, str]:
         """Return once, after a training batch, the wholly frozen parts that are computed in each step, and why.
 
@@ -135,16 +140,22 @@ class Attachment:
         return self.cached.frozen_parts
 
     def detach(self) -> None:
-        """Remove the cache from the module, and release the storage."""
+        """Remove the cache from the module, and release the storage.
+
+        Raises:
+            OffloadError: If offloaded weights cannot come back, after all the rest is done.
+        """
         if self._stop_listening is not None:
             self._stop_listening()
             self._stop_listening = None
-        if self.module is not None:
-            self._last_module = weakref.ref(self.module)
-            if self.cached is not None:
-                self._min_boundaries |= self.cached.boundaries
-                self.cached.close()
-        self.module = None
-        if self.storage is not None:
-            self.storage.release()
-            self.storage = None
+        try:
+            if self.module is not None:
+                self._last_module = weakref.ref(self.module)
+                if self.cached is not None:
+                    self._min_boundaries |= self.cached.boundaries
+                    self.cached.close()
+        finally:
+            self.module = None
+            if self.storage is not None:
+                self.storage.release()
+                self.storage = None

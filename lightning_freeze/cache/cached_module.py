@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 
 from torch import nn
 from torch.nn import Parameter
@@ -166,8 +167,9 @@ class CachedModule:
 
     def close(self) -> None:
         """Remove all hooks and stand-ins from the module."""
-        for prefix in self.prefixes:
-            prefix.close()
+        with ExitStack() as closing:  # if one fails, the others are closed all the same
+            for prefix in reversed(self.prefixes):
+                closing.callback(prefix.close)
 
     def _find(self, tallies: Mapping[str, Tally]) -> None:
         if next(self._module.parameters(), None) is None:

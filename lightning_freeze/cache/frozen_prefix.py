@@ -28,7 +28,7 @@ from lightning_freeze.cache.identity.cached_towers import CachedTower, ModuleStr
 from lightning_freeze.cache.identity.keys import Call
 from lightning_freeze.cache.identity.unsupported import Unsupported, reason_of
 from lightning_freeze.cache.joint_decision import JointDecision
-from lightning_freeze.cache.offload import WeightOffload, not_needed
+from lightning_freeze.cache.offload import OffloadError, WeightOffload, not_needed
 from lightning_freeze.cache.pass_facts import PassFacts
 from lightning_freeze.cache.prefix.entries import PrefixEntries
 from lightning_freeze.cache.prefix.lockstep import Lockstep
@@ -164,7 +164,10 @@ class FrozenPrefix:
         self._busy = True
         try:
             self._pass = self._plan(args, kwargs) if self._joint is None else self._plan_together(args, kwargs)
-        except Exception as error:  # an error of the cache must not end the run
+        except OffloadError:
+            self._end_pass()
+            raise
+        except Exception as error:  # an error of the cache must not end the run, unless weights are missing
             self._end_pass()
             self._need_weights()
             self.switch_off(reason_of(error))

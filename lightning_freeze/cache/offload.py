@@ -113,6 +113,10 @@ class MappedFile:
             self._map.madvise(mmap.MADV_DONTNEED)
 
 
+class OffloadError(RuntimeError):
+    """Weights that are needed could not come back to their device."""
+
+
 class WeightOffload:
     """Offloads the weights of the frozen prefix of one tower while every pass skips it.
 
@@ -164,24 +168,45 @@ class WeightOffload:
 
         Args:
             is_needed: Whether the layers run, rather than are saved; then more batches are waited for the next time.
+
+        Raises:
+            OffloadError: If the device has no room for them. The rest stays readable, and the next call goes on.
         """
         self._unused = 0
         if not self._away:
             return
-        away, self._away, self.boundary = self._away, [], 0
+        failure: Exception | None = None
+        with self._entries.moving_weights(), torch.no_grad(), torch.inference_mode(False):
+            try:
+                while self._away:
+                    parameter, device = self._away[-1]
+                    parameter.data = parameter.data.to(device, copy=True)
+                    self._away.pop()
+            except Exception as error:
+                failure = error
+        if failure is not None:
+            raise OffloadError(self._failure_message()) from failure
+        self._file, self.boundary = None, 0
         if is_needed:
             self._wait *= 2
-        with self._entries.moving_weights(), torch.no_grad(), torch.inference_mode(False):
-            for parameter, device in away:
-                parameter.data = parameter.data.to(device, copy=True)
-        self._file = None
+
+    def _failure_message(self) -> str:
+        return (
+            f"FrozenPrefixCache(offload=True): {self.bytes} bytes of weights of skipped layers are needed again and "
+            f"cannot be brought back to {self._away[-1][1]}: expected as much free memory there as without offloading. "
+            f"Use a smaller batch, a smaller max_accelerator_memory, or offload=False."
+        )
 
     def close(self) -> None:
-        """Bring the weights back, and remove all hooks."""
-        self.restore()
+        """Bring the weights back, and remove all hooks.
+
+        Raises:
+            OffloadError: As in :meth:`restore`, after the hooks are removed.
+        """
         for handle in self._handles:
             handle.remove()
         self._handles, self._hooked = [], set()
+        self.restore()
 
     def _leave(self, boundary: int, skipped: Sequence[nn.Module]) -> None:
         first = next((p for each in skipped for p in each.parameters()), None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from lightning_freeze.cache.attachment import Attachment
 from lightning_freeze.cache.decision import Decision
 from lightning_freeze.cache.frozen_prefix import FrozenPrefix
 from lightning_freeze.cache.messages import GainMessage, Progress, frozen_parts_line, samples_in_epoch, summary_line
+from lightning_freeze.cache.offload import OffloadError
 from lightning_freeze.cache.storage import DTYPES, Storage, open_storage
 from lightning_freeze.cache.store.sizes import parse_size
 from lightning_freeze.callbacks.layer_callback import Groups
@@ -57,7 +59,9 @@ class FrozenPrefixCache(Callback):
             they need not be copied from RAM again. None by default, because only you know what the training leaves.
         offload: Whether the weights of skipped layers leave the memory of the device while every batch skips them: from
             an accelerator to host memory, on the CPU to a file that the system reads again when it is needed. They come
-            back by themselves before anything runs or saves these layers.
+            back by themselves before the forward pass of the model runs these layers, and before they are saved. A call
+            of a skipped layer by itself (``encoder.layer[0](x)``) does not bring them back. On an accelerator it fails,
+            because its weights are on another device.
 
     Raises:
         ConfigurationError: If a value is out of range, or a library that is needed is not installed.
@@ -211,6 +215,9 @@ class FrozenPrefixCache(Callback):
         self._attachment.end_batch()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        # The strategy moves the module to the CPU before `teardown`. Weights that come back to the accelerator after
+        # that would leave the module on two devices.
+        self._attachment.restore_weights()
         self._print_summary(pl_module)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
@@ -223,7 +230,9 @@ class FrozenPrefixCache(Callback):
         self._detach()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: D102
-        self._detach()
+        # The error of the run matters more, and the strategy moves the whole module to the CPU now.
+        with suppress(OffloadError):
+            self._detach()
 
     def _attach(self, trainer: Trainer, module: LightningModule) -> None:
         is_new = self._attachment.attach(trainer, module, self.groups, self._open_storage, self._report_switch_off)
@@ -251,8 +260,8 @@ class FrozenPrefixCache(Callback):
         self._attachment.begin_loop(thorough)
 
     def _detach(self) -> None:
-        self._attachment.detach()
         self._gain.close()
+        self._attachment.detach()
 
     def _print_summary(self, module: LightningModule) -> None:
         if self.verbose and any(tower.tally.samples for tower in self._towers):

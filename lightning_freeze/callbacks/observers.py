@@ -8,7 +8,7 @@ from lightning_freeze.compatibility.observer import Compatibility
 from lightning_freeze.diagnostics.decayed_rate import DecayedRate
 from lightning_freeze.diagnostics.loss_watch import LossWatch
 from lightning_freeze.diagnostics.missing_gradients import MissingGradients
-from lightning_freeze.diagnostics.new_layers import new_layers, new_parameters
+from lightning_freeze.diagnostics.new_layers import new_layers, new_weights
 from lightning_freeze.diagnostics.one_rate import OneRate
 from lightning_freeze.diagnostics.unread_lr_scale import UnreadScale
 from lightning_freeze.diagnostics.untrained_head import UntrainedHead
@@ -41,7 +41,7 @@ def make_observers(session: Session) -> list[Observer]:
         OneRate(session, new),
         LossWatch(session),
         AbsentCache(session),
-        *([SmallCheckpoints(session, omitting, new_parameters(session.module))] if omitting else []),
+        *([SmallCheckpoints(session, omitting, new_weights(session.module))] if omitting else []),
         *([DecayedRate(session)] if session.schedules else []),
         # A schedule may hold a validation that was due when its checkpoint was saved, so it comes last.
         *session.schedules,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
+from torch import Tensor
 from torch.nn import Module, Parameter
 
 from lightning_freeze.checkpoints.base_weights import base_weights, converted_dtype
@@ -19,15 +20,16 @@ class SmallCheckpoints(Observer):
     Args:
         session: The running fit.
         members: The callbacks with ``save_frozen=False``.
-        new: Parameters that no pre-trained checkpoint gave. They are saved although they are frozen, because nothing
-            could give their random weights again.
+        new: Parameters and buffers that no pre-trained checkpoint gave. They are saved although they are frozen,
+            because nothing could give their random values again.
     """
 
-    def __init__(self, session: Session, members: Collection[Member], new: Collection[Parameter]) -> None:
+    def __init__(self, session: Session, members: Collection[Member], new: Collection[Tensor]) -> None:
         self._session = session
-        self._layers = {p: layer for member in members for p, layer in member.omitted_when_frozen().items()}
-        for parameter in new:
-            self._layers.pop(parameter, None)
+        omitted = (pair for member in members for pair in member.omitted_when_frozen().items())
+        self._layers = {parameter: layer for parameter, layer in omitted if parameter not in new}
+        buffers = session.module.named_buffers(remove_duplicate=False)
+        self._new_buffers = {name for name, buffer in buffers if buffer in new}  # by name: a move replaces buffers
         strategy = session.trainer.strategy
         self._is_possible = not saves_whole_weights(strategy)
         if self._is_possible:
@@ -68,7 +70,7 @@ class SmallCheckpoints(Observer):
         modules = dict(module.named_modules(remove_duplicate=False))
         for name, _ in module.named_buffers(remove_duplicate=False):
             around = _parameters_around(name, modules)
-            if around and all(map(self._is_omitted, around)):
+            if name not in self._new_buffers and around and all(map(self._is_omitted, around)):
                 yield name, self._layers[around[0]]
 
     def _is_omitted(self, parameter: Parameter) -> bool:

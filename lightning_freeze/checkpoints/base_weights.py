@@ -11,10 +11,13 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 
 from lightning_freeze.checkpoints.fingerprint import fingerprint, has_plain_content
+from lightning_freeze.checkpoints.loaded import is_loaded
+from lightning_freeze.checkpoints.named_tensors import named_tensors
 
 #: Building a module writes to each weight a few times, and every optimizer step once or more.
 _MOST_WRITES = 5
 _VERSIONS: WeakKeyDictionary[Module, dict[str, int]] = WeakKeyDictionary()
+_TRAINED: WeakKeyDictionary[Module, set[str]] = WeakKeyDictionary()
 _KNOWN: WeakKeyDictionary[Module, BaseWeights] = WeakKeyDictionary()
 
 
@@ -41,8 +44,8 @@ class BaseWeights:
             names: Names in the state dict.
             dtype: What the run converts the weights to after that; ``None`` if it leaves them as they are.
         """
-        state = module.state_dict(keep_vars=True)
-        written = _written(state, _VERSIONS.get(module, {}))
+        state = named_tensors(module)
+        written = _written(state, _VERSIONS.get(module, {})) | _TRAINED.get(module, set())
         for name in names:
             tensor = state.get(name)
             if has_plain_content(tensor) and name not in written and name not in self._fingerprints:
@@ -140,12 +143,26 @@ def note_versions(module: Module) -> None:
         _VERSIONS[module] = {name: _version_of(tensor) for name, tensor in named if has_plain_content(tensor)}
 
 
+def note_trained(module: Module) -> None:
+    """Note which parameters of a module train now, for later fits of it.
+
+    An optimizer that writes through ``parameter.data`` leaves the versions as they are.
+
+    Args:
+        module: The module in a running fit.
+    """
+    names = {name for name, p in module.named_parameters(remove_duplicate=False) if p.requires_grad}
+    _TRAINED.setdefault(module, set()).update(names)
+
+
 def _written(state: Mapping[str, object], built: Mapping[str, int]) -> set[str]:
     """Return the names of what was written to since the module was built."""
     plain = {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor) and has_plain_content(tensor)}
     versions = {name: _version_of(tensor) for name, tensor in plain.items()}
     # An earlier fit without the callbacks of this package has left no note.
     written = {name for name, now in versions.items() if now > _MOST_WRITES or now != built.get(name, now)}
+    # transformers puts what it loads in the place of a parameter, so that nothing has written to it.
+    written |= {name for name, tensor in plain.items() if is_loaded(tensor) and versions[name] > 0}
     # BatchNorm moves its statistics without a new version, but it counts the batches.
     owners = {name.rpartition(".")[0] for name in written}
     buffers = {name for name, tensor in plain.items() if not isinstance(tensor, Parameter)}

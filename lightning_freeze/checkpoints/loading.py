@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from lightning_freeze.checkpoints.base_weights import kept_weight, known_base_weights
+from lightning_freeze.checkpoints.named_tensors import named_tensors
 from lightning_freeze.checkpoints.omitted_weight import WAY_OUT, OmittedWeight
 from lightning_freeze.errors import ConfigurationError
 
@@ -36,7 +37,7 @@ def filled(state: dict[str, Any], module: Module) -> dict[str, Any]:
     omitted = {name: value for name, value in state.items() if isinstance(value, OmittedWeight)}
     if not omitted:
         return state
-    own = module.state_dict(keep_vars=True)
+    own = named_tensors(module)
     found: dict[str, Tensor] = {}
     differing: dict[str, OmittedWeight] = {}
     for name, weight in omitted.items():

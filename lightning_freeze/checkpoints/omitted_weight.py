@@ -62,9 +62,14 @@ class OmittedWeight:
             raise refusal
         return self.shape
 
-    def dim(self) -> int:
+    @property
+    def ndim(self) -> int:
         """The number of dimensions, as of a tensor."""
         return len(self.shape)
+
+    def dim(self) -> int:
+        """The same as :attr:`ndim`, as of a tensor."""
+        return self.ndim
 
     def numel(self) -> int:
         """The number of elements, as of a tensor."""

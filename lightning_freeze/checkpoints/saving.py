@@ -59,11 +59,16 @@ class _LeavesOut:
 
     def __call__(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         trainer, strategy = self._trainer, self._trainer.strategy
-        # Asked for at each save: the trainer may have another module by now, with weights of its own.
-        base = known_base_weights(trainer.lightning_module)
+        # Asked for at each save: the trainer may have other callbacks by now, or another module with other weights.
+        base = known_base_weights(trainer.lightning_module) if _is_asked_for(trainer) else None
         if base is not None and trainer.is_global_zero:  # the other ranks write nothing
             leave_out(checkpoint, base)
         type(strategy).save_checkpoint(strategy, checkpoint, filepath, storage_options=storage_options)
+
+
+def _is_asked_for(trainer: Trainer) -> bool:
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    return any(not getattr(callback, "save_frozen", True) for callback in callbacks)
 
 
 def saves_whole_weights(strategy: Strategy) -> bool:

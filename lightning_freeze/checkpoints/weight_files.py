@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,19 +27,26 @@ def read_weights(path: Path) -> Iterator[tuple[str, Tensor]]:
     """Yield names and tensors of a file of weights, or of a folder with a model.
 
     Args:
-        path: A ``.safetensors`` file, one that ``torch.save`` has written, or a folder with either.
+        path: A ``.safetensors`` file, one that ``torch.save`` has written, or a folder with either. Files of a folder
+            that hold no weights, such as ``training_args.bin``, are passed over.
 
     Raises:
-        ConfigurationError: If it does not exist, or cannot be read.
+        ConfigurationError: If it does not exist, or nothing in it can be read.
     """
-    for file in _files(path):
-        try:
-            yield from _read_safetensors(file) if file.suffix == ".safetensors" else _tensors("", _load(file))
-        except _UNREADABLE as error:
-            raise ConfigurationError(
-                f"{str(file)!r} holds no weights that can be read: expected a .safetensors file, or a state dict or "
-                f"checkpoint that torch.save has written."
-            ) from error
+    problem: ConfigurationError | None = None
+    for files in _files(path):
+        is_read = False
+        for file in files:
+            try:
+                for named in _read(file):
+                    is_read = True
+                    yield named
+            except _UNREADABLE as error:
+                problem = problem or _unreadable(file, error)
+        if is_read:
+            return
+    if problem is not None:
+        raise problem
 
 
 def write_checkpoint(content: Mapping[str, Any], path: Path, overwrite: bool) -> None:
@@ -85,21 +93,35 @@ def check_output(path: Path, overwrite: bool) -> None:
         raise ConfigurationError(f"{str(path)!r} exists: expected another name, or --overwrite to replace it.")
 
 
-def _files(path: Path) -> list[Path]:
+def _files(path: Path) -> list[list[Path]]:
+    """Return the files of each kind in a folder, the first kind to be tried first; or one file."""
     if path.is_file():
-        return [path]
+        return [[path]]
     if path.is_dir():
-        found = (sorted(path.glob(kind)) for kind in _KINDS)
-        files = next((files for files in found if files), [])
-        if files:
-            return files
+        found = [files for kind in _KINDS if (files := sorted(path.glob(kind)))]
+        if found:
+            return found
         raise ConfigurationError(f"The folder {str(path)!r} holds no weights: expected {', '.join(_KINDS)} in it.")
     names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     raise ConfigurationError(f"{str(path)!r} does not exist: expected base weights.{suggest(path.name, names)}")
 
 
+def _unreadable(file: Path, error: Exception) -> ConfigurationError:
+    problem = ConfigurationError(
+        f"{str(file)!r} holds no weights that can be read: expected a .safetensors file, or a state dict or checkpoint "
+        f"that torch.save has written."
+    )
+    problem.__cause__ = error
+    return problem
+
+
+def _read(file: Path) -> Iterator[tuple[str, Tensor]]:
+    return _read_safetensors(file) if file.suffix == ".safetensors" else _tensors("", _load(file))
+
+
 def _load(file: Path) -> Any:
-    return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    # Files of torch before 1.6 are no zip archives, and cannot be mapped.
+    return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
 
 
 def _read_safetensors(file: Path) -> Iterator[tuple[str, Tensor]]:

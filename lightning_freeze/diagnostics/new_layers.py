@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import Parameter
+
+from lightning_freeze.checkpoints.loaded import is_loaded
 
 #: Fewer weights than this are too few to recognise an initialisation by their values.
 _ENOUGH = 32
@@ -32,11 +34,6 @@ class NewLayer(NamedTuple):
     def weight(self) -> Parameter:
         """Its weight."""
         return self.module.get_parameter("weight")
-
-
-def is_loaded(parameter: Parameter) -> bool:
-    """Whether transformers has loaded a parameter from a checkpoint; it marks those, and only those."""
-    return getattr(parameter, "_is_hf_initialized", False) is True
 
 
 def is_untouched(layer: nn.Linear) -> bool:
@@ -65,21 +62,19 @@ def new_layers(root: nn.Module) -> list[NewLayer]:
     return [] if any(hasattr(m, "peft_config") for m in root.modules()) else _at_initialisation(root)
 
 
-def new_parameters(root: nn.Module) -> set[Parameter]:
-    """The parameters that no pre-trained checkpoint gave, so that building the module again gives others.
+def new_weights(root: nn.Module) -> set[Tensor]:
+    """The parameters and buffers that no pre-trained checkpoint gave, so that building the module again gives others.
 
-    These are those of :func:`new_layers`, beside adapters too; in a model that transformers has loaded, all that its
-    checkpoint did not hold (a pooler, new rows of an embedding); and the adapters of PEFT, with its copies of modules
-    that train as a whole.
+    Where transformers has loaded any weight of the module, these are all that it has not loaded, inside the model (a
+    pooler) and beside it: how a layer was initialised does not show in its values, and to save a weight too many does
+    no harm. Where it has loaded none, the adapters of PEFT are new, with its copies of modules that train as a whole.
 
     Args:
         root: The module, before its first optimizer step.
     """
-    new = {parameter for layer in _at_initialisation(root) for parameter in layer.module.parameters()}
-    for module in root.modules():
-        if hasattr(module, "base_model_prefix") and any(map(is_loaded, module.parameters())):
-            new |= {parameter for parameter in module.parameters() if not is_loaded(parameter)}
-        new |= set(_adapters_of(module))
+    new: set[Tensor] = {parameter for module in root.modules() for parameter in _adapters_of(module)}
+    if any(map(is_loaded, root.parameters())):
+        new |= {tensor for tensor in (*root.parameters(), *root.buffers()) if not is_loaded(tensor)}
     return new
 
 
@@ -108,7 +103,7 @@ def _at_initialisation(root: nn.Module) -> list[NewLayer]:
 
 
 @torch.no_grad()
-def fits_initialisation(weight: torch.Tensor, bias: torch.Tensor | None, spread: float | None) -> bool:
+def fits_initialisation(weight: Tensor, bias: Tensor | None, spread: float | None) -> bool:
     """Whether weights look like those of an initialisation.
 
     Args:

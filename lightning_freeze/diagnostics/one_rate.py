@@ -11,7 +11,8 @@ from torch.optim.adam import Adam
 from torch.optim.adamax import Adamax
 from torch.optim.adamw import AdamW
 
-from lightning_freeze.diagnostics.new_layers import NewLayer, is_loaded
+from lightning_freeze.checkpoints.loaded import is_loaded
+from lightning_freeze.diagnostics.new_layers import NewLayer
 from lightning_freeze.layers.wording import spans
 from lightning_freeze.run_warnings.record import warn_in_run
 from lightning_freeze.session.observer import Observer

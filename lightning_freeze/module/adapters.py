@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from lightning_freeze.arguments.annotations import described, fits, reading_of
-from lightning_freeze.diagnostics.new_layers import is_loaded
+from lightning_freeze.checkpoints.loaded import is_loaded
 from lightning_freeze.errors import ConfigurationError, listing, suggest
 from lightning_freeze.module.pooling import PooledModel, unwrapped
 from lightning_freeze.module.tasks import Task

@@ -14,7 +14,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_freeze.checkpoints.base_weights import note_versions
+from lightning_freeze.checkpoints.base_weights import note_trained, note_versions
 from lightning_freeze.distributed import Snapshot, check_strategy, check_wrapped, reshard, restore_where_saved
 from lightning_freeze.run_warnings.record import begin_run
 from lightning_freeze.session import consistency
@@ -22,6 +22,7 @@ from lightning_freeze.session.module_hooks import call_when_built, configure_opt
 from lightning_freeze.session.observer import Observer, PhaseChange
 from lightning_freeze.session.saved_optimizers import check_before_restoring
 from lightning_freeze.session.session import Member, Session
+from lightning_freeze.session.toggle_optimizer import untoggled
 
 _OPEN: WeakKeyDictionary[LightningModule, Moments] = WeakKeyDictionary()
 
@@ -113,6 +114,7 @@ class Moments:
         """Tell the observers that everything is restored and training begins."""
         if self.session.is_running:
             self.assert_frozen()
+            self._note_trained()
             self._tell("start_training")
 
     def start_batch(self) -> None:
@@ -153,11 +155,13 @@ class Moments:
     def change_phase(self, change: PhaseChange) -> None:
         """Tell the observers that other layers train from now on."""
         self.session.phase_changes.append(change)
+        self._note_trained()
         self._tell("change_phase", change)
 
     def end_training(self) -> None:
         """Tell the observers that training has ended as planned."""
         if self.session.is_running:
+            self._note_trained()  # the module's own code may have unfrozen layers too
             self._tell("end_training")
 
     def fail(self, exception: BaseException) -> None:
@@ -174,6 +178,10 @@ class Moments:
         """
         self.session.holds.set_eval_mode()
         consistency.refuse_unfrozen(self.session.module, self.session.holds)
+
+    def _note_trained(self) -> None:
+        with untoggled(self.session.module):
+            note_trained(self.session.module)
 
     def _tell(self, moment: str, *args: Any) -> None:
         for observer in self._observers:

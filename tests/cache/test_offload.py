@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from lightning_freeze import EpochTrigger, LayerFreezing, Phase, PhasedFineTuning
 from lightning_freeze.cache import offload
-from lightning_freeze.cache.offload import MappedFile, removable
+from lightning_freeze.cache.offload import MappedFile, OffloadError, removable
 
 
 @pytest.fixture(autouse=True)
@@ -168,6 +168,68 @@ def test_an_exception_brings_weights_back() -> None:
     assert all(torch.equal(a, b) for a, b in zip(prefix(module), expected, strict=True))
     assert not any("forward" in vars(m) for m in module.modules())
     pickle.dumps(module.model)
+
+
+def break_device(cache: Any) -> int:
+    """Make one weight impossible to bring back; returns the bytes of it and of those that come after it."""
+    offload = cache._towers[0].offload
+    offload._away[3] = (offload._away[3][0], "nowhere")  # stands for an accelerator without room
+    return sum(p.numel() * p.element_size() for p, _ in offload._away[:4])
+
+
+def test_weights_that_cannot_come_back_are_an_error_and_the_next_call_goes_on() -> None:
+    seen: list[int] = []
+
+    def act(trainer: Trainer, module: Any) -> None:
+        cache = cache_of(trainer)
+        left = break_device(cache)
+        for _ in range(2):
+            with pytest.raises(OffloadError, match=rf"{left} bytes .* cannot be brought back to nowhere: expected as"):
+                run_elsewhere(trainer, module)
+            seen.append(away(cache) - left)
+        cache._towers[0].offload._away[3] = (cache._towers[0].offload._away[3][0], torch.device("cpu"))
+        run_elsewhere(trainer, module)
+
+    module = Plain(bert())
+    expected = [p.clone() for p in prefix(module)]
+    _, watch = fit(act, module)
+    assert seen == [0, 0] and watch.at_act > 0 and watch.after_act == 0
+    assert any(watch.before[-4:]) and not watch.cache.reasons  # type: ignore[union-attr]
+    assert all(torch.equal(a, b) for a, b in zip(prefix(module), expected, strict=True))
+
+
+def test_weights_that_cannot_come_back_in_a_pass_end_the_run_with_that_error() -> None:
+    module = Plain(bert())
+    expected = [p.clone() for p in prefix(module)]
+
+    def act(trainer: Trainer, pl_module: Any) -> None:
+        break_device(cache_of(trainer))
+        run_elsewhere(trainer, pl_module)
+
+    with pytest.raises(OffloadError, match=r"offload=True\): \d+ bytes"):
+        fit(act, module)
+    assert all(torch.equal(a, b) for a, b in zip(prefix(module), expected, strict=True))
+    assert not any("forward" in vars(m) or m._forward_pre_hooks for m in module.modules())
+
+
+def test_weights_are_back_before_the_strategy_moves_the_module() -> None:
+    class Later(Watch):
+        def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+            teardown = trainer.strategy.teardown
+
+            def noting() -> None:
+                self.after_act = away(self.cache)
+                teardown()
+
+            trainer.strategy.teardown = noting  # type: ignore[method-assign]
+
+        def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+            self.at_act = away(self.cache)
+
+    watch = Later()
+    cache = make_cache(offload=True)
+    make_trainer(LayerFreezing("50%", verbose=False), cache, watch, epochs=4).fit(Plain(bert()), data())
+    assert watch.before[-1] > 0 and (watch.at_act, watch.after_act) == (0, 0)
 
 
 def test_a_write_to_a_weight_that_is_away_is_noticed() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,21 @@ def test_base_weights_are_found_by_content_in_every_kind_of_file(kind: str, tmp_
     # Weights with the same content, such as those of new norms, do not share memory.
     norms = [result["state_dict"][f"encoder.layers.{i}.norm.weight"].data_ptr() for i in range(3)]
     assert len(set(norms)) == 3
+
+
+def test_a_legacy_file_beside_others_that_hold_no_weights_is_read(tmp_path: Path) -> None:
+    state = weights(Model())
+    for name in ("optimizer.bin", "training_args.bin"):
+        torch.save(argparse.Namespace(lr=1), tmp_path / name)
+    with pytest.raises(ConfigurationError, match=r"optimizer.bin' holds no weights that can be read"):
+        list(read_weights(tmp_path))
+    torch.save(state, tmp_path / "pytorch_model.pt")
+    assert_same(dict(read_weights(tmp_path)), state)  # of another kind
+    (tmp_path / "pytorch_model.pt").unlink()
+    torch.save(state, tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    assert_same(dict(read_weights(tmp_path)), state)
+    with pytest.raises(ConfigurationError, match=r"training_args.bin' holds no weights that can be read"):
+        list(read_weights(tmp_path / "training_args.bin"))
 
 
 def test_tied_weights_are_written_once(tmp_path: Path) -> None:

@@ -56,6 +56,11 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:.*reaches the last one after",
 )
 
+GROUPS_BUT_LAST = {
+    "embeddings": "encoder.embeddings",
+    **{str(number): f"encoder.layers.{number}" for number in range(3)},
+    "head": "classifier",
+}
 FROZEN = {"embeddings", "0", "1", "2", "3"}
 SCHEDULES: dict[str, Any] = {
     "static": lambda save=False: [LayerFreezing("embeddings,:", verbose=False, save_frozen=save)],
@@ -195,6 +200,51 @@ def test_weights_that_an_earlier_fit_of_the_module_trained_are_saved(tmp_path, f
     fit(model, *first, max_steps=2 if first else 3)
     path, _ = small(tmp_path, module=model)
     assert {layer_of(name) for name in omitted(path)} == left_out
+
+
+class WritesThroughData(torch.optim.SGD):
+    """As SGD, but its writes leave the version counters as they are."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        loss = closure() if closure else None
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.data.add_(parameter.grad.data, alpha=-group["lr"])
+        return loss
+
+
+@pytest.mark.parametrize("unfreezes", [False, True])
+def test_weights_that_an_earlier_fit_trained_unnoticed_by_version_counters_are_saved(tmp_path, unfreezes):
+    class Unfreezes(Callback):
+        def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+            pl_module.encoder.layers[3].requires_grad_(unfreezes)
+
+    model = Model(make_optimizers=lambda module: WritesThroughData(module.parameters(), lr=0.1))
+    model.encoder.layers[3].requires_grad_(False)
+    schedule = PhasedFineTuning([Phase("1", StepTrigger(1)), Phase("2,head")], groups=GROUPS_BUT_LAST, verbose=False)
+    fit(model, schedule, Unfreezes(), max_steps=3)
+    path, _ = small(tmp_path, module=model, max_epochs=1)
+    assert {layer_of(name) for name in omitted(path)} == {"embeddings", "0"} | (set() if unfreezes else {"3"})
+    assert_same(weights(Model.load_from_checkpoint(path)), weights(model))
+
+
+class OwnStateDict(Model):
+    """Its ``state_dict`` takes no arguments, which is all that Lightning needs."""
+
+    def state_dict(self) -> dict[str, Any]:  # type: ignore[override]
+        return super().state_dict()
+
+
+def test_a_module_whose_state_dict_takes_no_arguments(tmp_path):
+    model = OwnStateDict(make_optimizers=adamw)
+    the_trainer, _ = run(*SCHEDULES["steps"](), path=tmp_path, module=model, max_epochs=1)
+    first, last = (tmp_path / f"step={step}.ckpt" for step in (1, 4))
+    assert {layer_of(name) for name in omitted(first)} == FROZEN
+    assert_same(weights(OwnStateDict.load_from_checkpoint(last)), weights(model))
+    the_trainer.test(model, loader(2, seed=2), ckpt_path=first, verbose=False)
+    assert_same(weights(model), weights(OwnStateDict.load_from_checkpoint(first)))
 
 
 def test_statistics_that_an_earlier_fit_moved_are_saved(tmp_path):
@@ -417,6 +467,16 @@ def test_saved_after_the_fit_and_the_trainer_used_again(tmp_path):
     assert_same(weights(Model.load_from_checkpoint(tmp_path / "b.ckpt")), weights(model))
 
 
+def test_a_trainer_whose_callbacks_no_longer_ask_for_it_saves_whole_checkpoints(tmp_path):
+    the_trainer, model = run(freezing(), max_epochs=1)
+    for epochs, save in ((2, True), (3, False)):
+        the_trainer.callbacks = [LayerFreezing("embeddings,:", verbose=False, save_frozen=save)]
+        the_trainer.fit_loop.max_epochs = epochs
+        the_trainer.fit(model, StatefulLoader(4))
+        the_trainer.save_checkpoint(tmp_path / "a.ckpt")
+        assert {layer_of(name) for name in omitted(tmp_path / "a.ckpt")} == (set() if save else FROZEN)
+
+
 @pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
 def test_a_module_in_half_precision(tmp_path, precision):
     sgd = {"make_optimizers": lambda module: torch.optim.SGD(module.parameters(), lr=0.01)}
@@ -511,7 +571,8 @@ def test_a_smaller_dtype_meta_weights_and_assignment_are_refused(tmp_path):
 def test_a_checkpoint_that_is_read_by_hand_says_what_it_lacks(tmp_path):
     path, _ = small(tmp_path)
     weight = content(path)["state_dict"]["encoder.embeddings.weight"]
-    assert weight.shape == (16, 8) and weight.numel() == 128 and weight.dim() == 2 and weight.dtype == torch.float64
+    assert weight.shape == (16, 8) and weight.numel() == 128 and weight.dtype == torch.float64
+    assert weight.dim() == weight.ndim == 2
     assert copy.deepcopy(weight) == weight == pickle.loads(pickle.dumps(weight))
     for use in (lambda: weight.sum(), lambda: torch.ones(16, 8) + weight, lambda: torch.stack([weight])):
         with pytest.raises((AttributeError, ConfigurationError), match=r"frozen layer 'embeddings' is not in the ch"):

@@ -40,9 +40,9 @@ class ComparisonRecord:
 
     @property
     def best(self) -> PlanSummary:
-        """The plan with the best mean."""
+        """The plan with the best mean; one that is not finite counts only if there is no other."""
         sign = 1 if self.mode == "max" else -1
-        known = [plan for plan in self.plans if plan.mean is not None and not math.isnan(plan.mean)]
+        known = [plan for plan in self.plans if plan.mean is not None and math.isfinite(plan.mean)]
         return max(known or self.plans, key=lambda plan: sign * (plan.mean or 0.0))
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -36,6 +36,26 @@ class PairedTest:
     def is_significant(self) -> bool:
         """Whether the corrected p-value is below 0.05."""
         return self.corrected is not None and self.corrected < SIGNIFICANCE
+
+
+def mean_of(values: Iterable[float]) -> float:
+    """The mean. Infinite values of both signs give NaN, where the standard library raises an error.
+
+    Args:
+        values: At least one.
+    """
+    found = list(values)
+    return statistics.fmean(found) if all(map(math.isfinite, found)) else sum(found) / len(found)
+
+
+def spread_of(values: Iterable[float]) -> float:
+    """The standard deviation; NaN if a value is NaN or infinite, where the standard library raises an error.
+
+    Args:
+        values: At least two.
+    """
+    found = list(values)
+    return statistics.stdev(found) if all(map(math.isfinite, found)) else math.nan
 
 
 def paired_test(

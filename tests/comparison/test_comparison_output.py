@@ -182,3 +182,15 @@ def test_a_mean_of_infinities_of_both_signs_is_nan() -> None:
     both = [outcome("late", 0, math.inf), outcome("late", 1, -math.inf)]
     late = comparison([*both, *(each for each in complete() if each.task.plan != "late")]).plans[2]
     assert late.mean is not None and math.isnan(late.mean)
+
+
+def test_a_plan_is_not_better_where_the_seeds_that_both_have_say_the_opposite() -> None:
+    # Two seeds that the other plan lacks raise the mean of "full"; on each common seed it is worse.
+    values = {"full": [0.70, 0.71, 0.705, 0.97, 0.98], "<b>": [0.80, 0.811, 0.805], "late": [0.1, 0.12, 0.115]}
+    outcomes = [outcome(plan, seed, value) for plan, each in values.items() for seed, value in enumerate(each)]
+    found = comparison(outcomes)
+    assert found.best.name == "full"
+    test = next(pair.test for pair in found.pairs if {pair.plan, pair.other} == {"full", "<b>"})
+    assert test is not None and test.is_significant and test.difference < 0
+    assert (found.beaten, found.undecided) == (["late"], ["<b>"])
+    assert "The seeds do not show that it is better than <b>." in str(found)

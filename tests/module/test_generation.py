@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from lm_tokenizers import byte_level
+from lm_tokenizers import byte_level, metaspace
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from lightning_freeze import TextDataModule, TransformerModule
 from lightning_freeze.module.generation import ResponseOverlap, split_prompts
+from lightning_freeze.module.pretrained.special_tokens import end_of_turn
 
 QUIET = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
 
@@ -96,3 +98,39 @@ def test_whole_texts_are_not_generated(tmp_path: Path) -> None:
 def test_only_models_that_write_on_measure_responses(tiny_bert_dir: Path, tiny_gpt2_dir: Path) -> None:
     assert "response_overlap" not in dict(TransformerModule(str(tiny_bert_dir), num_classes=2).named_children())
     assert "response_overlap" in dict(TransformerModule(str(tiny_gpt2_dir), task="causal-lm").named_children())
+
+
+def chat_tokenizer_of_a_base_model() -> Any:
+    """Its end token is that of documents; a turn ends with another one."""
+    tokenizer = byte_level()
+    tokenizer.eos_token = "<|endoftext|>"
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    return tokenizer
+
+
+def test_a_response_ends_with_its_turn_where_that_is_not_the_end_token(tmp_path: Path) -> None:
+    path = tmp_path / "chat.jsonl"
+    question, answer = {"role": "user", "content": "Where?"}, {"role": "assistant", "content": "By the sea."}
+    path.write_text("\n".join([json.dumps({"messages": [question, answer]})] * 4))
+    files = {"train": str(path), "test": str(path), "predict": str(path)}
+    data = TextDataModule(chat_tokenizer_of_a_base_model(), "causal-lm", **files)
+    module = TransformerModule(
+        model(), task="causal-lm", optimizer=lambda params: torch.optim.AdamW(params, lr=1e-2), warmup_ratio=0.0
+    )
+    trainer = Trainer(max_epochs=30, **QUIET)
+    trainer.fit(module, data)
+    assert trainer.test(module, data, verbose=False)[0]["test_exact_match"] == 1.0
+    # In another process, where nothing is known but the weights.
+    again = TransformerModule(model(), task="causal-lm", generate_kwargs={"max_new_tokens": 20})
+    again.load_state_dict(module.state_dict())
+    (batch,) = Trainer(**QUIET).predict(again, TextDataModule(chat_tokenizer_of_a_base_model(), "causal-lm", **files))
+    assert batch["text"][0].endswith("assistant\nBy the sea.")
+
+
+def test_the_token_that_ends_a_turn() -> None:
+    tokenizer = chat_tokenizer_of_a_base_model()
+    assert end_of_turn(tokenizer) == tokenizer.convert_tokens_to_ids("<|im_end|>") != tokenizer.eos_token_id
+    assert end_of_turn(metaspace()) == metaspace().eos_token_id
+    assert end_of_turn(byte_level(None)) is None
+    assert end_of_turn(byte_level("{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}")) is None
+    assert end_of_turn(byte_level("{{ raise_exception('A conversation needs a system message.') }}")) is None

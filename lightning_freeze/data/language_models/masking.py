@@ -93,21 +93,25 @@ def fit(tokenizer: PreTrainedTokenizerBase, text: TokenizedText, limit: int) -> 
     return replace(text, ids=ids, trained=trained, lost_prompt=start > 0, lost_response=start + limit < len(text.ids))
 
 
-def _trained_tokens(text: RenderedText, ids: list[int], spans: Sequence[tuple[int, int]]) -> TokenizedText | None:
+def _trained_tokens(
+    text: RenderedText, ids: list[int], spans: Sequence[tuple[int, int]], added: Sequence[int]
+) -> TokenizedText | None:
     """Find the tokens of the responses; ``None`` if a token lies across the beginning or end of one."""
     trained = []
-    for start, stop in spans:
-        inside = [first <= start and stop <= last for first, last in text.responses]
-        apart = [stop <= first or last <= start for first, last in text.responses]
-        if not all(a or b for a, b in zip(inside, apart, strict=True)):
+    for (start, stop), is_added in zip(spans, added, strict=True):
+        # Tokenizers that trim offsets (RoBERTa) give a token of spaces an empty span, at the end of the token.
+        begin = start if start < stop else start - 1
+        inside = [first <= begin and stop <= last for first, last in text.responses]
+        apart = [stop <= first or last <= begin for first, last in text.responses]
+        if not (is_added or all(a or b for a, b in zip(inside, apart, strict=True))):
             return None
-        trained.append(start < stop and any(inside))
-    # A special token that the tokenizer adds at the end has an empty span, and ends the response.
+        trained.append(not is_added and any(inside))
+    # A special token that the tokenizer adds at the end ends the response.
     if any(trained):
         for i in range(len(trained) - 1, -1, -1):
             if trained[i]:
                 break
-            trained[i] = spans[i][0] == spans[i][1]
+            trained[i] = bool(added[i])
     return TokenizedText(ids, trained) if any(trained) else None
 
 
@@ -142,10 +146,13 @@ def _ids(tokenizer: Any, texts: list[str], special: bool) -> list[list[int]]:
     return [list(ids) for ids in found["input_ids"]]
 
 
-def _ids_and_spans(tokenizer: Any, texts: list[str], special: bool) -> list[tuple[list[int], list[tuple[int, int]]]]:
-    options = {"return_offsets_mapping": True, "return_attention_mask": False, "verbose": False}
-    found = tokenizer(texts, add_special_tokens=special, padding=False, **options)
-    return list(zip(found["input_ids"], found["offset_mapping"], strict=True))
+def _ids_and_spans(
+    tokenizer: Any, texts: list[str], special: bool
+) -> list[tuple[list[int], list[tuple[int, int]], list[int]]]:
+    """The tokens of each text, their characters, and whether the tokenizer has added them to the text."""
+    options = {"return_offsets_mapping": True, "return_special_tokens_mask": True, "return_attention_mask": False}
+    found = tokenizer(texts, add_special_tokens=special, padding=False, verbose=False, **options)
+    return list(zip(found["input_ids"], found["offset_mapping"], found["special_tokens_mask"], strict=True))
 
 
 def _without_end(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:

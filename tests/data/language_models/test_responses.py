@@ -12,6 +12,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lm_tokenizers import BRACKETS, byte_level, metaspace
 from tiny_models import make_tokenizer
+from tokenizers import processors
 from transformers import PreTrainedTokenizerBase
 
 from lightning_freeze.data import TextDataModule
@@ -74,6 +75,18 @@ def test_a_tokenizer_that_would_merge_prompt_and_response_tokenises_them_apart(r
         tokenizer.eos_token_id,
     ]
     assert tokenizer.decode(learned(example)[:-1]) == "live"
+
+
+def test_spaces_in_responses_are_learned_where_the_tokenizer_trims_offsets(rows: Callable[..., Path]) -> None:
+    tokenizer = byte_level()
+    begin, end = ("<|endoftext|>", tokenizer.pad_token_id), ("<|im_end|>", tokenizer.eos_token_id)
+    trimming = processors.RobertaProcessing(end, begin, trim_offsets=True, add_prefix_space=False)
+    tokenizer.backend_tokenizer.post_processor = trimming
+    path = rows({"prompt": "Write code: ", "response": "def f():\n    return  1  "})
+    example = first(tokenizer, path)
+    assert tokenizer.decode(learned(example)) == "def f():\n    return  1  <|im_end|>"
+    prompt = example["input_ids"][: len(example["input_ids"]) - len(learned(example))]
+    assert tokenizer.decode(prompt) == "<|endoftext|>Write code: "
 
 
 def test_columns_have_other_names_by_option_and_a_text_column_stays_the_default(rows: Callable[..., Path]) -> None:

@@ -98,6 +98,15 @@ def test_columns_have_other_names_by_option_and_a_text_column_stays_the_default(
     assert whole["labels"].tolist() == whole["input_ids"].tolist()
 
 
+def test_a_column_of_the_name_label_is_a_response_like_others(rows: Callable[..., Path]) -> None:
+    tokenizer = byte_level()
+    path = rows({"review": "Good or bad?", "label": " Good."})
+    example = first(tokenizer, path, prompt="review", response="label")
+    assert tokenizer.decode(learned(example), skip_special_tokens=True) == " Good."
+    whole = first(tokenizer, path, text="label")
+    assert tokenizer.decode(whole["input_ids"], skip_special_tokens=True) == " Good."
+
+
 @pytest.mark.parametrize("as_text", [False, True])
 def test_all_messages_of_the_assistant_are_learned_with_the_end_of_their_turns(
     as_text: bool, rows: Callable[..., Path]

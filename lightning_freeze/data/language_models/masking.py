@@ -13,6 +13,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from lightning_freeze.data.language_models.rendering import RenderedText
+from lightning_freeze.data.tokenizer import adds_end_token
 from lightning_freeze.module.tasks import IGNORE_INDEX
 
 
@@ -47,7 +48,8 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[RenderedText]) 
     """
     special = texts[0].special_tokens
     heads = [text.text[: text.responses[0][0]] for text in texts]
-    head_ids = [_without_end(tokenizer, ids) if special else ids for ids in _ids(tokenizer, heads, special)]
+    has_end = special and adds_end_token(tokenizer)
+    head_ids = [_without_end(tokenizer, ids) if has_end else ids for ids in _ids(tokenizer, heads, special)]
     whole = _ids_and_spans(tokenizer, [text.text for text in texts], special) if tokenizer.is_fast else None
     result = []
     for i, text in enumerate(texts):
@@ -67,8 +69,9 @@ def tokenize_prompts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Rendere
         limit: The most tokens of a text.
     """
     special = texts[0].special_tokens
+    has_end = special and adds_end_token(tokenizer)
     found = _ids(tokenizer, [text.text for text in texts], special)
-    return [_last(tokenizer, _without_end(tokenizer, ids) if special else ids, limit) for ids in found]
+    return [_last(tokenizer, _without_end(tokenizer, ids) if has_end else ids, limit) for ids in found]
 
 
 def fit(tokenizer: PreTrainedTokenizerBase, text: TokenizedText, limit: int) -> TokenizedText:
@@ -156,8 +159,8 @@ def _ids_and_spans(
 
 
 def _without_end(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
-    end = tokenizer.eos_token_id
-    return ids[:-1] if end is not None and len(ids) > 1 and ids[-1] == end else ids
+    """Remove an end token that the tokenizer has added; one that the user wrote is part of the prompt."""
+    return ids[:-1] if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id else ids
 
 
 def _last(tokenizer: PreTrainedTokenizerBase, ids: list[int], limit: int) -> list[int]:

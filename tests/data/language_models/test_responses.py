@@ -246,6 +246,26 @@ def test_a_prompt_to_continue_ends_where_the_response_begins(rows: Callable[...,
     assert ids == prompts.tokenizer("Where?")["input_ids"]
 
 
+@pytest.mark.parametrize("adds_end", [False, True])
+@pytest.mark.parametrize("column", ["prompt", "text"])
+def test_an_end_token_that_was_written_at_the_end_of_a_prompt_stays_there(
+    column: str, adds_end: bool, rows: Callable[..., Path]
+) -> None:
+    tokenizer = metaspace(None)
+    plain = tokenizer("Where?</s>")["input_ids"]
+    if adds_end:
+        tokens = [("<s>", tokenizer.bos_token_id), ("</s>", tokenizer.eos_token_id)]
+        adding = processors.TemplateProcessing(single="<s> $A </s>", pair="<s> $A $B </s>", special_tokens=tokens)
+        tokenizer.backend_tokenizer.post_processor = adding
+    path = rows({column: "Where?</s>", "response": " Here."})
+    data = TextDataModule(tokenizer, "causal-lm", train=str(path), predict=str(path))
+    data.setup("predict")
+    assert data.encoded["predict"][0]["input_ids"].tolist() == plain
+    if column == "prompt":
+        data.setup("fit")
+        assert data.encoded["train"][0]["input_ids"][: len(plain)].tolist() == plain
+
+
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [

@@ -127,6 +127,20 @@ def test_a_template_without_header_for_the_assistant(rows: Callable[..., Path]) 
     assert example["input_ids"].tolist().count(tokenizer.bos_token_id) == 1
 
 
+@pytest.mark.parametrize("content", ["I am here.", "a", "  b"])
+def test_what_a_template_writes_before_a_first_message_of_the_assistant_is_not_learned(
+    content: str, rows: Callable[..., Path]
+) -> None:
+    # As Qwen's: it reads the first message, so it cannot write an empty conversation.
+    system = (
+        "{% if messages[0].role != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
+    )
+    tokenizer = byte_level(system + str(byte_level().chat_template))
+    example = first(tokenizer, rows({"messages": [{"role": "assistant", "content": content}, QUESTION, ANSWER]}))
+    assert tokenizer.decode(learned(example)) == f"{content}<|im_end|>I live by the sea.<|im_end|>"
+    assert tokenizer.decode(example["input_ids"]).startswith("<|im_start|>system\nYou are a helpful assistant.")
+
+
 def test_a_template_without_end_of_turn_gets_the_end_token(rows: Callable[..., Path]) -> None:
     template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
     tokenizer = byte_level(template + "{% if add_generation_prompt %}assistant:{% endif %}")

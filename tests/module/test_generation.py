@@ -13,7 +13,7 @@ from lm_tokenizers import byte_level, metaspace
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from lightning_freeze import TextDataModule, TransformerModule
-from lightning_freeze.module.generation import ResponseOverlap, split_prompts
+from lightning_freeze.module.generation import ResponseOverlap, parts_with_room, split_prompts
 from lightning_freeze.module.pretrained.special_tokens import end_of_turn
 
 QUIET = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
@@ -84,6 +84,48 @@ def test_a_test_logs_exact_match_and_f1_beside_the_perplexity(dialogues: Path) -
     data = TextDataModule(byte_level(), "causal-lm", test=str(dialogues))
     worse = Trainer(**QUIET).test(module, data, verbose=False)[0]
     assert worse["test_exact_match"] < 1.0 and worse["test_token_f1"] < 1.0
+
+
+def test_a_long_prompt_does_not_shorten_the_responses_to_short_ones(tmp_path: Path) -> None:
+    path = tmp_path / "dialogues.jsonl"
+    rows = [
+        {"prompt": "Where do you live? " * 11, "response": " Here."},
+        {"prompt": "What is your name?", "response": " My name is Pip. I live in a house by the sea."},
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    torch.manual_seed(0)
+    network = model()
+    for weight in network.parameters():
+        torch.nn.init.normal_(weight, std=0.5)
+    network.config.eos_token_id = network.generation_config.eos_token_id = None
+    written: list[int] = []
+    generate = network.generate
+
+    def counted(**inputs: Any) -> torch.Tensor:
+        tokens = generate(**inputs)
+        written.extend([tokens.shape[1] - inputs["input_ids"].shape[1]] * len(tokens))
+        return tokens
+
+    network.generate = counted
+    data = TextDataModule(byte_level(), "causal-lm", test=str(path), batch_size=2, max_length=64)
+    data.setup("test")
+    room = [64 - int((example["labels"] == -100).sum()) for example in data.encoded["test"]]
+    module = TransformerModule(network, task="causal-lm", generate_kwargs={"max_new_tokens": 30, "eos_token_id": None})
+    Trainer(**QUIET).test(module, data, verbose=False)
+    assert room[0] < 30 < room[1]
+    assert sorted(written) == [room[0], 30]
+
+
+def test_prompts_that_fit_stay_in_one_batch() -> None:
+    ids = torch.tensor([[1, 2, 3, 4, 5], [1, 2, 3, 4, 5]])
+    prompts = split_prompts(
+        {"input_ids": ids}, ids.masked_fill(torch.tensor([[1, 1, 1, 0, 0], [1, 0, 0, 0, 0]]) > 0, -100)
+    )
+    assert prompts is not None
+    assert [len(part.responses) for part in parts_with_room(prompts, 8, 5)] == [2]
+    assert [len(part.responses) for part in parts_with_room(prompts, 8, 6)] == [1, 1]
+    assert [part.inputs["input_ids"].shape[1] for part in parts_with_room(prompts, 8, 6)] == [3, 1]
+    assert parts_with_room(None, 8, 6) == []
 
 
 def test_whole_texts_are_not_generated(tmp_path: Path) -> None:

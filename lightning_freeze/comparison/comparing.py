@@ -208,10 +208,10 @@ def _notes(outcomes: Sequence[FitOutcome], settings: ComparisonSettings, workers
     wrong = [
         each.task.name
         for each in outcomes
-        if each.result is not None and any(math.isnan(value) for value in each.result.metrics.values())
+        if each.result is not None and not all(map(math.isfinite, each.result.metrics.values()))
     ]
     if wrong:
-        found.append(f"A metric of {listing(wrong)} is not a number.")
+        found.append(f"A metric of {listing(wrong)} is NaN or infinite.")
     seeds = len(settings.seeds)
     if seeds < 2:
         found.append("With one seed there is no spread and no test. Give several seeds.")

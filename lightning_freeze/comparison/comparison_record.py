@@ -40,14 +40,18 @@ class ComparisonRecord:
 
     @property
     def best(self) -> PlanSummary:
-        """The plan with the best mean."""
+        """The plan with the best mean; one that is not finite counts only if there is no other."""
         sign = 1 if self.mode == "max" else -1
-        known = [plan for plan in self.plans if plan.mean is not None and not math.isnan(plan.mean)]
+        known = [plan for plan in self.plans if plan.mean is not None and math.isfinite(plan.mean)]
         return max(known or self.plans, key=lambda plan: sign * (plan.mean or 0.0))
 
     @property
     def beaten(self) -> list[str]:
-        """The plans that the best one is better than, by the test of all pairs."""
+        """The plans that the best one is better than, by the test of all pairs.
+
+        A mean is over all seeds of a plan, a test over those that both plans have. Where some fits have failed, the two
+        can say the opposite, and then nothing is shown.
+        """
         return [name for name, is_beaten in self._against_best() if is_beaten]
 
     @property
@@ -63,11 +67,17 @@ class ComparisonRecord:
     def _against_best(self) -> list[tuple[str, bool]]:
         best, failed = self.best.name, self.failed
         found = [
-            (pair.other if pair.plan == best else pair.plan, pair.test is not None and pair.test.is_significant)
+            (pair.other if pair.plan == best else pair.plan, self._favours(best, pair))
             for pair in self.pairs
             if best in (pair.plan, pair.other)
         ]
         return [(name, is_beaten) for name, is_beaten in found if name not in failed]
+
+    def _favours(self, name: str, pair: PlanPair) -> bool:
+        if pair.test is None or not pair.test.is_significant:
+            return False
+        gain = pair.test.difference if self.mode == "max" else -pair.test.difference
+        return gain > 0 if pair.plan == name else gain < 0
 
     def to_dict(self) -> Mapping[str, Any]:
         """The comparison as nested dicts, lists and numbers. Configs of the fits are left out."""

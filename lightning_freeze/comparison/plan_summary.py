@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import statistics
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -10,7 +10,7 @@ from itertools import combinations
 from lightning_freeze.comparison.fits import FitOutcome
 from lightning_freeze.comparison.records import FitResult
 from lightning_freeze.comparison.settings import Mode, Test
-from lightning_freeze.comparison.statistics import PairedTest, corrected, paired_test
+from lightning_freeze.comparison.statistics import PairedTest, corrected, mean_of, paired_test, spread_of
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class PlanSummary:
         values: The metric by seed.
         failed: How many fits have failed.
         mean: The mean of the metric; ``None`` if no fit has succeeded.
-        spread: Its standard deviation over the seeds; ``None`` with fewer than two.
+        spread: Its standard deviation over the seeds; ``None`` with fewer than two, NaN if one is not finite.
         against: The paired test against the baseline; ``None`` for the baseline itself.
         seconds: Mean wall time of a fit.
         peak_memory: The most memory of any fit, in bytes.
@@ -31,7 +31,7 @@ class PlanSummary:
         trained_share: The share that trained in a training batch, on average.
         forgetting: The mean of the metric of forgetting; ``None`` if there is none.
         cache_hit_rate: The mean share of the samples that FrozenPrefixCache has read; ``None`` without one.
-        is_pareto: Whether no other plan is both better and faster.
+        is_pareto: Whether no other plan is both better and faster; ``False`` where the mean is not finite.
     """
 
     name: str
@@ -126,7 +126,7 @@ def _summary(
         values=values,
         failed=len(mine) - len(results),
         mean=_mean(values.values()),
-        spread=statistics.stdev(values.values()) if len(values) > 1 else None,
+        spread=spread_of(values.values()) if len(values) > 1 else None,
         against=against,
         seconds=_mean(result.seconds for result in results),
         peak_memory=max((r.peak_memory for r in results if r.peak_memory is not None), default=None),
@@ -144,18 +144,19 @@ def _share(result: FitResult) -> float:
 
 def _mean(values: Iterable[float]) -> float | None:
     found = list(values)
-    return statistics.fmean(found) if found else None
+    return mean_of(found) if found else None
 
 
 def _is_pareto(row: PlanSummary, rows: Iterable[PlanSummary], mode: Mode) -> bool:
-    if row.mean is None or row.seconds is None:
-        return False
-    sign = 1 if mode == "max" else -1
+    mine = _standing(row, mode)
+    others = [found for other in rows if (found := _standing(other, mode)) is not None]
+    return mine is not None and not any(
+        quality >= mine[0] and speed >= mine[1] and (quality, speed) != mine for quality, speed in others
+    )
 
-    def beats(other: PlanSummary) -> bool:
-        if other.mean is None or other.seconds is None or row.mean is None or row.seconds is None:
-            return False
-        gain, saved = sign * (other.mean - row.mean), row.seconds - other.seconds
-        return gain >= 0 and saved >= 0 and (gain > 0 or saved > 0)
 
-    return not any(beats(other) for other in rows)
+def _standing(row: PlanSummary, mode: Mode) -> tuple[float, float] | None:
+    """The quality and the speed of a plan, larger ones being better; ``None`` where they cannot be compared."""
+    if row.mean is None or row.seconds is None or not math.isfinite(row.mean):
+        return None
+    return (row.mean if mode == "max" else -row.mean), -row.seconds

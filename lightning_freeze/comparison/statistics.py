@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 import statistics
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
+
+# Up to so many differences all combinations of their signs are counted, as newer versions of scipy do by themselves.
+_COUNTED = 13
 
 #: Differences with a smaller p-value are taken for real.
 SIGNIFICANCE = 0.05
@@ -38,6 +41,26 @@ class PairedTest:
         return self.corrected is not None and self.corrected < SIGNIFICANCE
 
 
+def mean_of(values: Iterable[float]) -> float:
+    """The mean. Infinite values of both signs give NaN, where the standard library raises an error.
+
+    Args:
+        values: At least one.
+    """
+    found = list(values)
+    return statistics.fmean(found) if all(map(math.isfinite, found)) else sum(found) / len(found)
+
+
+def spread_of(values: Iterable[float]) -> float:
+    """The standard deviation; NaN if a value is NaN or infinite, where the standard library raises an error.
+
+    Args:
+        values: At least two.
+    """
+    found = list(values)
+    return statistics.stdev(found) if all(map(math.isfinite, found)) else math.nan
+
+
 def paired_test(
     values: Mapping[int, float], others: Mapping[int, float], test: Literal["t", "wilcoxon"]
 ) -> PairedTest | None:
@@ -46,7 +69,9 @@ def paired_test(
     Args:
         values: The metric of a plan, by seed.
         others: The metric of the other plan, by seed.
-        test: ``"t"`` for Student's paired t-test, ``"wilcoxon"`` for Wilcoxon's signed-rank test.
+        test: ``"t"`` for Student's paired t-test, ``"wilcoxon"`` for Wilcoxon's signed-rank test. With up to 13 seeds
+            the p-value of the latter is exact, also where differences are equal or zero; with more seeds it is then
+            approximate.
 
     Returns:
         The test; ``None`` if no seed has finite values of both.
@@ -60,19 +85,29 @@ def paired_test(
     if len(differences) < 2:
         return PairedTest(1, mean, None, None)
     if all(math.isclose(difference, mean, rel_tol=1e-9, abs_tol=1e-15) for difference in differences):
-        # Without any spread neither test is defined, except that equal plans are equal.
-        return PairedTest(len(differences), mean, (mean, mean), 1.0 if mean == 0 else None)
+        # Without any spread Student's test is not defined, except that equal plans are equal.
+        p_value = 1.0 if mean == 0 else _wilcoxon(differences) if test == "wilcoxon" else None
+        return PairedTest(len(differences), mean, (mean, mean), p_value)
     from scipy import stats
 
     student = stats.ttest_rel(*zip(*pairs, strict=True))
     interval = student.confidence_interval(0.95)
-    p_value = student.pvalue
-    if test == "wilcoxon":
-        with warnings.catch_warnings():
-            # Ties make the p-value approximate, and few seeds make the approximation rough.
-            warnings.filterwarnings("ignore", category=UserWarning, module="scipy")
-            p_value = stats.wilcoxon(differences).pvalue
+    p_value = _wilcoxon(differences) if test == "wilcoxon" else student.pvalue
     return PairedTest(len(differences), mean, (float(interval.low), float(interval.high)), float(p_value))
+
+
+def _wilcoxon(differences: Sequence[float]) -> float:
+    """The p-value of the signed ranks; differences of zero are left out, as Wilcoxon did."""
+    from scipy import stats
+
+    changed = [difference for difference in differences if difference != 0]
+    if not changed:
+        return 1.0
+    method = stats.PermutationMethod() if len(changed) <= _COUNTED else "auto"
+    with warnings.catch_warnings():
+        # With more differences, ties make the p-value approximate.
+        warnings.filterwarnings("ignore", category=UserWarning, module="scipy")
+        return float(stats.wilcoxon(changed, method=method).pvalue)
 
 
 def smallest_p_value(seeds: int, test: Literal["t", "wilcoxon"]) -> float:

@@ -112,7 +112,9 @@ class GivenColumns:
         _check_conversation(given, task)
         columns = self.resolve(task)
         text = [] if columns.has_responses else [columns.text]
-        names = [*text, *columns.label, *(value for name, value in given.items() if name != "text")]
+        # A language model that writes on has no label unless one is named, to be refused below.
+        labels = () if task.target == "next-token" and self.label is None else columns.label
+        names = [*text, *labels, *(value for name, value in given.items() if name != "text")]
         if "" in names:
             listed = ", ".join(f"data.{name}" for name in [*given, "label"] if name != "text")
             raise ConfigurationError(

@@ -27,7 +27,8 @@ from lightning_freeze.data.labels import (
     near_duplicates,
     training_labels,
 )
-from lightning_freeze.data.language_models.packing import PackedCollator, check_packing, pack
+from lightning_freeze.data.language_models.packing import PackedCollator, pack
+from lightning_freeze.data.language_models.packing_check import check_packing
 from lightning_freeze.data.loaders import LoaderFactory, check_sizes
 from lightning_freeze.data.model_limits import ModelLimits, model_limits
 from lightning_freeze.data.reading.table import Table
@@ -346,11 +347,10 @@ class TextDataModule(LightningDataModule):
             self.tables[name] = replace(self.tables[name], fixed_tags=fixed)
 
     def _pack(self, limits: ModelLimits) -> None:
-        examples = self.encoded["train"]
-        if self.trainer is not None and not self.packed:
-            check_packing(self.trainer.lightning_module, examples)
+        if self.trainer is not None:
+            check_packing(self.trainer.lightning_module, self.encoded["train"], self.batch_size)
         self._packed_length = token_limit(self.tokenizer, self.max_length, limits.positions)
-        self.packed = pack(examples, self._packed_length)
+        self.packed = pack(self.encoded["train"], self._packed_length)
 
     def _loaders(self) -> LoaderFactory:
         processes = self.trainer.distributed_sampler_kwargs if self.trainer is not None else None

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from lightning_freeze.data.columns import Columns, check_texts
 from lightning_freeze.data.language_models.conversations import encode_conversations
 from lightning_freeze.data.reading.table import Table
-from lightning_freeze.data.tokenizer import check_length, load_tokenizer
+from lightning_freeze.data.tokenizer import adds_end_token, check_length, load_tokenizer
 from lightning_freeze.data.words import encode_words
 from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.module.tasks import Task
@@ -159,7 +159,7 @@ def _add_labels(
     for_prediction: bool,
 ) -> None:
     if for_prediction:
-        if task.target == "next-token":
+        if task.target == "next-token" and adds_end_token(tokenizer):
             for example in chunk:
                 _reopen(example, tokenizer.eos_token_id)
         return

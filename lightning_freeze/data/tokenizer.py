@@ -74,6 +74,16 @@ def checked_tokenizer(tokenizer: PreTrainedTokenizerBase, task: Task, name: str 
     return tokenizer
 
 
+def adds_end_token(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a tokenizer adds its end token to each text.
+
+    Args:
+        tokenizer: Any tokenizer of transformers.
+    """
+    end = tokenizer.eos_token_id
+    return end is not None and tokenizer("x")["input_ids"][-1:] == [end]
+
+
 def check_length(tokenizer: PreTrainedTokenizerBase, length: int, pair: bool) -> None:
     """Check that a text fits between the special tokens that the tokenizer adds.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torchmetrics.functional import spearman_corrcoef
@@ -62,12 +64,14 @@ def ranking_correlation(first: Tensor, second: Tensor) -> float:
         second: ``(texts, other features)``.
 
     Returns:
-        A number from -1 to 1; 1 where no ranking has changed.
+        A number from -1 to 1; 1 where no ranking has changed. NaN where features are not finite.
 
     Raises:
         ValueError: The numbers of texts differ, or there are fewer than three.
     """
     _check(first, second, least=3)
+    if not _are_finite(first, second):
+        return math.nan  # NaN has a rank too
     rankings = [_others(features) for features in (first, second)]
     return float(spearman_corrcoef(*(ranking.T.contiguous() for ranking in rankings)).mean())
 
@@ -82,6 +86,7 @@ def neighbour_agreement(first: Tensor, second: Tensor, neighbours: int = 10) -> 
 
     Returns:
         A number from 0 to 1, averaged over texts. Unrelated models agree on ``neighbours / (texts - 1)``.
+        NaN where features are not finite.
 
     Raises:
         ValueError: The numbers of texts differ, there are fewer than two, or ``neighbours`` is below 1.
@@ -89,9 +94,15 @@ def neighbour_agreement(first: Tensor, second: Tensor, neighbours: int = 10) -> 
     _check(first, second, least=2)
     if neighbours < 1:
         raise ValueError(f"neighbours is {neighbours}: expected at least 1.")
+    if not _are_finite(first, second):
+        return math.nan
     count = min(neighbours, len(first) - 1)
     one, other = (_similarities(features).topk(count).indices for features in (first, second))
     return float((one.unsqueeze(2) == other.unsqueeze(1)).any(2).double().mean())
+
+
+def _are_finite(*features: Tensor) -> bool:
+    return all(bool(each.isfinite().all()) for each in features)
 
 
 def _similarities(features: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from lightning_freeze.module.pretrained.limits import find_limits
-from lightning_freeze.module.pretrained.special_tokens import align_special_tokens, check_end_tokens
+from lightning_freeze.module.pretrained.special_tokens import align_special_tokens, check_end_tokens, end_of_turn
 
 
 def check_data(backbone: nn.Module, data: Any, takes_padding: bool) -> list[dict[str, Any]] | None:
@@ -28,7 +28,9 @@ def check_data(backbone: nn.Module, data: Any, takes_padding: bool) -> list[dict
     tokenizer = getattr(data, "tokenizer", None)
     if tokenizer is None or not hasattr(tokenizer, "pad_token_id"):
         return None
-    align_special_tokens(backbone, tokenizer, takes_padding)
+    # Of conversations the model learns to end each message as the chat template does.
+    reads_messages = getattr(getattr(data, "columns", None), "messages", None) is not None
+    align_special_tokens(backbone, tokenizer, takes_padding, end_of_turn(tokenizer) if reads_messages else None)
     encoded = getattr(data, "encoded", None)
     if not isinstance(encoded, dict):
         return None

@@ -62,6 +62,33 @@ def split_prompts(inputs: Mapping[str, Any], labels: Tensor) -> Prompts | None:
     return Prompts({"input_ids": padded, "attention_mask": kept}, responses)
 
 
+def parts_with_room(prompts: Prompts | None, positions: int | None, wanted: Any) -> list[Prompts]:
+    """Divide prompts so that a short one is not cut in its response because a long one is in the same batch.
+
+    Args:
+        prompts: As :func:`split_prompts` returns them.
+        positions: How many tokens the model can read, where that is known.
+        wanted: The new tokens that are asked for.
+
+    Returns:
+        Parts whose prompts leave the same number of positions, or as many as are asked for.
+    """
+    if prompts is None:
+        return []
+    lengths = prompts.inputs["attention_mask"].sum(1).tolist()
+    if positions is None or not isinstance(wanted, int) or max(lengths) + wanted <= positions:
+        return [prompts]
+    groups: dict[int, list[int]] = {}
+    for row, length in enumerate(lengths):
+        groups.setdefault(min(wanted, positions - length), []).append(row)
+    parts = []
+    for rows in groups.values():
+        longest = max(lengths[row] for row in rows)
+        inputs = {name: values[rows, -longest:] for name, values in prompts.inputs.items()}
+        parts.append(Prompts(inputs, [prompts.responses[row] for row in rows]))
+    return parts
+
+
 def generate(model: nn.Module, inputs: dict[str, Any], settings: Mapping[str, Any], limits: InputLimits) -> Tensor:
     """Return the tokens that a language model writes, ``(batch, sequence)``.
 

@@ -86,14 +86,17 @@ def arguments_for(module: nn.Module, inputs: dict[str, Any]) -> tuple[tuple[Any,
 
 
 def accepted(module: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
-    """Return the inputs that the ``forward`` of a module names.
+    """Return the inputs that the ``forward`` of a module names, and ``use_cache`` if it takes ``**kwargs``.
+
+    Models of transformers pass ``use_cache`` on in their ``**kwargs``, to the part that names it.
 
     Args:
         module: Any module.
         inputs: Model inputs by name.
     """
     parameters = inspect.signature(unwrapped(module).forward).parameters
-    return {name: value for name, value in inputs.items() if name in parameters}
+    takes_more = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+    return {name: value for name, value in inputs.items() if name in parameters or (takes_more and name == "use_cache")}
 
 
 def pool(hidden: Tensor, mask: Tensor | None, pooling: Pooling) -> Tensor:

@@ -20,7 +20,7 @@ from lightning_freeze.module.build import BuildSettings, build_model, count_clas
 from lightning_freeze.module.data_checks import check_data
 from lightning_freeze.module.distillation.objective import Distillation
 from lightning_freeze.module.distillation.teacher import Lesson
-from lightning_freeze.module.generation import ResponseOverlap, decode, generate, split_prompts
+from lightning_freeze.module.generation import ResponseOverlap, decode, generate, parts_with_room, split_prompts
 from lightning_freeze.module.optim import DefaultAdamW, Interval, configure_optimizers
 from lightning_freeze.module.pooling import Pooling
 from lightning_freeze.module.prediction import predicted
@@ -298,11 +298,10 @@ class TransformerModule(TaskModule):
         if overlap is None or not self._can_generate or labels is None or "input_ids" not in inputs:
             return
         prompts = split_prompts(inputs, labels)
-        if prompts is None:
-            return
-        written = self._generate(prompts.inputs, do_sample=False)[:, prompts.inputs["input_ids"].shape[1] :]
-        tokenizer = self._tokenizer
-        overlap.update(decode(tokenizer, list(written)), decode(tokenizer, prompts.responses))
+        tokenizer, wanted = self._tokenizer, self.generate_kwargs["max_new_tokens"]
+        for part in parts_with_room(prompts, self.input_limits.positions, wanted):
+            written = self._generate(part.inputs, do_sample=False)[:, part.inputs["input_ids"].shape[1] :]
+            overlap.update(decode(tokenizer, list(written)), decode(tokenizer, part.responses))
 
     def _warn_about_padding(self, examples: list[dict[str, Any]]) -> None:
         effect = padding_effect(self.model, self._logits, examples)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
-from lightning_freeze.comparison.comparing import _failures
+from lightning_freeze.comparison.comparing import _failures, _notes
 from lightning_freeze.comparison.comparison import Comparison
 from lightning_freeze.comparison.fits import FitOutcome, FitTask
 from lightning_freeze.comparison.metric import metric_of, mode_of
@@ -19,7 +20,7 @@ from lightning_freeze.comparison.output.csv_files import fits_csv, plans_csv
 from lightning_freeze.comparison.output.files import write_all
 from lightning_freeze.comparison.plan_summary import all_pairs, summarise
 from lightning_freeze.comparison.records import FitResult
-from lightning_freeze.comparison.settings import Mode
+from lightning_freeze.comparison.settings import ComparisonSettings, Mode
 from lightning_freeze.errors import ConfigurationError
 
 pytest.importorskip("scipy")
@@ -161,3 +162,35 @@ def test_seeds_that_failed_for_the_same_reason_share_one_note() -> None:
         "late, seeds 0, 1 have failed: its process was ended by SIGKILL.",
         "late, seed 2 has failed: the disk is full.",
     ]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_metric_that_is_not_finite_does_not_lose_the_comparison(value: float, tmp_path: Path) -> None:
+    outcomes = [outcome("late", 0, value), *(each for each in complete() if each.task.name != "late, seed 0")]
+    found = comparison(outcomes)
+    late = found.plans[2]
+    assert late.mean is not None and not math.isfinite(late.mean)
+    assert late.spread is not None and math.isnan(late.spread)
+    assert [plan.name for plan in found.plans if plan.is_pareto] == ["<b>"]
+    assert found.best.name == "<b>"
+    assert len(write_all(found, tmp_path)) == 4
+    settings = ComparisonSettings({"full": {}, "<b>": {}, "late": {}}, seeds=(0, 1, 2))
+    assert "A metric of 'late, seed 0' is NaN or infinite." in _notes(outcomes, settings, 1)
+
+
+def test_a_mean_of_infinities_of_both_signs_is_nan() -> None:
+    both = [outcome("late", 0, math.inf), outcome("late", 1, -math.inf)]
+    late = comparison([*both, *(each for each in complete() if each.task.plan != "late")]).plans[2]
+    assert late.mean is not None and math.isnan(late.mean)
+
+
+def test_a_plan_is_not_better_where_the_seeds_that_both_have_say_the_opposite() -> None:
+    # Two seeds that the other plan lacks raise the mean of "full"; on each common seed it is worse.
+    values = {"full": [0.70, 0.71, 0.705, 0.97, 0.98], "<b>": [0.80, 0.811, 0.805], "late": [0.1, 0.12, 0.115]}
+    outcomes = [outcome(plan, seed, value) for plan, each in values.items() for seed, value in enumerate(each)]
+    found = comparison(outcomes)
+    assert found.best.name == "full"
+    test = next(pair.test for pair in found.pairs if {pair.plan, pair.other} == {"full", "<b>"})
+    assert test is not None and test.is_significant and test.difference < 0
+    assert (found.beaten, found.undecided) == (["late"], ["<b>"])
+    assert "The seeds do not show that it is better than <b>." in str(found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 
 import pytest
 
@@ -28,7 +29,9 @@ def test_student_on_the_data_of_student() -> None:
 def test_wilcoxon() -> None:
     test = paired_test(SECOND, FIRST, "wilcoxon")
     assert test is not None
-    differences = [SECOND[seed] - FIRST[seed] for seed in FIRST]
+    # Nine of ten patients differ, all in the same direction.
+    assert test.p_value == pytest.approx(2 / 2**9)
+    differences = [SECOND[seed] - FIRST[seed] for seed in FIRST if SECOND[seed] != FIRST[seed]]
     assert test.p_value == pytest.approx(stats.wilcoxon(differences).pvalue)
 
 
@@ -48,6 +51,22 @@ def test_too_little_to_test() -> None:
     assert equal is not None and equal.p_value == 1.0
     constant = paired_test({0: 2.0, 1: 3.0}, {0: 1.0, 1: 2.0}, "t")
     assert constant is not None and constant.p_value is None
+
+
+@pytest.mark.parametrize(
+    "differences",
+    [[2, 2, 2, 2, 3], [1, 1, 1, 1, -2], [0, 1, 1, 2, 3], [0, 0, 1, -1, 2, 2], [1, 1, 1, 1, 1, 1], [1, 2, 3, 4, -5]],
+)
+def test_wilcoxon_with_ties_and_zeros_counts_all_signs(differences: list[int]) -> None:
+    changed = [value for value in differences if value]
+    ranks = stats.rankdata([abs(value) for value in changed])
+    distance = abs(sum(rank if value > 0 else -rank for rank, value in zip(ranks, changed, strict=True)))
+    sums = [sum(s * r for s, r in zip(signs, ranks, strict=True)) for signs in product((-1, 1), repeat=len(changed))]
+    expected = sum(abs(total) >= distance for total in sums) / len(sums)
+    test = paired_test(
+        dict(enumerate(map(float, differences))), dict.fromkeys(range(len(differences)), 0.0), "wilcoxon"
+    )
+    assert test is not None and test.p_value == pytest.approx(expected)
 
 
 def test_holm_on_known_numbers() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -80,3 +83,12 @@ def test_unrelated_features_agree_by_chance_only() -> None:
 def test_features_of_different_texts_are_refused(function: object) -> None:
     with pytest.raises(ValueError, match=r"shapes \(4, 2\) and \(5, 2\): expected \(texts, features\)"):
         function(features(4, 2, 0), features(5, 2, 0))  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("function", [linear_cka, l2_distance, ranking_correlation, neighbour_agreement])
+def test_features_that_are_not_finite_have_no_similarity(function: Callable[..., float], value: float) -> None:
+    known = features(12, 4, 0)
+    diverged = torch.full_like(known, value)
+    assert not math.isfinite(function(known, diverged))
+    assert math.isnan(function(diverged, diverged))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 from typing import NamedTuple
 
 from matplotlib import rc_context
@@ -11,6 +10,7 @@ from matplotlib.figure import Figure
 
 from lightning_freeze.comparison.comparison_record import ComparisonRecord
 from lightning_freeze.comparison.plan_summary import PlanSummary
+from lightning_freeze.comparison.statistics import mean_of
 from lightning_freeze.pages.style import BACKGROUND, BLUE, GREY, ORANGE, STYLE, TEXT, shortened
 
 _WIDTH = 9.0
@@ -69,7 +69,7 @@ def seeds_figure(comparison: ComparisonRecord) -> Figure:
         for row, plan in enumerate(plans):
             values = list(plan.values.values())
             ax.plot(values, [row] * len(values), "o", color=BLUE, markersize=5, markeredgecolor=BACKGROUND, zorder=2)
-            ax.plot(statistics.fmean(values), row, "|", color=ORANGE, markersize=18, markeredgewidth=3, zorder=3)
+            ax.plot(mean_of(values), row, "|", color=ORANGE, markersize=18, markeredgewidth=3, zorder=3)
         ax.set_yticks(range(len(plans)), [shortened(plan.name) for plan in plans])
         ax.set_ylim(len(plans) - 0.5, -0.5)
         ax.set_xlabel(f"{comparison.metric}: each seed, and the mean")

@@ -13,6 +13,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from lightning_freeze.data.language_models.rendering import RenderedText
+from lightning_freeze.data.tokenizer import adds_end_token
 from lightning_freeze.module.tasks import IGNORE_INDEX
 
 
@@ -47,7 +48,8 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[RenderedText]) 
     """
     special = texts[0].special_tokens
     heads = [text.text[: text.responses[0][0]] for text in texts]
-    head_ids = [_without_end(tokenizer, ids) if special else ids for ids in _ids(tokenizer, heads, special)]
+    has_end = special and adds_end_token(tokenizer)
+    head_ids = [_without_end(tokenizer, ids) if has_end else ids for ids in _ids(tokenizer, heads, special)]
     whole = _ids_and_spans(tokenizer, [text.text for text in texts], special) if tokenizer.is_fast else None
     result = []
     for i, text in enumerate(texts):
@@ -67,8 +69,9 @@ def tokenize_prompts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Rendere
         limit: The most tokens of a text.
     """
     special = texts[0].special_tokens
+    has_end = special and adds_end_token(tokenizer)
     found = _ids(tokenizer, [text.text for text in texts], special)
-    return [_last(tokenizer, _without_end(tokenizer, ids) if special else ids, limit) for ids in found]
+    return [_last(tokenizer, _without_end(tokenizer, ids) if has_end else ids, limit) for ids in found]
 
 
 def fit(tokenizer: PreTrainedTokenizerBase, text: TokenizedText, limit: int) -> TokenizedText:
@@ -93,21 +96,25 @@ def fit(tokenizer: PreTrainedTokenizerBase, text: TokenizedText, limit: int) -> 
     return replace(text, ids=ids, trained=trained, lost_prompt=start > 0, lost_response=start + limit < len(text.ids))
 
 
-def _trained_tokens(text: RenderedText, ids: list[int], spans: Sequence[tuple[int, int]]) -> TokenizedText | None:
+def _trained_tokens(
+    text: RenderedText, ids: list[int], spans: Sequence[tuple[int, int]], added: Sequence[int]
+) -> TokenizedText | None:
     """Find the tokens of the responses; ``None`` if a token lies across the beginning or end of one."""
     trained = []
-    for start, stop in spans:
-        inside = [first <= start and stop <= last for first, last in text.responses]
-        apart = [stop <= first or last <= start for first, last in text.responses]
-        if not all(a or b for a, b in zip(inside, apart, strict=True)):
+    for (start, stop), is_added in zip(spans, added, strict=True):
+        # Tokenizers that trim offsets (RoBERTa) give a token of spaces an empty span, at the end of the token.
+        begin = start if start < stop else start - 1
+        inside = [first <= begin and stop <= last for first, last in text.responses]
+        apart = [stop <= first or last <= begin for first, last in text.responses]
+        if not (is_added or all(a or b for a, b in zip(inside, apart, strict=True))):
             return None
-        trained.append(start < stop and any(inside))
-    # A special token that the tokenizer adds at the end has an empty span, and ends the response.
+        trained.append(not is_added and any(inside))
+    # A special token that the tokenizer adds at the end ends the response.
     if any(trained):
         for i in range(len(trained) - 1, -1, -1):
             if trained[i]:
                 break
-            trained[i] = spans[i][0] == spans[i][1]
+            trained[i] = bool(added[i])
     return TokenizedText(ids, trained) if any(trained) else None
 
 
@@ -142,15 +149,18 @@ def _ids(tokenizer: Any, texts: list[str], special: bool) -> list[list[int]]:
     return [list(ids) for ids in found["input_ids"]]
 
 
-def _ids_and_spans(tokenizer: Any, texts: list[str], special: bool) -> list[tuple[list[int], list[tuple[int, int]]]]:
-    options = {"return_offsets_mapping": True, "return_attention_mask": False, "verbose": False}
-    found = tokenizer(texts, add_special_tokens=special, padding=False, **options)
-    return list(zip(found["input_ids"], found["offset_mapping"], strict=True))
+def _ids_and_spans(
+    tokenizer: Any, texts: list[str], special: bool
+) -> list[tuple[list[int], list[tuple[int, int]], list[int]]]:
+    """The tokens of each text, their characters, and whether the tokenizer has added them to the text."""
+    options = {"return_offsets_mapping": True, "return_special_tokens_mask": True, "return_attention_mask": False}
+    found = tokenizer(texts, add_special_tokens=special, padding=False, verbose=False, **options)
+    return list(zip(found["input_ids"], found["offset_mapping"], found["special_tokens_mask"], strict=True))
 
 
 def _without_end(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
-    end = tokenizer.eos_token_id
-    return ids[:-1] if end is not None and len(ids) > 1 and ids[-1] == end else ids
+    """Remove an end token that the tokenizer has added; one that the user wrote is part of the prompt."""
+    return ids[:-1] if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id else ids
 
 
 def _last(tokenizer: PreTrainedTokenizerBase, ids: list[int], limit: int) -> list[int]:

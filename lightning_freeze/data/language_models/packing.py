@@ -7,17 +7,14 @@ takes. It does so only where no keys and values are kept, hence ``use_cache=Fals
 
 from __future__ import annotations
 
-import inspect
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedModel
 
-from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.module.tasks import IGNORE_INDEX
 
 Example = dict[str, Any]
@@ -61,7 +58,7 @@ def pack(examples: Sequence[Example], limit: int) -> list[Example]:
         One example for each row, with ``position_ids`` too; its ``index`` is that of its first example.
     """
     rows = pack_lengths([len(example["input_ids"]) for example in examples], limit)
-    return [_joined([examples[i] for i in row]) for row in rows]
+    return [join([examples[i] for i in row]) for row in rows]
 
 
 class PackedCollator:
@@ -93,76 +90,12 @@ class PackedCollator:
         return pad_sequence([*rows, longest], batch_first=True, padding_value=self.fill[key])[:-1].long()
 
 
-def check_packing(module: nn.Module, examples: Sequence[Example]) -> None:
-    """Check that a model computes the same for packed examples as for each alone.
-
-    The first tokens of two examples are run alone and packed, without a gradient.
+def join(examples: Sequence[Example]) -> Example:
+    """Return the row that some examples make.
 
     Args:
-        module: The module that trains.
-        examples: The examples, not packed yet.
-
-    Raises:
-        ConfigurationError: The model does not tell packed examples apart.
+        examples: As :func:`pack` takes them.
     """
-    model = next((child for child in module.modules() if isinstance(child, PreTrainedModel)), None)
-    name = type(module if model is None else model).__name__
-    if model is None or "position_ids" not in inspect.signature(model.forward).parameters:
-        raise ConfigurationError(
-            f"data.packing is True, and {name} takes no position_ids, which tell packed examples apart: expected "
-            "data.packing=False, or a causal language model of transformers that takes them (Llama, Qwen, GPT-2, ...)."
-        )
-    effect = packing_effect(model, examples)
-    if effect is not None:
-        raise ConfigurationError(
-            f"data.packing is True, and {name} reads across the boundaries of packed examples: the logits of an "
-            f"example change by {effect:.2g} when another one precedes it. Expected data.packing=False, or a model "
-            "with another attention (model.model_kwargs.attn_implementation)."
-        )
-
-
-def packing_effect(model: PreTrainedModel, examples: Sequence[Example], length: int = 16) -> float | None:
-    """Return by how much the logits of an example change when it is packed behind another one.
-
-    Args:
-        model: The model.
-        examples: At least one with ``input_ids``.
-        length: How many tokens of an example are run.
-
-    Returns:
-        The largest difference; ``None`` where it is no more than rounding, or where the model cannot be run yet
-        (weights on the meta device, kernels for another device).
-    """
-    weights = [weight for weight in model.parameters() if weight.is_floating_point()]
-    if any(weight.is_meta for weight in weights):
-        return None
-    first, second = examples[0]["input_ids"][:length], examples[-1]["input_ids"][:length]
-    device = next(model.parameters()).device
-    modes = {part: part.training for part in model.modules()}
-    with torch.random.fork_rng(devices=[] if device.type == "cpu" else None), torch.no_grad():
-        try:
-            model.eval()
-            alone = [_logits(model, [ids], device) for ids in (first, second)]
-            packed = _logits(model, [first, second], device)
-        except Exception:  # kernels that need another device: training will show whether the model runs
-            return None
-        finally:
-            for part, mode in modes.items():
-                part.training = mode
-    expected = torch.cat(alone, dim=1)
-    effect = float((packed - expected).abs().max())
-    rounding = max(torch.finfo(weight.dtype).eps for weight in weights)
-    return effect if effect > 100 * rounding * max(1.0, float(expected.abs().max())) else None
-
-
-def _logits(model: PreTrainedModel, rows: list[Tensor], device: torch.device) -> Tensor:
-    ids = torch.cat(rows).long().unsqueeze(0).to(device)
-    positions = torch.cat([torch.arange(len(row)) for row in rows]).unsqueeze(0).to(device)
-    logits: Tensor = model(input_ids=ids, position_ids=positions, use_cache=False).logits
-    return logits.float()
-
-
-def _joined(examples: Sequence[Example]) -> Example:
     labels = []
     for example in examples:
         own = example["labels"].clone()

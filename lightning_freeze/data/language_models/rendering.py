@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from typing import Any
 
 from jinja2 import TemplateError
@@ -71,6 +71,8 @@ def render_messages(tokenizer: PreTrainedTokenizerBase, messages: list[Message])
         if not whole.startswith(before):  # the template writes no header for the assistant, or none without a message
             before = _apply(tokenizer, messages[:i], False)
         after = _apply(tokenizer, messages[: i + 1], False)
+        if not before:
+            before = _header_of_first(tokenizer, message, after)
         if not (whole.startswith(after) and after.startswith(before) and len(before) < len(after)):
             raise ValueError(
                 f"is written differently by the chat template when message {i + 1} is the last one, expected one "
@@ -115,6 +117,17 @@ def require_chat_template(tokenizer: PreTrainedTokenizerBase, column: str) -> No
             "expected tokenizer.chat_template to be set and saved with tokenizer.save_pretrained, the tokenizer of a "
             "chat model, or columns of prompts and responses (data.prompt, data.response)."
         )
+
+
+def _header_of_first(tokenizer: PreTrainedTokenizerBase, message: Message, written: str) -> str:
+    """Return what a template writes before the content of a first message, a default system prompt included.
+
+    Many templates cannot say it of no messages at all. It is what messages of other contents begin with too.
+    """
+    content = "b" if str(message["content"]).lstrip().startswith("a") else "a"
+    other = _apply(tokenizer, [{**message, "content": content}], False)
+    pairs = zip(written, other, strict=False)
+    return "".join(character for character, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _apply(tokenizer: Any, messages: list[Message], asks: bool) -> str:

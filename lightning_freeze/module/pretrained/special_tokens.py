@@ -88,7 +88,27 @@ def ensure_special_tokens(model: nn.Module, tokenizer: Callable[[], Any]) -> boo
     return had_none
 
 
-def align_special_tokens(model: nn.Module, tokenizer: Any, replace_padding: bool) -> None:
+def end_of_turn(tokenizer: Any) -> int | None:
+    """Return the special token with which the chat template of a tokenizer ends a message of the assistant.
+
+    It need not be the end token of the tokenizer: base models with ChatML have ``<|endoftext|>`` and ``<|im_end|>``.
+
+    Args:
+        tokenizer: Any tokenizer of transformers.
+
+    Returns:
+        The id; None without a chat template, or where a message ends without a special token.
+    """
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    try:
+        text = str(tokenizer.apply_chat_template(messages, tokenize=False)).rstrip()
+    except Exception:  # templates are programs: without one, or with one that refuses these messages, nothing is known
+        return None
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids[-1] if ids and ids[-1] in tokenizer.all_special_ids else None
+
+
+def align_special_tokens(model: nn.Module, tokenizer: Any, replace_padding: bool, end: int | None = None) -> None:
     """Make a model know the special tokens of the tokenizer that feeds it.
 
     As the Trainer of transformers does: the model generates until the tokenizer's end token too, and a head that reads
@@ -98,20 +118,22 @@ def align_special_tokens(model: nn.Module, tokenizer: Any, replace_padding: bool
         model: A transformers model; anything else is left alone.
         tokenizer: The tokenizer of the data.
         replace_padding: Whether the model takes the tokenizer's padding token.
+        end: Another token at which the model stops.
     """
     config, rows = text_config(model), vocabulary_size(model)
     if config is None or rows is None:
         return
-    padding, end = padding_token_id(tokenizer), tokenizer.eos_token_id
+    padding, own_end = padding_token_id(tokenizer), tokenizer.eos_token_id
     if replace_padding and is_usable(padding, rows):
         config.pad_token_id = padding
     generation = getattr(model, "generation_config", None)
     if generation is not None:
         if generation.pad_token_id is None:
             generation.pad_token_id = config.pad_token_id
-        generation.eos_token_id = _with(generation.eos_token_id, end, rows)
-    elif reads_end_token(model) and is_usable(end, rows):
-        config.eos_token_id = end
+        for token in (own_end, end):
+            generation.eos_token_id = _with(generation.eos_token_id, token, rows)
+    elif reads_end_token(model) and is_usable(own_end, rows):
+        config.eos_token_id = own_end
     _keep_padding_apart(model, config)
 
 

@@ -11,7 +11,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lm_tokenizers import byte_level
-from transformers import AutoModelForCausalLM, BloomConfig, GPT2Config, LlamaConfig, Qwen2Config
+from transformers import AutoModelForCausalLM, BloomConfig, GPT2Config, GraniteMoeConfig, LlamaConfig, Qwen2Config
 
 from lightning_freeze import FrozenPrefixCache, LayerFreezing, TextDataModule, TransformerModule
 from lightning_freeze.data.language_models.packing import pack_lengths
@@ -23,6 +23,8 @@ CONFIGS = {
     "llama": LlamaConfig(**SIZES, **HEADS),
     "qwen2-sliding": Qwen2Config(**SIZES, **HEADS, use_sliding_window=True, sliding_window=3, max_window_layers=1),
     "gpt2": GPT2Config(vocab_size=400, n_embd=16, n_layer=4, n_head=2, n_positions=64, eos_token_id=0, bos_token_id=0),
+    # It names no use_cache, and takes it among other named arguments.
+    "granitemoe": GraniteMoeConfig(**SIZES, **HEADS, num_local_experts=2, num_experts_per_tok=1),
 }
 
 

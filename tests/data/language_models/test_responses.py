@@ -12,6 +12,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lm_tokenizers import BRACKETS, byte_level, metaspace
 from tiny_models import make_tokenizer
+from tokenizers import processors
 from transformers import PreTrainedTokenizerBase
 
 from lightning_freeze.data import TextDataModule
@@ -76,6 +77,18 @@ def test_a_tokenizer_that_would_merge_prompt_and_response_tokenises_them_apart(r
     assert tokenizer.decode(learned(example)[:-1]) == "live"
 
 
+def test_spaces_in_responses_are_learned_where_the_tokenizer_trims_offsets(rows: Callable[..., Path]) -> None:
+    tokenizer = byte_level()
+    begin, end = ("<|endoftext|>", tokenizer.pad_token_id), ("<|im_end|>", tokenizer.eos_token_id)
+    trimming = processors.RobertaProcessing(end, begin, trim_offsets=True, add_prefix_space=False)
+    tokenizer.backend_tokenizer.post_processor = trimming
+    path = rows({"prompt": "Write code: ", "response": "def f():\n    return  1  "})
+    example = first(tokenizer, path)
+    assert tokenizer.decode(learned(example)) == "def f():\n    return  1  <|im_end|>"
+    prompt = example["input_ids"][: len(example["input_ids"]) - len(learned(example))]
+    assert tokenizer.decode(prompt) == "<|endoftext|>Write code: "
+
+
 def test_columns_have_other_names_by_option_and_a_text_column_stays_the_default(rows: Callable[..., Path]) -> None:
     tokenizer = byte_level()
     path = rows({"question": "Where?", "answer": " Here.", "text": "Where? Here."})
@@ -83,6 +96,15 @@ def test_columns_have_other_names_by_option_and_a_text_column_stays_the_default(
     assert tokenizer.decode(learned(example), skip_special_tokens=True) == " Here."
     whole = first(tokenizer, path)
     assert whole["labels"].tolist() == whole["input_ids"].tolist()
+
+
+def test_a_column_of_the_name_label_is_a_response_like_others(rows: Callable[..., Path]) -> None:
+    tokenizer = byte_level()
+    path = rows({"review": "Good or bad?", "label": " Good."})
+    example = first(tokenizer, path, prompt="review", response="label")
+    assert tokenizer.decode(learned(example), skip_special_tokens=True) == " Good."
+    whole = first(tokenizer, path, text="label")
+    assert tokenizer.decode(whole["input_ids"], skip_special_tokens=True) == " Good."
 
 
 @pytest.mark.parametrize("as_text", [False, True])
@@ -103,6 +125,20 @@ def test_a_template_without_header_for_the_assistant(rows: Callable[..., Path]) 
     example = first(tokenizer, rows({"messages": [QUESTION, ANSWER, NEXT, NAME]}))
     assert tokenizer.decode(learned(example)) == "I live by the sea.</s> My name is Pip.</s>"
     assert example["input_ids"].tolist().count(tokenizer.bos_token_id) == 1
+
+
+@pytest.mark.parametrize("content", ["I am here.", "a", "  b"])
+def test_what_a_template_writes_before_a_first_message_of_the_assistant_is_not_learned(
+    content: str, rows: Callable[..., Path]
+) -> None:
+    # As Qwen's: it reads the first message, so it cannot write an empty conversation.
+    system = (
+        "{% if messages[0].role != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
+    )
+    tokenizer = byte_level(system + str(byte_level().chat_template))
+    example = first(tokenizer, rows({"messages": [{"role": "assistant", "content": content}, QUESTION, ANSWER]}))
+    assert tokenizer.decode(learned(example)) == f"{content}<|im_end|>I live by the sea.<|im_end|>"
+    assert tokenizer.decode(example["input_ids"]).startswith("<|im_start|>system\nYou are a helpful assistant.")
 
 
 def test_a_template_without_end_of_turn_gets_the_end_token(rows: Callable[..., Path]) -> None:
@@ -222,6 +258,26 @@ def test_a_prompt_to_continue_ends_where_the_response_begins(rows: Callable[...,
     prompts.setup("predict")
     ids = prompts.encoded["predict"][0]["input_ids"].tolist()
     assert ids == prompts.tokenizer("Where?")["input_ids"]
+
+
+@pytest.mark.parametrize("adds_end", [False, True])
+@pytest.mark.parametrize("column", ["prompt", "text"])
+def test_an_end_token_that_was_written_at_the_end_of_a_prompt_stays_there(
+    column: str, adds_end: bool, rows: Callable[..., Path]
+) -> None:
+    tokenizer = metaspace(None)
+    plain = tokenizer("Where?</s>")["input_ids"]
+    if adds_end:
+        tokens = [("<s>", tokenizer.bos_token_id), ("</s>", tokenizer.eos_token_id)]
+        adding = processors.TemplateProcessing(single="<s> $A </s>", pair="<s> $A $B </s>", special_tokens=tokens)
+        tokenizer.backend_tokenizer.post_processor = adding
+    path = rows({column: "Where?</s>", "response": " Here."})
+    data = TextDataModule(tokenizer, "causal-lm", train=str(path), predict=str(path))
+    data.setup("predict")
+    assert data.encoded["predict"][0]["input_ids"].tolist() == plain
+    if column == "prompt":
+        data.setup("fit")
+        assert data.encoded["train"][0]["input_ids"][: len(plain)].tolist() == plain
 
 
 @pytest.mark.parametrize(

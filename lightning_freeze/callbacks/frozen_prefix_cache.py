@@ -60,7 +60,7 @@ class FrozenPrefixCache(Callback):
         offload: Whether the weights of skipped layers leave the memory of the device while every batch skips them: from
             an accelerator to host memory, on the CPU to a file that the system reads again when it is needed. They come
             back by themselves before the forward pass of the model runs these layers, and before they are saved. A call
-            of a skipped layer by itself (``encoder.layer[0](x)``) does not bring them back. On an accelerator it fails,
+            of a skipped layer by itself (``block(hidden)``) does not bring them back. On an accelerator it fails,
             because its weights are on another device.
 
     Raises:

@@ -175,17 +175,14 @@ class WeightOffload:
         self._unused = 0
         if not self._away:
             return
-        failure: Exception | None = None
-        with self._entries.moving_weights(), torch.no_grad(), torch.inference_mode(False):
-            try:
+        try:
+            with self._entries.moving_weights(), torch.no_grad(), torch.inference_mode(False):
                 while self._away:
                     parameter, device = self._away[-1]
                     parameter.data = parameter.data.to(device, copy=True)
                     self._away.pop()
-            except Exception as error:
-                failure = error
-        if failure is not None:
-            raise OffloadError(self._failure_message()) from failure
+        except Exception as error:
+            raise OffloadError(self._failure_message()) from error
         self._file, self.boundary = None, 0
         if is_needed:
             self._wait *= 2

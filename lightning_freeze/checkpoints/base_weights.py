@@ -12,7 +12,7 @@ from torch.nn import Module, Parameter
 
 from lightning_freeze.checkpoints.fingerprint import fingerprint, has_plain_content
 from lightning_freeze.checkpoints.loaded import is_loaded
-from lightning_freeze.checkpoints.named_tensors import named_tensors
+from lightning_freeze.checkpoints.named_tensors import named_tensors, own_tensors
 
 #: Building a module writes to each weight a few times, and every optimizer step once or more.
 _MOST_WRITES = 5
@@ -139,8 +139,9 @@ def note_versions(module: Module) -> None:
         module: The module as it was built.
     """
     if module not in _VERSIONS:
-        named = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
-        _VERSIONS[module] = {name: _version_of(tensor) for name, tensor in named if has_plain_content(tensor)}
+        _VERSIONS[module] = {
+            name: _version_of(tensor) for name, tensor in own_tensors(module) if has_plain_content(tensor)
+        }
 
 
 def note_trained(module: Module) -> None:

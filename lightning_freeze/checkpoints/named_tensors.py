@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor
@@ -18,9 +19,17 @@ def named_tensors(module: Module) -> dict[str, Any]:
         return dict(module.state_dict(keep_vars=True))
     except TypeError:
         state = dict(module.state_dict())
-    named = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
-    own = {name: tensor for name, tensor in named if _is_view(state.get(name), tensor)}
-    return state | own
+    return state | {name: tensor for name, tensor in own_tensors(module) if _is_view(state.get(name), tensor)}
+
+
+def own_tensors(module: Module) -> Iterator[tuple[str, Tensor]]:
+    """The parameters and buffers of a module with their names, shared ones with each.
+
+    Args:
+        module: The module.
+    """
+    yield from module.named_parameters(remove_duplicate=False)
+    yield from module.named_buffers(remove_duplicate=False)
 
 
 def _is_view(value: object, tensor: Tensor) -> bool:

@@ -3,5 +3,6 @@
 A schedule is a function of its phases and a small plain state. Nothing in ``phases.py`` and ``triggers.py`` touches a
 model.
 
-May import ``distributed``, ``layers`` and ``errors``. Begin reading with ``phases.py`` and ``triggers.py``.
+May import ``distributed``, ``layers``, ``checkpoints`` and ``errors``. Begin reading with ``phases.py`` and
+``triggers.py``.
 """

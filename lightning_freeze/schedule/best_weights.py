@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
 
+from lightning_freeze.checkpoints.named_tensors import named_tensors
 from lightning_freeze.distributed import gathered, write
 from lightning_freeze.schedule.triggers import improves
 
@@ -33,7 +34,7 @@ class BestWeights:
             self.value = value
             self._tensors = {
                 name: tensor.detach().to("cpu", copy=True)
-                for name, tensor in module.state_dict(keep_vars=True).items()
+                for name, tensor in named_tensors(module).items()
                 if isinstance(tensor, Tensor) and (tensor.requires_grad or not isinstance(tensor, Parameter))
             }
 
@@ -42,7 +43,7 @@ class BestWeights:
         """Write the copy back and forget it; returns the value that it had, ``None`` if there is no copy."""
         value = self.value
         if value is not None:
-            current = module.state_dict(keep_vars=True)
+            current = named_tensors(module)
             for name, tensor in self._tensors.items():
                 write(current[name], tensor)
         self.forget()

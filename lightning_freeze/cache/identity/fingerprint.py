@@ -121,9 +121,11 @@ class Fingerprint:
         """While this is open, weights get another place in memory and keep their elements."""
         seen = max(0, len(self._versions) - 1)
         is_current = bool(self._versions) and self._read_versions(seen)[: seen + 1] == self._versions
-        yield
-        if is_current:
-            self._versions = self._read_versions(seen)
+        try:
+            yield
+        finally:  # after an error, some weights have moved
+            if is_current:
+                self._versions = self._read_versions(seen)
 
     def invalidate(self) -> None:
         """Compute all identities again when they are needed next."""

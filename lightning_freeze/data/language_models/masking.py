@@ -48,8 +48,7 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[RenderedText]) 
     """
     special = texts[0].special_tokens
     heads = [text.text[: text.responses[0][0]] for text in texts]
-    has_end = special and adds_end_token(tokenizer)
-    head_ids = [_without_end(tokenizer, ids) if has_end else ids for ids in _ids(tokenizer, heads, special)]
+    head_ids = _prompt_ids(tokenizer, heads, special)
     whole = _ids_and_spans(tokenizer, [text.text for text in texts], special) if tokenizer.is_fast else None
     result = []
     for i, text in enumerate(texts):
@@ -68,10 +67,8 @@ def tokenize_prompts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Rendere
         texts: All with special tokens, or all without.
         limit: The most tokens of a text.
     """
-    special = texts[0].special_tokens
-    has_end = special and adds_end_token(tokenizer)
-    found = _ids(tokenizer, [text.text for text in texts], special)
-    return [_last(tokenizer, _without_end(tokenizer, ids) if has_end else ids, limit) for ids in found]
+    found = _prompt_ids(tokenizer, [text.text for text in texts], texts[0].special_tokens)
+    return [_last(tokenizer, ids, limit) for ids in found]
 
 
 def fit(tokenizer: PreTrainedTokenizerBase, text: TokenizedText, limit: int) -> TokenizedText:
@@ -158,9 +155,12 @@ def _ids_and_spans(
     return list(zip(found["input_ids"], found["offset_mapping"], found["special_tokens_mask"], strict=True))
 
 
-def _without_end(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
-    """Remove an end token that the tokenizer has added; one that the user wrote is part of the prompt."""
-    return ids[:-1] if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id else ids
+def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompts: list[str], special: bool) -> list[list[int]]:
+    """The tokens of prompts without an end token that the tokenizer adds; one that the user wrote is part of them."""
+    found = _ids(tokenizer, prompts, special)
+    if not (special and adds_end_token(tokenizer)):
+        return found
+    return [ids[:-1] if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id else ids for ids in found]
 
 
 def _last(tokenizer: PreTrainedTokenizerBase, ids: list[int], limit: int) -> list[int]:

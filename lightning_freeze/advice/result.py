@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import math
 from pathlib import Path
-from typing import Any
 
 from lightning.pytorch import Callback
 
@@ -15,6 +12,7 @@ from lightning_freeze.advice.output.text import advice_text
 from lightning_freeze.advice.records import AdviceRecord
 from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.pages.rendering import missing_libraries
+from lightning_freeze.run_report.writing import json_text
 
 PAGE, NUMBERS, CONFIG = "advice.html", "advice.json", "recommended.yaml"
 _HOW = "To use it, give this file after the config: lightning-freeze fit --config CONFIG --config {name}"
@@ -46,7 +44,7 @@ class Advice(AdviceRecord):
         place = Path(folder)
         place.mkdir(parents=True, exist_ok=True)
         text = config_text(self, how=_HOW.format(name=place / CONFIG)) if config is None else config
-        contents = {NUMBERS: json.dumps(_finite(self.to_dict()), indent=2) + "\n", CONFIG: text}
+        contents = {NUMBERS: json_text(self.to_dict()), CONFIG: text}
         if not missing_libraries():
             from lightning_freeze.advice.output.page import advice_page
 
@@ -59,12 +57,3 @@ class Advice(AdviceRecord):
 
     def __str__(self) -> str:
         return advice_text(self)
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no infinite numbers."""
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
@@ -248,6 +249,18 @@ class TextDataModule(LightningDataModule):
         if self.packing and stage == "fit":
             self._pack(limits)
 
+    def check_packed(self, model: nn.Module) -> None:
+        """Check that a model computes packed examples as if each were alone; without ``packing`` nothing is checked.
+
+        Args:
+            model: The module that trains, or its teacher.
+
+        Raises:
+            ConfigurationError: It does not.
+        """
+        if self.packing:
+            check_packing(model, self.encoded["train"], self.batch_size)
+
     def train_dataloader(self) -> DataLoader[Any]:
         """Return batches of similar length in an order that changes each epoch."""
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
@@ -348,7 +361,7 @@ class TextDataModule(LightningDataModule):
 
     def _pack(self, limits: ModelLimits) -> None:
         if self.trainer is not None:
-            check_packing(self.trainer.lightning_module, self.encoded["train"], self.batch_size)
+            self.check_packed(self.trainer.lightning_module)
         self._packed_length = token_limit(self.tokenizer, self.max_length, limits.positions)
         self.packed = pack(self.encoded["train"], self._packed_length)
 

@@ -164,8 +164,8 @@ def _add_labels(
                 _reopen(example, tokenizer.eos_token_id)
         return
     if task.target == "next-token":
-        for example in chunk:
-            example["input_ids"] = _ended(example["input_ids"], tokenizer.eos_token_id, limit)
+        for row, example in zip(rows, chunk, strict=True):
+            example["input_ids"] = _ended(example["input_ids"], table.text(row, columns.text), tokenizer, limit)
             example["labels"] = example["input_ids"]
             example.pop("token_type_ids", None)
     elif task.target == "target-token":
@@ -188,10 +188,15 @@ def _check_tokens(chunk: list[Example], key: str, table: Table, rows: range, lea
             )
 
 
-def _ended(ids: Tensor, end: int | None, limit: int) -> Tensor:
-    if end is None or (len(ids) and int(ids[-1]) == end):
+def _ended(ids: Tensor, text: str, tokenizer: PreTrainedTokenizerBase, limit: int) -> Tensor:
+    """Return the tokens of a text and its end token, unless the text was cut: the model must not learn to end there."""
+    end = tokenizer.eos_token_id
+    if end is None or len(ids) > limit:
         return ids
-    return torch.cat([ids[: limit - 1], ids.new_tensor([end])])
+    if not len(ids) or int(ids[-1]) != end:
+        return torch.cat([ids, ids.new_tensor([end])])[:limit]
+    is_cut = len(ids) == limit and len(tokenizer(text, verbose=False)["input_ids"]) > limit
+    return ids[:-1] if is_cut else ids
 
 
 def _reopen(example: Example, end: int | None) -> None:

@@ -40,3 +40,12 @@ def check_data(backbone: nn.Module, data: Any, takes_padding: bool) -> list[dict
             limits.check(examples, f"the {name} rows", len(tokenizer) - 1)
         check_end_tokens(backbone, examples, f"the {name} rows")
     return [example for examples in encoded.values() for example in examples]
+
+
+def has_responses(data: Any) -> bool:
+    """Return whether a data module has prompts or conversations that a language model responds to.
+
+    Args:
+        data: The data module, or None.
+    """
+    return bool(getattr(getattr(data, "columns", None), "has_responses", False))

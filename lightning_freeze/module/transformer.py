@@ -17,7 +17,7 @@ from lightning_freeze.checkpoints.loading import filled
 from lightning_freeze.module.adapters import add_adapters
 from lightning_freeze.module.batch import unpack, word_starts
 from lightning_freeze.module.build import BuildSettings, build_model, count_classes
-from lightning_freeze.module.data_checks import check_data
+from lightning_freeze.module.data_checks import check_data, has_responses
 from lightning_freeze.module.distillation.objective import Distillation
 from lightning_freeze.module.distillation.teacher import Lesson
 from lightning_freeze.module.generation import ResponseOverlap, decode, generate, parts_with_room, split_prompts
@@ -258,15 +258,18 @@ class TransformerModule(TaskModule):
         Returns:
             ``predictions`` (class indices, zeros and ones for each label, numbers, or token indices),
             ``probabilities`` where the task has classes, ``labels`` (names, where they are known), ``index`` (the row
-            of each example in its file) and ``text`` (the output of a language model), each where it applies. For
-            token classification, ``labels`` has one tag for each word where the batch tells the words
+            of each example in its file) and ``text`` (the output of a language model; for prompts and messages the
+            response alone, for texts also the text itself), each where it applies. For token classification, ``labels``
+            has one tag for each word where the batch tells the words
             (:func:`~lightning_freeze.module.batch.word_starts`), and one for each token where it does not.
         """
         inputs, _ = unpack(batch)
         index = inputs.pop("index", None)
         result: dict[str, Any]
         if self._can_generate:
-            result = {"predictions": self._generate(inputs)}
+            written = self._generate(inputs)
+            begins = inputs["input_ids"].shape[1] if has_responses(getattr(self.trainer, "datamodule", None)) else 0
+            result = {"predictions": written[:, begins:]}
             if self._tokenizer is not None:
                 result["text"] = self._tokenizer.batch_decode(result["predictions"], skip_special_tokens=True)
         else:

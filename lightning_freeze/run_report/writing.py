@@ -1,9 +1,12 @@
-"""Writes a page so that a reader never sees half of it, also after the process is killed."""
+"""Writes files so that a reader never sees half of one, also after the process is killed."""
 
 from __future__ import annotations
 
+import json
+import math
 import os
 from pathlib import Path
+from typing import Any
 
 from lightning.fabric.utilities.cloud_io import get_filesystem
 
@@ -39,3 +42,20 @@ def write_atomically(path: str, text: str) -> None:
         os.replace(draft, target)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def json_text(value: Any) -> str:
+    """The text of a JSON file; numbers that JSON does not have, NaN and the infinite ones, are ``null``.
+
+    Args:
+        value: What ``json.dumps`` takes.
+    """
+    return json.dumps(_finite(value), indent=2, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

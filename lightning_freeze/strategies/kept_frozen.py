@@ -34,7 +34,7 @@ def _kept_by(member: Hashable, schedule: Schedule | None) -> set[Parameter]:
     if schedule is None or not schedule.freezes:
         return set()
     kept = set.intersection(*(set(parameters) for parameters, _ in schedule.freezes))
-    if isinstance(member, TurnByTurn):
+    if isinstance(member, TurnByTurn) and member.chooses_again:
         chosen_later = [*member.choices(member.stack), *member.fixed(member.stack)]
         kept -= {parameter for name in chosen_later for parameter in member.stack[name].parameters()}
     return kept

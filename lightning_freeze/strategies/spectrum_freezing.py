@@ -132,6 +132,10 @@ class SpectrumFreezing(TurnByTurn):
     def turn_length(self) -> int:  # noqa: D102
         return sys.maxsize  # there is one turn
 
+    @property
+    def chooses_again(self) -> bool:  # noqa: D102
+        return self._is_provisional
+
     def __repr__(self) -> str:
         options = f"layers={self.layers_to_choose!r}, always={self.always!r}"
         return f"SpectrumFreezing(top_percent={self.top_percent!r}, {options})"

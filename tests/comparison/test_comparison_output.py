@@ -174,6 +174,9 @@ def test_a_metric_that_is_not_finite_does_not_lose_the_comparison(value: float, 
     assert [plan.name for plan in found.plans if plan.is_pareto] == ["<b>"]
     assert found.best.name == "<b>"
     assert len(write_all(found, tmp_path)) == 4
+    text = (tmp_path / "comparison.json").read_text()
+    written = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert next(plan for plan in written["plans"] if plan["name"] == "late")["mean"] is None
     settings = ComparisonSettings({"full": {}, "<b>": {}, "late": {}}, seeds=(0, 1, 2))
     assert "A metric of 'late, seed 0' is NaN or infinite." in _notes(outcomes, settings, 1)
 

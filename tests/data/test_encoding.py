@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lm_tokenizers import metaspace
+from tokenizers import processors
 from transformers import AutoTokenizer
 
 from lightning_freeze.data import TextDataModule
@@ -57,6 +59,29 @@ def test_causal_texts_end_and_are_their_own_labels(tiny_gpt2_dir: Path) -> None:
     assert int(example["input_ids"][-1]) == tokenizer.eos_token_id
     assert example["labels"].tolist() == example["input_ids"].tolist()
     assert "labels" not in encode(rows, tokenizer, task, columns, None, None, for_prediction=True)[0]
+
+
+@pytest.mark.parametrize("adds_end", [False, True])
+def test_a_causal_text_that_is_cut_has_no_end(adds_end: bool) -> None:
+    tokenizer = metaspace(None)
+    if adds_end:
+        tokens = [("<s>", tokenizer.bos_token_id), ("</s>", tokenizer.eos_token_id)]
+        adding = processors.TemplateProcessing(single="<s> $A </s>", pair="<s> $A $B </s>", special_tokens=tokens)
+        tokenizer.backend_tokenizer.post_processor = adding
+    rows, columns = table({"text": "I live in a house by the sea. " * 3}), Columns("text", None, ("label",))
+
+    def ids(limit: int) -> list[int]:
+        (example,) = encode(rows, tokenizer, get_task("causal-lm"), columns, limit, None)
+        assert example["labels"].tolist() == example["input_ids"].tolist()
+        return list(example["input_ids"].tolist())
+
+    whole = ids(64)
+    assert whole[-1] == tokenizer.eos_token_id and whole.count(tokenizer.eos_token_id) == 1
+    assert ids(len(whole)) == whole
+    for limit in (len(whole) - 1, len(whole) - 3):
+        cut = ids(limit)
+        assert cut == whole[: len(cut)] and limit - 1 <= len(cut) <= limit
+        assert tokenizer.eos_token_id not in cut, "the model must not learn to end there"
 
 
 def test_targets_of_sequence_to_sequence_models(tiny_t5_dir: Path) -> None:

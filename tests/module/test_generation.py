@@ -86,6 +86,23 @@ def test_a_test_logs_exact_match_and_f1_beside_the_perplexity(dialogues: Path) -
     assert worse["test_exact_match"] < 1.0 and worse["test_token_f1"] < 1.0
 
 
+def test_a_prediction_is_the_response_alone_where_the_data_has_prompts(dialogues: Path) -> None:
+    module = TransformerModule(model(), task="causal-lm", generate_kwargs={"max_new_tokens": 8})
+    for weight in module.parameters():
+        torch.nn.init.normal_(weight, std=0.5)
+
+    def predicted(**columns: str) -> list[str]:
+        data = TextDataModule(byte_level(), "causal-lm", predict=str(dialogues), batch_size=8, **columns)
+        batches = Trainer(**QUIET).predict(module, data)
+        assert batches is not None
+        return [text for batch in batches for text in batch["text"]]
+
+    prompts = [json.loads(line)["prompt"] for line in dialogues.read_text().splitlines()]
+    responses = predicted()
+    assert any(responses)
+    assert predicted(text="prompt") == [prompt + text for prompt, text in zip(prompts, responses, strict=True)]
+
+
 def test_a_long_prompt_does_not_shorten_the_responses_to_short_ones(tmp_path: Path) -> None:
     path = tmp_path / "dialogues.jsonl"
     rows = [
@@ -166,7 +183,7 @@ def test_a_response_ends_with_its_turn_where_that_is_not_the_end_token(tmp_path:
     again = TransformerModule(model(), task="causal-lm", generate_kwargs={"max_new_tokens": 20})
     again.load_state_dict(module.state_dict())
     (batch,) = Trainer(**QUIET).predict(again, TextDataModule(chat_tokenizer_of_a_base_model(), "causal-lm", **files))
-    assert batch["text"][0].endswith("assistant\nBy the sea.")
+    assert batch["text"] == ["By the sea."] * 4
 
 
 def test_the_token_that_ends_a_turn() -> None:

@@ -16,6 +16,7 @@ from lightning_freeze import (
     PhasedFineTuning,
     ReinitTopLayers,
     SlimFit,
+    SpectrumFreezing,
 )
 from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.strategies.norm_identity import identity_weight
@@ -96,6 +97,7 @@ def test_a_norm_without_numbers_yet_is_probed_too():
         (lambda: [LayerFreezing("3", verbose=False), LayerFreezing("0", verbose=False)], "3", "LayerFreezing"),
         (lambda: [PhasedFineTuning([Phase("head", EpochTrigger(1)), Phase("2,head")], verbose=False)], "3", "Phased"),
         (lambda: [LISA(1, layers=":3", verbose=False)], "3", "LISA"),
+        (lambda: [SpectrumFreezing(25, verbose=False)], "3", "SpectrumFreezing"),
     ],
 )
 @pytest.mark.parametrize("order", [1, -1])
@@ -114,6 +116,7 @@ def test_new_weights_that_would_never_train_are_refused(others, layers, keeper, 
         lambda: ChainThaw(EpochTrigger(1), restore_best=False, verbose=False),
         lambda: LISA(1, interval=1, verbose=False),
         lambda: SlimFit(0.75, verbose=False),
+        lambda: SpectrumFreezing(100, verbose=False),
         lambda: LayerFreezing("*.bias", verbose=False),
     ],
 )

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
 from lightning_freeze.comparison.comparison_record import ComparisonRecord
 from lightning_freeze.comparison.output.csv_files import fits_csv, plans_csv
 from lightning_freeze.errors import ConfigurationError, listing, suggest
-from lightning_freeze.run_report.writing import write_atomically
+from lightning_freeze.run_report.writing import json_text, write_atomically
 
 #: Endings of the files that can be written.
 FORMATS = (".html", ".csv", ".json")
@@ -38,7 +37,7 @@ def write_comparison(comparison: ComparisonRecord, path: Path) -> Path:
     elif ending == ".csv":
         text = plans_csv(comparison)
     else:
-        text = json.dumps(comparison.to_dict(), indent=2) + "\n"
+        text = json_text(comparison.to_dict())
     write_atomically(os.fspath(path), text)
     return path
 

@@ -76,7 +76,7 @@ class Distillation:
             return  # a plan, which computes nothing
         if self._teacher is None:
             self._teacher = load_teacher(self._source, self._lesson)
-        _check_tokens(self._teacher, data)
+        _check_examples(self._teacher, data)
         if self.settings.start_from_teacher and is_new:
             start_from(self._teacher.model, student)
 
@@ -152,8 +152,8 @@ class Distillation:
         return {**vars(self), "_store": None, "_kept": None}
 
 
-def _check_tokens(teacher: Teacher, data: Any) -> None:
-    """Check that the teacher can take the encoded examples."""
+def _check_examples(teacher: Teacher, data: Any) -> None:
+    """Check that the teacher can take the encoded examples, packed if they are."""
     encoded, tokenizer = getattr(data, "encoded", None), getattr(data, "tokenizer", None)
     if not isinstance(encoded, dict) or tokenizer is None:
         return
@@ -161,5 +161,7 @@ def _check_tokens(teacher: Teacher, data: Any) -> None:
     try:
         for name, examples in encoded.items():
             limits.check(examples, f"the {name} rows", len(tokenizer) - 1)
+        if hasattr(data, "check_packed"):
+            data.check_packed(teacher.model)
     except ConfigurationError as error:
         raise ConfigurationError(f"The teacher does not fit the data: {error}") from error

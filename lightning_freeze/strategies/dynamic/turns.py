@@ -87,6 +87,11 @@ class TurnByTurn(PhasedFineTuning):
         """What is measured in a turn in which these layers train; nothing by default."""
         return TurnMeasurement(None, stack, [], chosen)
 
+    @property
+    def chooses_again(self) -> bool:
+        """Whether a layer that was not chosen may be chosen later in the fit."""
+        return True
+
     def turn_length(self) -> int:
         """How many optimizer steps a turn lasts."""
         assert self.interval is not None

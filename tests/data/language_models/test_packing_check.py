@@ -121,6 +121,18 @@ def test_each_model_is_checked_also_after_the_data_was_set_up(dialogues: Path) -
         fit(leaky(model_of("llama")), data)
 
 
+def test_a_teacher_is_checked_as_its_student_is(dialogues: Path) -> None:
+    def learn(teacher: Any) -> None:
+        student = TransformerModule(model_of("llama"), task="causal-lm", teacher=teacher)
+        Trainer(max_steps=1, **QUIET).fit(student, data_of(dialogues))
+
+    learn(model_of("gpt2"))
+    with pytest.raises(
+        MisconfigurationException, match=r"The teacher does not fit the data: .* reads across the bound"
+    ):
+        learn(leaky(model_of("gpt2")))
+
+
 def _flash(q: Any, k: Any, v: Any, causal: bool = True, **_: Any) -> torch.Tensor:
     heads = (part.transpose(1, 2) for part in (q, k, v))
     return F.scaled_dot_product_attention(*heads, is_causal=True).transpose(1, 2)

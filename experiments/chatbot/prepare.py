@@ -3,7 +3,8 @@
     python experiments/chatbot/prepare.py
 
 ``data/smollm2/`` is SmolLM2-135M-Instruct, ``data/support.jsonl`` has the dialogues on technical support of the English
-chatterbot corpus (column ``messages``), and ``data/general.txt`` the answers of its other topics, one in each line.
+chatterbot corpus (column ``messages``), and ``data/general.txt`` the answers of its other topics, one in each line. The
+corpus repeats most dialogues about ten times; here each is written once.
 """
 
 import sys
@@ -22,7 +23,7 @@ def make_support(target: Path) -> None:
     rows = [
         {"messages": [{"role": ROLES[i % 2], "content": turn} for i, turn in enumerate(turns)], "topic": topic}
         for topic in COMPANY
-        for turns in topics[topic]
+        for turns in dict.fromkeys(tuple(turns) for turns in topics[topic])
         if len(turns) > 1
     ]
     write_jsonl(target, rows)

@@ -47,6 +47,11 @@ class Columns:
             return tuple(column for column in (self.prompt, self.messages) if column is not None)
         return (self.text,) if self.text_pair is None else (self.text, self.text_pair)
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The columns that a model reads when it trains."""
+        return self.inputs if self.response is None else (*self.inputs, self.response)
+
 
 @dataclass(frozen=True)
 class GivenColumns:

@@ -17,7 +17,7 @@ from lightning_freeze.arguments import check_arguments
 from lightning_freeze.data.batching import Collator
 from lightning_freeze.data.columns import Columns, GivenColumns, check_texts
 from lightning_freeze.data.encoding import Example, encode, token_limit
-from lightning_freeze.data.files import check_files, read_files, split_table
+from lightning_freeze.data.files import check_files, read_files, split_table, warn_of_repeated_texts
 from lightning_freeze.data.labels import (
     class_names,
     count_unlabelled_tags,
@@ -30,7 +30,7 @@ from lightning_freeze.data.labels import (
 )
 from lightning_freeze.data.language_models.packing import PackedCollator, pack
 from lightning_freeze.data.language_models.packing_check import check_packing
-from lightning_freeze.data.loaders import LoaderFactory, check_sizes
+from lightning_freeze.data.loaders import LoaderFactory, ResumableLoader, check_sizes
 from lightning_freeze.data.model_limits import ModelLimits, model_limits
 from lightning_freeze.data.reading.table import Table
 from lightning_freeze.data.splitting import check_fractions
@@ -154,6 +154,8 @@ class TextDataModule(LightningDataModule):
         self.packing = packing
         self.encoded: dict[str, list[Example]] = {}
         self.packed: list[Example] = []
+        self._train_loader: ResumableLoader | None = None
+        self._stopped: dict[str, int] | None = None
         self._check_arguments()
 
     @cached_property
@@ -231,6 +233,8 @@ class TextDataModule(LightningDataModule):
         Args:
             stage: ``"fit"``, ``"validate"``, ``"test"`` or ``"predict"``.
         """
+        if stage == "fit":
+            self._train_loader = self._stopped = None
         wanted = _STAGES[stage]
         if wanted[0] not in self.tables:
             raise ConfigurationError(
@@ -261,13 +265,33 @@ class TextDataModule(LightningDataModule):
         if self.packing:
             check_packing(model, self.encoded["train"], self.batch_size)
 
-    def train_dataloader(self) -> DataLoader[Any]:
+    def train_dataloader(self) -> ResumableLoader:
         """Return batches of similar length in an order that changes each epoch."""
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
+        examples = self.encoded["train"]
+        collator: Collator | PackedCollator = self._collator(training=True)
         if self.packing:
-            collator = PackedCollator(self.tokenizer.pad_token_id, self._packed_length)
-            return self._loaders().train(self.packed, collator, seed, self.bucket_batches)
-        return self._loaders().train(self.encoded["train"], self._collator(training=True), seed, self.bucket_batches)
+            examples, collator = self.packed, PackedCollator(self.tokenizer.pad_token_id, self._packed_length)
+        self._train_loader = self._loaders().train(examples, collator, seed, self.bucket_batches)
+        if self._stopped is not None:
+            self._train_loader.load_state_dict(self._stopped)
+        return self._train_loader
+
+    # Lightning restores the state of a loader only where nothing has asked for the length of the run before, as a
+    # learning rate schedule does.
+    def state_dict(self) -> dict[str, Any]:
+        """Return how far the training data has been read, for a run that is resumed in mid-epoch."""
+        return {} if self._train_loader is None else self._train_loader.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where a run has stopped.
+
+        Args:
+            state_dict: As :meth:`state_dict` returned it.
+        """
+        self._stopped = state_dict
+        if self._train_loader is not None:
+            self._train_loader.load_state_dict(state_dict)
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """Return the validation batches, the longest first; nothing where there is no validation data."""
@@ -321,7 +345,9 @@ class TextDataModule(LightningDataModule):
             return {name: self._checked_table(table, name) for name, table in tables.items()}
         table = self._checked_table(read["data"], "data")
         table = without_unlabelled({"train": table}, self._label_columns())["train"]
-        return split_table(table, self.split, self.split_seed, self.group_column)
+        tables = split_table(table, self.split, self.split_seed, self.group_column)
+        warn_of_repeated_texts(tables, self.columns.texts)
+        return tables
 
     def _encoded_labels(self) -> dict[str, list[Any]]:
         """Encode the labels of all splits, also those that the stage does not use, so that errors show up at once."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lightning_freeze.data.reading.readers import read_table, saved_splits
 from lightning_freeze.data.reading.splits import SPLITS, split_of_file, splits_of_dataset
@@ -10,6 +13,10 @@ from lightning_freeze.data.reading.table import Table
 from lightning_freeze.data.reading.values import group_name
 from lightning_freeze.data.splitting import split_rows
 from lightning_freeze.errors import ConfigurationError
+
+# Short texts such as "Good!" stand in most files more than once.
+_FEWEST_REPEATED = 10
+_SHARE_REPEATED = 0.1
 
 
 def check_files(data: str | None, files: Mapping[str, str]) -> None:
@@ -75,3 +82,30 @@ def split_table(table: Table, fractions: Sequence[float], seed: int, group_colum
     except ValueError as error:
         raise ConfigurationError(f"{table.name}: data.{error}") from error
     return {name: table.take(rows) for name, rows in zip(SPLITS, parts, strict=True) if rows}
+
+
+def warn_of_repeated_texts(tables: Mapping[str, Table], columns: Sequence[str]) -> None:
+    """Warn where many rows that are evaluated have a text that also trains: their scores do not show generalisation.
+
+    Args:
+        tables: The splits of a file.
+        columns: The columns that make up a text.
+    """
+    if "train" not in tables:
+        return
+    trained = {_text_of(row, columns) for row in tables["train"].rows}
+    found = {}
+    for name, table in tables.items():
+        repeated = sum(_text_of(row, columns) in trained for row in table.rows) if name != "train" else 0
+        if repeated >= max(_FEWEST_REPEATED, _SHARE_REPEATED * len(table)):
+            found[name] = f"{repeated} of {len(table)} {name} rows"
+    if found:
+        rank_zero_warn(
+            f"{tables['train'].name}: {' and '.join(found.values())} have a text that is also in the training rows, so "
+            "scores show in part what the model remembers. Expected a file with each text once, or data.group_column "
+            "with a column that has one value for all rows of a text."
+        )
+
+
+def _text_of(row: Mapping[str, Any], columns: Sequence[str]) -> int:
+    return hash(repr([row.get(column) for column in columns]))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -52,6 +53,44 @@ def check_sizes(batch_size: int, num_workers: int, bucket_batches: int) -> None:
             raise ConfigurationError(f"data.{name} is {value}: expected at most {most:,}.")
 
 
+class ResumableLoader(DataLoader[Any]):
+    """A data loader that goes on after the last batch of a run that is resumed in mid-epoch.
+
+    Lightning keeps its state in checkpoints. The order of an epoch is that of its sampler, which knows the epoch. What
+    comes before is read again and dropped.
+    """
+
+    _taken = 0
+    _stopped: Mapping[str, int] | None = None
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        """Return the batches of the epoch of the sampler, which are read once the first one is asked for."""
+        stopped, self._stopped = self._stopped, None
+        # A checkpoint of the end of an epoch is followed by another one.
+        is_same_epoch = stopped is not None and stopped["epoch"] == self._epoch
+        self._taken = stopped["batches"] if stopped is not None and is_same_epoch else 0
+        for batch in islice(super().__iter__(), self._taken, None):
+            self._taken += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the epoch, and how many of its batches have been taken."""
+        return {"epoch": self._epoch, "batches": self._taken}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go on in the epoch of a state, after the batches that were taken there.
+
+        Args:
+            state: As :meth:`state_dict` returned it.
+        """
+        self._stopped = dict(state)
+
+    @property
+    def _epoch(self) -> int:
+        # Lightning may put a sampler without epochs in place of the own one (overfit_batches).
+        return int(getattr(self.sampler, "epoch", -1))
+
+
 @dataclass(frozen=True)
 class LoaderFactory:
     """Makes the data loaders of one process.
@@ -68,8 +107,8 @@ class LoaderFactory:
     num_replicas: int = 1
     rank: int = 0
 
-    def train(self, examples: Examples, collator: Collate, seed: int, bucket_batches: int) -> DataLoader[Any]:
-        """Return batches of similar length, in an order that changes each epoch.
+    def train(self, examples: Examples, collator: Collate, seed: int, bucket_batches: int) -> ResumableLoader:
+        """Return batches of similar length, in an order that changes each epoch; a run can be resumed in mid-epoch.
 
         Args:
             examples: All examples, those of the other processes included.
@@ -77,7 +116,9 @@ class LoaderFactory:
             seed: Seed of the order.
             bucket_batches: As for :class:`LengthBucketSampler`.
         """
-        return self._loader(examples, collator, self._buckets(examples, True, seed, bucket_batches))
+        sampler = self._buckets(examples, True, seed, bucket_batches)
+        dataset: Any = examples  # a sequence has what a map-style dataset needs
+        return ResumableLoader(dataset, sampler=sampler, **self._options(collator))
 
     def evaluate(self, examples: Examples, collator: Collate) -> DataLoader[Any]:
         """Return batches in which each example occurs once over all processes, the longest first.
@@ -111,15 +152,16 @@ class LoaderFactory:
         )
 
     def _loader(self, dataset: Any, collator: Collate, sampler: Any, **batching: Any) -> DataLoader[Any]:
-        return DataLoader(
-            dataset,
-            sampler=sampler,
-            collate_fn=collator,
-            num_workers=self.num_workers,
-            pin_memory=torch.cuda.is_available(),
-            persistent_workers=self.num_workers > 0,
-            **{"batch_size": self.batch_size, **batching},
-        )
+        return DataLoader(dataset, sampler=sampler, **{**self._options(collator), **batching})
+
+    def _options(self, collator: Collate) -> dict[str, Any]:
+        return {
+            "collate_fn": collator,
+            "num_workers": self.num_workers,
+            "pin_memory": torch.cuda.is_available(),
+            "persistent_workers": self.num_workers > 0,
+            "batch_size": self.batch_size,
+        }
 
 
 def _lengths(examples: Examples) -> list[int]:

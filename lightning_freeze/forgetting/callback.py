@@ -16,7 +16,7 @@ from lightning_freeze.forgetting.features import Features, extract
 from lightning_freeze.forgetting.result import ForgettingResult, compare
 from lightning_freeze.forgetting.texts import encode_texts, fingerprint, read_texts
 from lightning_freeze.module.tasks import get_task
-from lightning_freeze.namespaces import Callback
+from lightning_freeze.namespaces import Callback, either
 from lightning_freeze.run_warnings.record import warn_in_run
 
 
@@ -180,7 +180,7 @@ class Forgetting(Callback):
             )
 
     def _check_strategy(self, trainer: Trainer) -> None:
-        if not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
+        if not isinstance(trainer.strategy, either(SingleDeviceStrategy, DDPStrategy)):
             raise ConfigurationError(
                 f"Forgetting cannot run with {type(trainer.strategy).__name__}, which may hold parts of the model "
                 "only: expected a single device, or strategy='ddp'."

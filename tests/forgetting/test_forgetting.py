@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
@@ -75,6 +76,14 @@ def test_layers_that_the_cache_skips_are_measured_too(
     assert cache.hit_rate > 0 and forgetting.result is not None
     assert [layer.l2 for layer in forgetting.result.layers[:3]] == [0, 0, 0]
     assert all(math.isfinite(number) for number in forgetting.result.metrics().values())
+
+
+def test_in_a_trainer_of_the_other_namespace(general: Path, data: TextDataModule, tiny_bert_dir: Path) -> None:
+    forgetting = Forgetting(general, verbose=False)
+    pytorch_lightning.Trainer(max_epochs=1, callbacks=[forgetting], logger=False, **QUIET).fit(
+        module_of(tiny_bert_dir), data
+    )
+    assert forgetting.result is not None and forgetting.result.ranking_correlation < 1
 
 
 def test_nothing_is_forgotten_where_nothing_trains(general: Path, data: TextDataModule, tiny_bert_dir: Path) -> None:

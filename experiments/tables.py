@@ -99,7 +99,8 @@ def table_of(results: Results, comparison: str, metrics: Sequence[str] = ()) -> 
     lines += [
         "",
         f"Mean ± standard deviation over seeds; {origin.better} {origin.metric} is better. Differences from "
-        f"{origin.baseline} with 95% confidence intervals, {_TESTS[origin.test]} with Holm's correction.",
+        f"{origin.baseline} with 95% confidence intervals, which are not corrected; p is that of {_TESTS[origin.test]} "
+        "with Holm's correction.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -104,8 +104,8 @@ def legend(comparison: ComparisonRecord) -> str:
     several = "Mean and standard deviation" if len(comparison.seeds) > 1 else "Measured"
     lines = [
         f"{several} over {len(comparison.seeds)} seed{'s' * (len(comparison.seeds) != 1)}; differences from "
-        f"{comparison.baseline} with 95% confidence intervals, tested by {TESTS[comparison.test]} with Holm's "
-        "correction.",
+        f"{comparison.baseline} with 95% confidence intervals, which are not corrected; p is that of "
+        f"{TESTS[comparison.test]} with Holm's correction.",
         f"Time is the mean wall time of a fit, memory the peak {what}.",
         "Trainable is the most that trained at the same time, and the share that trained in a batch on average.",
     ]

@@ -15,9 +15,9 @@ from transformers import PreTrainedTokenizerBase
 
 from lightning_freeze.arguments import check_arguments
 from lightning_freeze.data.batching import Collator
-from lightning_freeze.data.columns import Columns, GivenColumns, check_texts
+from lightning_freeze.data.columns import Columns, GivenColumns
 from lightning_freeze.data.encoding import Example, encode, token_limit
-from lightning_freeze.data.files import check_files, read_files, split_table, warn_of_repeated_texts
+from lightning_freeze.data.files import Splitting, TextFiles
 from lightning_freeze.data.labels import (
     class_names,
     count_unlabelled_tags,
@@ -33,9 +33,7 @@ from lightning_freeze.data.language_models.packing_check import check_packing
 from lightning_freeze.data.loaders import LoaderFactory, ResumableLoader, check_sizes
 from lightning_freeze.data.model_limits import ModelLimits, model_limits
 from lightning_freeze.data.reading.table import Table
-from lightning_freeze.data.splitting import check_fractions
 from lightning_freeze.data.tokenizer import checked_tokenizer, load_tokenizer
-from lightning_freeze.data.unlabelled import LabelColumns, without_label_columns, without_unlabelled
 from lightning_freeze.errors import ConfigurationError, listing
 from lightning_freeze.module.tasks import TaskName, get_task
 from lightning_freeze.namespaces import LightningDataModule
@@ -142,10 +140,16 @@ class TextDataModule(LightningDataModule):
         self.data = os.fspath(data) if data is not None else None
         self.split = tuple(split)
         self.split_seed = split_seed
-        self.group_column = group_column
-        self._given_columns = GivenColumns(text, text_pair, label, prompt, response, messages)
         self.given_labels = given_class_names(labels) if labels is not None else None
-        self.empty_text = empty_text
+        self._files = TextFiles(
+            self.data,
+            self.files,
+            Splitting(self.split, split_seed, group_column),
+            self.task,
+            GivenColumns(text, text_pair, label, prompt, response, messages),
+            self.given_labels,
+            empty_text,
+        )
         self.batch_size = batch_size
         self.max_length = max_length
         self.num_workers = num_workers
@@ -167,30 +171,15 @@ class TextDataModule(LightningDataModule):
             )
         return load_tokenizer(self.tokenizer_name, self.task)
 
-    @cached_property
+    @property
     def columns(self) -> Columns:
-        """The columns of texts and labels.
+        """The columns of texts and labels."""
+        return self._files.columns
 
-        Without a name, those of a causal language model are ``text``, else ``prompt`` and ``response``, else
-        ``messages``, whichever the first file has.
-        """
-        existing = next(iter(self._read.values())).columns if self._given_columns.depends_on_file(self.task) else ()
-        return self._given_columns.resolve(self.task, existing)
-
-    @cached_property
+    @property
     def tables(self) -> dict[str, Table]:
         """The rows of each split that there is: ``train``, ``val``, ``test``, ``predict``."""
-        read = dict(self._read)
-        tables = self._split_data(read) if self.data is not None else {}
-        for name in self.files:
-            tables[name] = self._checked_table(read[name], name)
-        tables = without_unlabelled(tables, self._label_columns())
-        del self._read  # rows that were left out are needed no more
-        return tables
-
-    @cached_property
-    def _read(self) -> dict[str, Table]:
-        return read_files(self.data, self.files)
+        return self._files.tables
 
     @cached_property
     def labels(self) -> list[str] | None:
@@ -317,37 +306,13 @@ class TextDataModule(LightningDataModule):
         check_sizes(self.batch_size, self.num_workers, self.bucket_batches)
         if self.max_length is not None and self.max_length < 3:
             raise ConfigurationError(f"data.max_length is {self.max_length}: expected at least 3 tokens.")
-        check_files(self.data, self.files)
+        self._files.check()
         if self.given_labels is not None and not self.task.has_classes:
             raise ConfigurationError(f"data.labels has no effect: the task {self.task.name!r} has no classes.")
-        self._given_columns.check(self.task)
         if self.packing and self.task.target != "next-token":
             raise ConfigurationError(
                 f"data.packing is for the task 'causal-lm': expected data.packing=False for {self.task.name!r}."
             )
-        if self.empty_text not in ("error", "drop"):
-            raise ConfigurationError(f"data.empty_text is {self.empty_text!r}: expected 'error' or 'drop'.")
-        try:
-            check_fractions(self.split)
-        except ValueError as error:
-            raise ConfigurationError(f"data.{error}") from error
-
-    def _checked_table(self, table: Table, name: str) -> Table:
-        return check_texts(table, self.task, self.columns, self.empty_text == "drop", needs_label=name != "predict")
-
-    def _label_columns(self) -> LabelColumns:
-        return LabelColumns(self.task.target, self.columns.label, self.given_labels)
-
-    def _split_data(self, read: dict[str, Table]) -> dict[str, Table]:
-        if "data" not in read:
-            tables = {name: table for name, table in read.items() if name not in self.files}
-            tables = without_label_columns(tables, self._label_columns())
-            return {name: self._checked_table(table, name) for name, table in tables.items()}
-        table = self._checked_table(read["data"], "data")
-        table = without_unlabelled({"train": table}, self._label_columns())["train"]
-        tables = split_table(table, self.split, self.split_seed, self.group_column)
-        warn_of_repeated_texts(tables, self.columns.texts)
-        return tables
 
     def _encoded_labels(self) -> dict[str, list[Any]]:
         """Encode the labels of all splits, also those that the stage does not use, so that errors show up at once."""

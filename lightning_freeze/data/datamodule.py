@@ -141,15 +141,9 @@ class TextDataModule(LightningDataModule):
         self.split = tuple(split)
         self.split_seed = split_seed
         self.given_labels = given_class_names(labels) if labels is not None else None
-        self._files = TextFiles(
-            self.data,
-            self.files,
-            Splitting(self.split, split_seed, group_column),
-            self.task,
-            GivenColumns(text, text_pair, label, prompt, response, messages),
-            self.given_labels,
-            empty_text,
-        )
+        self.group_column = group_column
+        self.given_columns = GivenColumns(text, text_pair, label, prompt, response, messages)
+        self.empty_text = empty_text
         self.batch_size = batch_size
         self.max_length = max_length
         self.num_workers = num_workers
@@ -170,6 +164,12 @@ class TextDataModule(LightningDataModule):
                 "TextDataModule has no tokenizer: expected tokenizer=<the folder or name of the model's encoder>."
             )
         return load_tokenizer(self.tokenizer_name, self.task)
+
+    @cached_property
+    def _files(self) -> TextFiles:
+        splitting = Splitting(self.split, self.split_seed, self.group_column)
+        given = self.given_columns, self.given_labels, self.empty_text
+        return TextFiles(self.data, self.files, splitting, self.task, *given)
 
     @property
     def columns(self) -> Columns:
@@ -261,7 +261,7 @@ class TextDataModule(LightningDataModule):
         collator: Collator | PackedCollator = self._collator(training=True)
         if self.packing:
             examples, collator = self.packed, PackedCollator(self.tokenizer.pad_token_id, self._packed_length)
-        self._train_loader = self._loaders().train(examples, collator, seed, self.bucket_batches)
+        self._train_loader = self._loaders().train(examples, collator, seed, self.bucket_batches, self._batches_done)
         if self._stopped is not None:
             self._train_loader.load_state_dict(self._stopped)
         return self._train_loader
@@ -278,9 +278,19 @@ class TextDataModule(LightningDataModule):
         Args:
             state_dict: As :meth:`state_dict` returned it.
         """
+        if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
+            return  # a test of a checkpoint
         self._stopped = state_dict
         if self._train_loader is not None:
             self._train_loader.load_state_dict(state_dict)
+
+    def _batches_done(self) -> int | None:
+        """Return how many batches of the epoch the run that is resumed has had; None without a Trainer."""
+        if self.trainer is None:
+            return None
+        loop = self.trainer.fit_loop
+        # Lightning counts batches that a step has completed, also where an exception has ended the one after them.
+        return loop.epoch_loop.batch_progress.current.ready if self.trainer.training and loop.is_resuming else 0
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """Return the validation batches, the longest first; nothing where there is no validation data."""
@@ -307,6 +317,7 @@ class TextDataModule(LightningDataModule):
         if self.max_length is not None and self.max_length < 3:
             raise ConfigurationError(f"data.max_length is {self.max_length}: expected at least 3 tokens.")
         self._files.check()
+        del self._files  # attributes may change until files are read
         if self.given_labels is not None and not self.task.has_classes:
             raise ConfigurationError(f"data.labels has no effect: the task {self.task.name!r} has no classes.")
         if self.packing and self.task.target != "next-token":

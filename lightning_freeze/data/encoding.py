@@ -189,14 +189,18 @@ def _check_tokens(chunk: list[Example], key: str, table: Table, rows: range, lea
 
 
 def _ended(ids: Tensor, text: str, tokenizer: PreTrainedTokenizerBase, limit: int) -> Tensor:
-    """Return the tokens of a text and its end token, unless the text was cut: the model must not learn to end there."""
+    """Return the tokens of a text and its end token, unless its end was cut: the model must not learn to end there."""
     end = tokenizer.eos_token_id
     if end is None or len(ids) > limit:
         return ids
-    if not len(ids) or int(ids[-1]) != end:
-        return torch.cat([ids, ids.new_tensor([end])])[:limit]
-    is_cut = len(ids) == limit and len(tokenizer(text, verbose=False)["input_ids"]) > limit
-    return ids[:-1] if is_cut else ids
+    ends = bool(len(ids)) and int(ids[-1]) == end
+    if len(ids) < limit:
+        return ids if ends else torch.cat([ids, ids.new_tensor([end])])
+    is_cut = len(tokenizer(text, verbose=False)["input_ids"]) > limit
+    if tokenizer.truncation_side == "left" and is_cut:
+        start = int(ids[0] == tokenizer.bos_token_id)
+        return ids if ends else torch.cat([ids[:start], ids[start + 1 :], ids.new_tensor([end])])
+    return ids[:-1] if ends and is_cut else ids
 
 
 def _reopen(example: Example, end: int | None) -> None:

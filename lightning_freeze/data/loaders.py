@@ -53,29 +53,47 @@ def check_sizes(batch_size: int, num_workers: int, bucket_batches: int) -> None:
             raise ConfigurationError(f"data.{name} is {value}: expected at most {most:,}.")
 
 
+def _unknown() -> None:
+    return None
+
+
 class ResumableLoader(DataLoader[Any]):
     """A data loader that goes on after the last batch of a run that is resumed in mid-epoch.
 
-    Lightning keeps its state in checkpoints. The order of an epoch is that of its sampler, which knows the epoch. What
-    comes before is read again and dropped.
+    The order of an epoch is that of its sampler, which knows the epoch. What comes before is read again and dropped.
+
+    Args:
+        dataset: The examples.
+        done: Returns how many batches of the coming epoch the run has had; ``None`` if nothing knows, and then the
+            loader counts itself.
+        **options: Those of ``DataLoader``.
     """
 
     _taken = 0
     _stopped: Mapping[str, int] | None = None
 
+    def __init__(self, dataset: Any, done: Callable[[], int | None] = _unknown, **options: Any) -> None:
+        super().__init__(dataset, **options)
+        self.done = done
+
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """Return the batches of the epoch of the sampler, which are read once the first one is asked for."""
         stopped, self._stopped = self._stopped, None
-        # A checkpoint of the end of an epoch is followed by another one.
-        is_same_epoch = stopped is not None and stopped["epoch"] == self._epoch
-        self._taken = stopped["batches"] if stopped is not None and is_same_epoch else 0
-        for batch in islice(super().__iter__(), self._taken, None):
+        done = self.done()
+        if done is None:
+            # A checkpoint of the end of an epoch is followed by another one.
+            done = stopped["batches"] if stopped is not None and stopped["epoch"] == self._epoch else 0
+        elif done and stopped is not None and hasattr(self.sampler, "set_epoch"):
+            # A run that max_steps has ended in mid-epoch counts the rest as another epoch.
+            self.sampler.set_epoch(stopped["epoch"])
+        self._taken = done
+        for batch in islice(super().__iter__(), done, None):
             self._taken += 1
             yield batch
 
     def state_dict(self) -> dict[str, int]:
         """Return the epoch, and how many of its batches have been taken."""
-        return {"epoch": self._epoch, "batches": self._taken}
+        return {"epoch": self._epoch, "batches": self._taken} if self._stopped is None else dict(self._stopped)
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Go on in the epoch of a state, after the batches that were taken there.
@@ -107,7 +125,14 @@ class LoaderFactory:
     num_replicas: int = 1
     rank: int = 0
 
-    def train(self, examples: Examples, collator: Collate, seed: int, bucket_batches: int) -> ResumableLoader:
+    def train(
+        self,
+        examples: Examples,
+        collator: Collate,
+        seed: int,
+        bucket_batches: int,
+        done: Callable[[], int | None] = _unknown,
+    ) -> ResumableLoader:
         """Return batches of similar length, in an order that changes each epoch; a run can be resumed in mid-epoch.
 
         Args:
@@ -115,10 +140,10 @@ class LoaderFactory:
             collator: Makes a batch of examples.
             seed: Seed of the order.
             bucket_batches: As for :class:`LengthBucketSampler`.
+            done: As for :class:`ResumableLoader`.
         """
         sampler = self._buckets(examples, True, seed, bucket_batches)
-        dataset: Any = examples  # a sequence has what a map-style dataset needs
-        return ResumableLoader(dataset, sampler=sampler, **self._options(collator))
+        return ResumableLoader(examples, done, sampler=sampler, **self._options(collator))
 
     def evaluate(self, examples: Examples, collator: Collate) -> DataLoader[Any]:
         """Return batches in which each example occurs once over all processes, the longest first.

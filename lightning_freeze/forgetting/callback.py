@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 from torch import Tensor
 
 from lightning_freeze.arguments import check_arguments, check_at_least
@@ -180,7 +180,8 @@ class Forgetting(Callback):
             )
 
     def _check_strategy(self, trainer: Trainer) -> None:
-        if not isinstance(trainer.strategy, either(SingleDeviceStrategy, DDPStrategy)):
+        whole = isinstance(trainer.strategy, either(SingleDeviceStrategy, DDPStrategy))
+        if not whole or isinstance(trainer.strategy, either(DeepSpeedStrategy)):  # which is a DDPStrategy
             raise ConfigurationError(
                 f"Forgetting cannot run with {type(trainer.strategy).__name__}, which may hold parts of the model "
                 "only: expected a single device, or strategy='ddp'."

@@ -258,9 +258,9 @@ class TransformerModule(TaskModule):
         Returns:
             ``predictions`` (class indices, zeros and ones for each label, numbers, or token indices),
             ``probabilities`` where the task has classes, ``labels`` (names, where they are known), ``index`` (the row
-            of each example in its file) and ``text`` (the output of a language model; for prompts and messages the
-            response alone, for texts also the text itself), each where it applies. For token classification, ``labels``
-            has one tag for each word where the batch tells the words
+            of each example in its file) and ``text`` (the output of a language model; for prompts and messages of a
+            data module the response alone, for texts also the text itself), each where it applies. For token
+            classification, ``labels`` has one tag for each word where the batch tells the words
             (:func:`~lightning_freeze.module.batch.word_starts`), and one for each token where it does not.
         """
         inputs, _ = unpack(batch)

@@ -82,6 +82,9 @@ def test_a_causal_text_that_is_cut_has_no_end(adds_end: bool) -> None:
         cut = ids(limit)
         assert cut == whole[: len(cut)] and limit - 1 <= len(cut) <= limit
         assert tokenizer.eos_token_id not in cut, "the model must not learn to end there"
+    tokenizer.truncation_side = "left"
+    cut = ids(len(whole) - 3)
+    assert cut == [whole[0], *whole[4:]], "the beginning was cut, and the text ends there"
 
 
 def test_targets_of_sequence_to_sequence_models(tiny_t5_dir: Path) -> None:

@@ -11,7 +11,10 @@ import pytest
 from reviews import save_csv
 from tiny_models import make_tokenizer
 
+from lightning_freeze.cli.command_line import main
 from lightning_freeze.data import TextDataModule
+
+QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
 
 
 @pytest.mark.parametrize(("repeats", "is_said"), [(3, True), (1, False)])
@@ -31,3 +34,13 @@ def test_repeated_texts_in_the_rows_that_are_evaluated_are_said(repeats: int, is
         counts = r"rows.csv: \d\d of 36 val rows and \d\d of 36 test rows have a text"
         assert re.search(f"{counts} that is also in the training rows, .* data.group_column", *found)
     assert not warnings_of(group_column="id")
+
+
+def test_the_command_line_says_it_for_language_models_too(
+    tiny_gpt2_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_csv(tmp_path / "rows.csv", [{"text": f"good film {i} of many"} for i in range(30)] * 3)
+    model = [f"--model.encoder={tiny_gpt2_dir}", "--model.task=causal-lm", "--data.data=rows.csv"]
+    with pytest.warns(UserWarning, match="have a text that is also in the training rows"):
+        main(["fit", *model, "--data.split=[0.6,0.2,0.2]", "--trainer.max_steps=1", *QUIET])

@@ -6,6 +6,7 @@ import csv
 import math
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies import DeepSpeedStrategy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lightning_freeze import Forgetting, FrozenPrefixCache, LayerFreezing, TextDataModule, TransformerModule
@@ -84,6 +86,12 @@ def test_in_a_trainer_of_the_other_namespace(general: Path, data: TextDataModule
         module_of(tiny_bert_dir), data
     )
     assert forgetting.result is not None and forgetting.result.ranking_correlation < 1
+
+
+def test_a_strategy_that_divides_the_model_is_refused(general: Path) -> None:
+    trainer = SimpleNamespace(strategy=object.__new__(DeepSpeedStrategy))
+    with pytest.raises(MisconfigurationException, match="Forgetting cannot run with DeepSpeedStrategy"):
+        Forgetting(general)._check_strategy(trainer)
 
 
 def test_nothing_is_forgotten_where_nothing_trains(general: Path, data: TextDataModule, tiny_bert_dir: Path) -> None:

@@ -176,7 +176,7 @@ class FreezeCLI(LightningCLI):
             return
         settings = self.config_init[self.subcommand]["trainer"]
         with suppress(Exception):  # the fit itself reports a wrong set-up
-            _ = self.datamodule.tables  # what there is to say about the files is no note of the plan
+            _ = self.datamodule.tables  # read once, and what there is to say about them is no note of the plan
             reports[0].compare_with(plan_of_fit(self.trainer, settings, self.model, self.datamodule))
 
     def before_test(self) -> None:

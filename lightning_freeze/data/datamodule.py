@@ -167,6 +167,9 @@ class TextDataModule(LightningDataModule):
 
     @cached_property
     def _files(self) -> TextFiles:
+        return self._text_files()
+
+    def _text_files(self) -> TextFiles:
         splitting = Splitting(self.split, self.split_seed, self.group_column)
         given = self.given_columns, self.given_labels, self.empty_text
         return TextFiles(self.data, self.files, splitting, self.task, *given)
@@ -316,8 +319,7 @@ class TextDataModule(LightningDataModule):
         check_sizes(self.batch_size, self.num_workers, self.bucket_batches)
         if self.max_length is not None and self.max_length < 3:
             raise ConfigurationError(f"data.max_length is {self.max_length}: expected at least 3 tokens.")
-        self._files.check()
-        del self._files  # attributes may change until files are read
+        self._text_files().check()
         if self.given_labels is not None and not self.task.has_classes:
             raise ConfigurationError(f"data.labels has no effect: the task {self.task.name!r} has no classes.")
         if self.packing and self.task.target != "next-token":

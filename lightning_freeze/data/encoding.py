@@ -196,11 +196,14 @@ def _ended(ids: Tensor, text: str, tokenizer: PreTrainedTokenizerBase, limit: in
     ends = bool(len(ids)) and int(ids[-1]) == end
     if len(ids) < limit:
         return ids if ends else torch.cat([ids, ids.new_tensor([end])])
-    is_cut = len(tokenizer(text, verbose=False)["input_ids"]) > limit
-    if tokenizer.truncation_side == "left" and is_cut:
-        start = int(ids[0] == tokenizer.bos_token_id)
-        return ids if ends else torch.cat([ids[:start], ids[start + 1 :], ids.new_tensor([end])])
-    return ids[:-1] if ends and is_cut else ids
+    cut_left = tokenizer.truncation_side == "left"
+    # Of most tokenizers, which add no end and cut the right, nothing has to be read again.
+    if ends == cut_left or len(tokenizer(text, verbose=False)["input_ids"]) <= limit:
+        return ids
+    if not cut_left:
+        return ids[:-1]
+    start = int(ids[0] == tokenizer.bos_token_id)
+    return torch.cat([ids[:start], ids[start + 1 :], ids.new_tensor([end])])
 
 
 def _reopen(example: Example, end: int | None) -> None:

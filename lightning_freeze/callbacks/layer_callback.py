@@ -33,9 +33,15 @@ class LayerCallback(Callback):
         groups: An explicit, ordered map from layer name to module-name prefixes, for modules whose layers should not be
             found automatically. Parameters that the map leaves out stay untouched.
         verbose: Whether to print the table of layers at the start and the end of a fit, and one line at each change.
+
+    Attributes:
+        freezes_layers: Whether it sets ``requires_grad``.
+        has_lr_schedule: Whether it moves the rates over the whole run, in place of a scheduler. ``TransformerModule``
+            then leaves its default schedule out.
     """
 
     freezes_layers = False
+    has_lr_schedule = False
     save_frozen = True
 
     def __init__(self, groups: Groups | None = None, verbose: bool = True) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from lightning_freeze.callbacks.absent_cache import AbsentCache
 from lightning_freeze.callbacks.small_checkpoints import SmallCheckpoints
 from lightning_freeze.compatibility.observer import Compatibility
-from lightning_freeze.diagnostics.decayed_rate import DecayedRate
+from lightning_freeze.diagnostics.learning_rates.decayed_rate import DecayedRate
+from lightning_freeze.diagnostics.learning_rates.one_rate import OneRate
+from lightning_freeze.diagnostics.learning_rates.second_schedule import SecondSchedule
+from lightning_freeze.diagnostics.learning_rates.unread_lr_scale import UnreadScale
 from lightning_freeze.diagnostics.loss_watch import LossWatch
 from lightning_freeze.diagnostics.missing_gradients import MissingGradients
 from lightning_freeze.diagnostics.new_layers import new_layers, new_weights
-from lightning_freeze.diagnostics.one_rate import OneRate
-from lightning_freeze.diagnostics.unread_lr_scale import UnreadScale
 from lightning_freeze.diagnostics.untrained_head import UntrainedHead
 from lightning_freeze.diagnostics.wasted_backward import WastedBackward
 from lightning_freeze.report.printed import PrintedReport
@@ -39,6 +40,7 @@ def make_observers(session: Session) -> list[Observer]:
         UnreadScale(session),
         UntrainedHead(session, new),
         OneRate(session, new),
+        SecondSchedule(session),
         LossWatch(session),
         AbsentCache(session),
         *([SmallCheckpoints(session, omitting, new_weights(session.module))] if omitting else []),

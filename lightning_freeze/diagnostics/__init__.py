@@ -1,4 +1,4 @@
-"""Checks of a run: where backward stops, and which gradients are missing.
+"""Checks of a run: where backward stops, which gradients are missing, and (``learning_rates``) which rates are wrong.
 
 Each check watches the first batches of a phase and warns at most once in a fit.
 

@@ -143,7 +143,7 @@ def configure_optimizers(
         module: The module, which a Trainer fits.
         factory: As for :func:`build_optimizer`.
         scheduler_factory: Takes an optimizer, returns a scheduler; None for :func:`linear_warmup_decay`, or for no
-            schedule where the optimizer computes its own rate.
+            schedule where the optimizer computes its own rate or a callback has a schedule (``has_lr_schedule``).
         interval: Whether a scheduler that was given is stepped at each step or at each epoch.
         warmup_ratio: As for :func:`linear_warmup_decay`.
 
@@ -154,7 +154,8 @@ def configure_optimizers(
     if scheduler_factory is None:
         reason = "it belongs to lr_scheduler, and none is given"
         check_unused(reason, [("lr_scheduler_interval", interval, "epoch")])
-        if sets_own_rate(optimizer):
+        callbacks = module.trainer.callbacks  # type: ignore[attr-defined]
+        if sets_own_rate(optimizer) or any(getattr(callback, "has_lr_schedule", False) for callback in callbacks):
             return optimizer
         schedule = linear_warmup_decay(optimizer, module.trainer.estimated_stepping_batches, warmup_ratio)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -72,10 +72,12 @@ class TransformerModule(TaskModule):
             class that is named has its own defaults. Norms and biases are in a group of their own, without weight
             decay; frozen parameters are included, so that the groups stay the same when layers are unfrozen.
         lr_scheduler: Takes an optimizer, returns a scheduler. By default the rate has a linear warm-up and then decays
-            linearly to 0 at the end of the run, step by step. An optimizer that computes its own rate (``lr=None``, as
-            Adafactor of transformers) has no schedule by default.
+            linearly to 0 at the end of the run, step by step. By default there is no schedule where an optimizer
+            computes its own rate (``lr=None``, as Adafactor of transformers) or a strategy has a schedule of its own
+            (:class:`ULMFiT`, :class:`FreezeOut`).
         lr_scheduler_interval: Whether a scheduler given here is stepped at each step or at each epoch.
-        warmup_ratio: Share of all steps that are warm-up in the default schedule, at least 0 and below 1.
+        warmup_ratio: Share of all steps that are warm-up in the default schedule, at least 0 and below 1. Without that
+            schedule it is not used.
         model_kwargs: Further arguments for ``from_pretrained``, for example ``attn_implementation``, ``dtype`` or any
             value of the model's config. Code that comes with a model is run only with ``trust_remote_code: true``.
         generate_kwargs: Arguments for ``generate``, by which language models predict. By default 64 new tokens, or as

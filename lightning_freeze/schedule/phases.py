@@ -38,9 +38,10 @@ class Phase:
     factors: Mapping[str, float] | None = field(default=None, hash=False)
 
     def __str__(self) -> str:
-        # Checkpoints hold this text: for a phase at the user's own rates it must not change.
+        # Checkpoints hold this text, so it must not change.
+        rates = ", ".join(f"{name} {value}" for name, value in self._rates.items())
         until = "" if self.until is None else f" until {self.until}"
-        return f"{self.train}{self.rate_words}{until}"
+        return f"{self.train}{f' with {rates}' if rates else ''}{until}"
 
     def __repr__(self) -> str:
         shown = {"train": self.train, "until": self.until, **self._rates}
@@ -48,9 +49,10 @@ class Phase:
 
     @property
     def rate_words(self) -> str:
-        """The factors as text, such as ``" with lr 0.5"``; empty for the user's own rates."""
-        rates = ", ".join(f"{name} {value}" for name, value in self._rates.items())
-        return f" with {rates}" if rates else ""
+        """The factors as text, such as ``" at 0.5 x lr"``; empty for the user's own rates."""
+        words = [f"{self.lr:g} x lr"] if self.lr != 1 else []
+        words += [f"factors {dict(self.factors)}"] if self.factors else []
+        return f" at {', '.join(words)}" if words else ""
 
     @property
     def _rates(self) -> dict[str, Any]:

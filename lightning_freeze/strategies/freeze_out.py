@@ -50,7 +50,8 @@ class FreezeOut(TurnByTurn):
 
     FreezeOut (Brock et al., "FreezeOut: Accelerate Training by Progressively Freezing Layers", 2017,
     arXiv:1706.04983) gives each layer a cosine schedule of its own. Backward stops above the layers that are frozen,
-    and a :class:`FrozenPrefixCache` computes them once. Use it with an optimizer at a constant rate.
+    and a :class:`FrozenPrefixCache` computes them once. Use it with an optimizer without a scheduler, which would
+    multiply with this schedule; ``TransformerModule`` leaves its default one out.
 
     Args:
         t_0: When the first layer is frozen, as a share of the run before it is cubed, above 0 and at most 1; 0.8 in the
@@ -66,6 +67,8 @@ class FreezeOut(TurnByTurn):
     Raises:
         ConfigurationError: If ``t_0`` is out of range, or the length of the run is unknown.
     """
+
+    has_lr_schedule = True
 
     def __init__(
         self,

@@ -40,7 +40,8 @@ class ULMFiT(GradualUnfreezing):
     The recipe of ULMFiT (Howard and Ruder, "Universal Language Model Fine-tuning for Text Classification", ACL 2018,
     arXiv:1801.06146) for fine-tuning a classifier. The rate of a layer is the user's rate, divided by ``factor`` for
     each layer above it, times the slanted triangular schedule: a short linear rise and a long linear fall. Use it with
-    an optimizer at a constant rate, which is the highest rate of the head.
+    an optimizer without a scheduler, which would multiply with this schedule; ``TransformerModule`` leaves its default
+    one out. The rate of the optimizer is the highest rate of the head.
 
     Args:
         trigger: When the next layer is unfrozen; with each epoch in the paper.
@@ -100,6 +101,7 @@ class ULMFiT(GradualUnfreezing):
         self.factor = factor
         self.cut_frac = cut_frac
         self.ratio = ratio
+        self.has_lr_schedule = ratio > 1
         self._steps: int | None = None
 
     def prepare(self, session: Session) -> None:  # noqa: D102

@@ -8,7 +8,7 @@ from said import said
 from toys import make
 
 from lightning_freeze import DiscriminativeLR, EpochTrigger, GradualUnfreezing, LayerFreezing, Phase, PhasedFineTuning
-from lightning_freeze.diagnostics.decayed_rate import has_decayed
+from lightning_freeze.diagnostics.learning_rates.decayed_rate import has_decayed
 
 DECAYED = "has decayed the learning rate"
 

@@ -13,8 +13,8 @@ from toys import fit, make
 from transformers import AutoModel, AutoModelForSequenceClassification, BertConfig, BertForMaskedLM
 
 from lightning_freeze import DiscriminativeLR, EpochTrigger, GradualUnfreezing, LayerFreezing, Phase, PhasedFineTuning
+from lightning_freeze.diagnostics.learning_rates.one_rate import is_too_high_for_both
 from lightning_freeze.diagnostics.new_layers import fits_initialisation, new_layers
-from lightning_freeze.diagnostics.one_rate import is_too_high_for_both
 from lightning_freeze.module import TransformerModule
 
 UNTRAINED, ONE_RATE = "random initialisation", "at the same rate as a newly initialised head"

@@ -6,7 +6,7 @@ from said import said
 from toys import Toy, make
 
 from lightning_freeze import DiscriminativeLR, GradualUnfreezing, LayerFreezing
-from lightning_freeze.diagnostics.unread_lr_scale import ScaledGroup, is_scale_unread
+from lightning_freeze.diagnostics.learning_rates.unread_lr_scale import ScaledGroup, is_scale_unread
 
 UNREAD = "lr_scale"
 FREEZING = LayerFreezing("embeddings", verbose=False)

@@ -22,8 +22,8 @@ def sections():
 SECTIONS = sections()
 
 
-def test_all_eight_are_there():
-    assert len(SECTIONS) == 8
+def test_all_nine_are_there():
+    assert len(SECTIONS) == 9
 
 
 @pytest.mark.parametrize("title", SECTIONS)

@@ -10,15 +10,17 @@ from typing import Any
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.cli import ReduceLROnPlateau
 from reviews import make_reviews, save_csv
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import AutoModelForSequenceClassification
 
+from lightning_freeze import FreezeOut, GradualUnfreezing, ULMFiT
 from lightning_freeze.data import TextDataModule
 from lightning_freeze.module import TransformerModule
+from lightning_freeze.run_warnings.record import warnings_of
 
 
 def trainer(folder: Path, **settings: Any) -> Trainer:
@@ -171,6 +173,25 @@ def test_default_groups_hold_frozen_parameters_too(tmp_path: Path, tiny_bert_dir
     scheduler = runner.lr_scheduler_configs[0]
     assert scheduler.interval == "step"
     assert [group["lr"] for group in groups] == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("callback", "schedulers"),
+    [
+        (FreezeOut(), 0),
+        (ULMFiT(layers_per_phase=9), 0),
+        (ULMFiT(layers_per_phase=9, ratio=1.0), 1),
+        (GradualUnfreezing(layers_per_phase=9), 1),
+    ],
+)
+def test_a_strategy_with_a_schedule_of_its_own_takes_the_place_of_the_default(
+    callback: Callback, schedulers: int, tmp_path: Path, tiny_bert_dir: Path
+) -> None:
+    model = TransformerModule(str(tiny_bert_dir), num_classes=2)
+    runner = trainer(tmp_path, max_epochs=2, callbacks=[callback])
+    runner.fit(model, text_data(tmp_path, tiny_bert_dir, "classification"))
+    assert len(runner.lr_scheduler_configs) == schedulers
+    assert warnings_of(runner) == []
 
 
 def test_schedulers_of_the_user(tmp_path: Path, tiny_bert_dir: Path) -> None:

@@ -113,8 +113,8 @@ def test_the_line_for_a_change_of_phase_names_rates_that_are_not_the_users(capsy
     phases = [Phase("head", EpochTrigger(1)), Phase("3,head", EpochTrigger(1), lr=0.5), Phase("all")]
     fit(make(), PhasedFineTuning(phases))
     second, third = [line for line in capsys.readouterr().out.splitlines() if " of 3 trains " in line]
-    assert "parameters) with lr 0.5 until" in second
-    assert " with " not in third
+    assert "parameters) at 0.5 x lr until" in second
+    assert " lr" not in third
 
 
 def test_phases_may_differ_in_their_rates_alone() -> None:

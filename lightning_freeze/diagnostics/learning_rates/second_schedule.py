@@ -1,0 +1,52 @@
+"""A scheduler beside a strategy that moves the rates over the whole run: their factors multiply."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from lightning_freeze.diagnostics.learning_rates.decayed_rate import rates_ahead
+from lightning_freeze.run_warnings.record import warn_in_run
+from lightning_freeze.session.observer import Observer
+from lightning_freeze.session.session import Session
+
+
+def is_constant(ahead: Sequence[Sequence[float]]) -> bool:
+    """Whether a scheduler leaves the rate of every parameter group as it is.
+
+    Args:
+        ahead: The rates of the groups after each step of the scheduler.
+    """
+    return all(math.isclose(rate, first) for now in ahead for rate, first in zip(now, ahead[0], strict=True))
+
+
+class SecondSchedule(Observer):
+    """Looks at the schedulers of a run in which a strategy has a schedule of its own; warns once.
+
+    Only where one optimizer steps under automatic optimization and the length of the run is known. Schedulers that wait
+    for a metric are left out: nobody knows what they will do.
+
+    Args:
+        session: The running fit, when all of its members have joined.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._names = [type(m).__name__ for m in session.members if getattr(m, "has_lr_schedule", False)]
+
+    def start_training(self) -> None:
+        """Look ahead, now that the schedulers exist and are restored."""
+        trainer, module = self._session.trainer, self._session.module
+        configs = [config for config in trainer.lr_scheduler_configs if not config.reduce_on_plateau]
+        if not self._names or not configs or len(trainer.optimizers) > 1 or not module.automatic_optimization:
+            return
+        # What comes first is the present rate, which is scaled already; a scheduler may begin anew from the user's.
+        ahead = (rates_ahead(trainer) or [])[1:]
+        if ahead and not is_constant(ahead):
+            scheduler = type(configs[0].scheduler).__name__
+            warn_in_run(
+                trainer,
+                f"{self._names[0]} moves the learning rates over the whole run, and the scheduler, {scheduler}, "
+                "multiplies with it, so that layers train at other rates than either means. Expected an optimizer "
+                "without a scheduler (TransformerModule: leave lr_scheduler out).",
+            )

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, Literal, TypedDict
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
 from torch.optim import Optimizer
@@ -154,8 +154,7 @@ def configure_optimizers(
     if scheduler_factory is None:
         reason = "it belongs to lr_scheduler, and none is given"
         check_unused(reason, [("lr_scheduler_interval", interval, "epoch")])
-        callbacks = module.trainer.callbacks  # type: ignore[attr-defined]
-        if sets_own_rate(optimizer) or any(getattr(callback, "has_lr_schedule", False) for callback in callbacks):
+        if sets_own_rate(optimizer) or _has_schedule(module.trainer):
             return optimizer
         schedule = linear_warmup_decay(optimizer, module.trainer.estimated_stepping_batches, warmup_ratio)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -164,6 +163,10 @@ def configure_optimizers(
     if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
         settings["monitor"] = getattr(scheduler, "monitor", "val_loss")
     return {"optimizer": optimizer, "lr_scheduler": settings}  # type: ignore[return-value]
+
+
+def _has_schedule(trainer: Trainer) -> bool:
+    return any(getattr(callback, "has_lr_schedule", False) for callback in trainer.callbacks)  # type: ignore[attr-defined]
 
 
 def sets_own_rate(optimizer: Optimizer) -> bool:

@@ -109,6 +109,8 @@ def rates_ahead(trainer: Trainer) -> list[list[float]] | None:
         ``None`` if it cannot be known: the run has no known end, or a scheduler cannot be copied.
     """
     twin = _twin(trainer.optimizers[0])
+    # A schedule may be a method of the module, which is not to be copied.
+    shared: dict[int, Any] = {id(x): x for x in (trainer, trainer.lightning_module)} | {id(trainer.optimizers[0]): twin}
     ahead = [[_rate(group) for group in twin.param_groups]]
     for config in trainer.lr_scheduler_configs:
         if config.reduce_on_plateau:
@@ -119,7 +121,7 @@ def rates_ahead(trainer: Trainer) -> list[list[float]] | None:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                scheduler: Any = copy.deepcopy(config.scheduler, {id(trainer.optimizers[0]): twin})
+                scheduler: Any = copy.deepcopy(config.scheduler, dict(shared))
                 for _ in range(int(left)):
                     scheduler.step()
                     ahead.append([_rate(group) for group in twin.param_groups])
@@ -132,10 +134,11 @@ def _calls_left(trainer: Trainer, interval: str) -> float:
     steps = trainer.estimated_stepping_batches
     if not math.isfinite(steps) or steps < 0:
         return math.inf
+    left = max(0, steps - trainer.global_step)
     if interval == "step":
-        return max(0, steps - trainer.global_step)
-    epochs = trainer.max_epochs
-    return math.inf if epochs is None or epochs < 0 else max(0, epochs - trainer.current_epoch)
+        return left
+    per_epoch = trainer.num_training_batches / trainer.accumulate_grad_batches
+    return math.ceil(left / math.ceil(per_epoch)) if math.isfinite(per_epoch) else 0
 
 
 def _twin(optimizer: Optimizer) -> Optimizer:

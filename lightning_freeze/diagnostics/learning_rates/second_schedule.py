@@ -15,7 +15,7 @@ def is_constant(ahead: Sequence[Sequence[float]]) -> bool:
     """Whether a scheduler leaves the rate of every parameter group as it is.
 
     Args:
-        ahead: The rates of the groups after each step of the scheduler.
+        ahead: The rates of the groups, before the first and after each later step of the scheduler.
     """
     return all(math.isclose(rate, first) for now in ahead for rate, first in zip(now, ahead[0], strict=True))
 
@@ -35,18 +35,19 @@ class SecondSchedule(Observer):
         self._names = [type(m).__name__ for m in session.members if getattr(m, "has_lr_schedule", False)]
 
     def start_training(self) -> None:
-        """Look ahead, now that the schedulers exist and are restored."""
+        """Look ahead at the first start of a run, now that the schedulers exist."""
         trainer, module = self._session.trainer, self._session.module
-        configs = [config for config in trainer.lr_scheduler_configs if not config.reduce_on_plateau]
-        if not self._names or not configs or len(trainer.optimizers) > 1 or not module.automatic_optimization:
+        schedulers = [type(c.scheduler).__name__ for c in trainer.lr_scheduler_configs if not c.reduce_on_plateau]
+        if not self._names or not schedulers or trainer.global_step:
             return
-        # What comes first is the present rate, which is scaled already; a scheduler may begin anew from the user's.
-        ahead = (rates_ahead(trainer) or [])[1:]
-        if ahead and not is_constant(ahead):
-            scheduler = type(configs[0].scheduler).__name__
+        if len(trainer.optimizers) > 1 or not module.automatic_optimization:
+            return
+        ahead = (rates_ahead(trainer) or [])[:-1]  # nothing trains at the rates after the last step of the run
+        if ahead and not is_constant(ahead) and self._session.is_first("second schedule"):
             warn_in_run(
                 trainer,
-                f"{self._names[0]} moves the learning rates over the whole run, and the scheduler, {scheduler}, "
-                "multiplies with it, so that layers train at other rates than either means. Expected an optimizer "
-                "without a scheduler (TransformerModule: leave lr_scheduler out).",
+                f"{self._names[0]} moves the learning rates over the whole run, and a scheduler "
+                f"({', '.join(dict.fromkeys(schedulers))}) multiplies with it, so that layers train at other rates "
+                "than either means. Expected an optimizer without a scheduler (TransformerModule: leave lr_scheduler "
+                "out).",
             )

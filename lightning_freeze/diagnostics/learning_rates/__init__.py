@@ -1,5 +1,5 @@
 """What can be wrong with learning rates, seen while a fit runs.
 
-May import the rooms that ``diagnostics`` may import. Begin reading with ``decayed_rate.py``, which steps copies of the
-schedulers to see the rates ahead.
+May import the rooms that ``diagnostics`` may import. Begin reading with ``rates_ahead.py``, which steps copies of the
+schedulers to the end of the run.
 """

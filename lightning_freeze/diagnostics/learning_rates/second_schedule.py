@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from lightning_freeze.diagnostics.learning_rates.decayed_rate import rates_ahead
+from lightning_freeze.diagnostics.learning_rates.rates_ahead import can_look_ahead, rates_ahead
 from lightning_freeze.run_warnings.record import warn_in_run
 from lightning_freeze.session.observer import Observer
 from lightning_freeze.session.session import Session
@@ -36,14 +36,12 @@ class SecondSchedule(Observer):
 
     def start_training(self) -> None:
         """Look ahead at the first start of a run, now that the schedulers exist."""
-        trainer, module = self._session.trainer, self._session.module
-        schedulers = [type(c.scheduler).__name__ for c in trainer.lr_scheduler_configs if not c.reduce_on_plateau]
-        if not self._names or not schedulers or trainer.global_step:
-            return
-        if len(trainer.optimizers) > 1 or not module.automatic_optimization:
+        trainer = self._session.trainer
+        if not self._names or trainer.global_step or not can_look_ahead(trainer):
             return
         ahead = (rates_ahead(trainer) or [])[:-1]  # nothing trains at the rates after the last step of the run
         if ahead and not is_constant(ahead) and self._session.is_first("second schedule"):
+            schedulers = [type(c.scheduler).__name__ for c in trainer.lr_scheduler_configs if not c.reduce_on_plateau]
             warn_in_run(
                 trainer,
                 f"{self._names[0]} moves the learning rates over the whole run, and a scheduler "

@@ -31,7 +31,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.saved_results import RESULTS, Figure, Provenance, Table, add_option, save
 from benchmarks.speedtest import limits, measure, memory
-from benchmarks.speedtest.contenders import FILLED, GRADUAL, STATIC, Contender
+from benchmarks.speedtest.contenders import FILLED, FILLED_AHEAD, GRADUAL, STATIC, Contender
 from benchmarks.speedtest.publish import PARTS, QUICK_PARTS, publish
 from benchmarks.speedtest.subjects import FULL, QUICK, Subject
 
@@ -47,10 +47,13 @@ PAIRS = (
         "a warm step takes {} times as long as one of the ideal",
     ),
     ("GradualUnfreezing + cache, cold", "GradualUnfreezing", "cold is {} times as fast as GradualUnfreezing"),
+    (FILLED_AHEAD, "LayerFreezing + cache, cold", "filling ahead and the fit are {} times as fast as cold"),
+    (FILLED_AHEAD, "GradualUnfreezing + cache, cold", "filling ahead and the fit are {} times as fast as cold"),
 )
 
 
-def main() -> None:
+def option_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("subjects", nargs="*", help=f"{', '.join(FULL)}; all by default")
     parser.add_argument("--quick", action="store_true", help="small models")
@@ -59,7 +62,14 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, help="epochs of a run, other than the model's own number")
     parser.add_argument("--batch-size", type=int, help="samples in a batch, other than the model's own number")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--without", nargs="*", default=[], metavar="CONTENDER", help="leave some out")
+    parser.add_argument(
+        "--without",
+        nargs="*",
+        default=[],
+        choices=sorted({*STATIC, *GRADUAL}),
+        metavar="CONTENDER",
+        help="leave some out",
+    )
     parser.add_argument("--memory", action="store_true", help="measure memory, each in a process of its own")
     parser.add_argument("--fill", action="store_true", help="compare with a cache that is filled ahead, too")
     parser.add_argument(
@@ -69,6 +79,11 @@ def main() -> None:
     )
     parser.add_argument("--markdown", type=Path, help="file to append the tables to, beside printing them")
     add_option(parser)
+    return parser
+
+
+def main() -> None:
+    parser = option_parser()
     options = parser.parse_args()
     made = Provenance.now("finetuning-scheduler")
     options.rounds = options.rounds or (1 if options.quick else 3)

@@ -248,8 +248,9 @@ STATIC: dict[str, Contender] = {
     "LayerFreezing + cache, warm": warm,
     "ideal, cut by hand": ideal,
 }
+FILLED_AHEAD = "cache filled ahead, and fit"
 #: Only with ``--fill``.
-FILLED: dict[str, Contender] = {"cache filled ahead, and fit": filled_ahead}
+FILLED: dict[str, Contender] = {FILLED_AHEAD: filled_ahead}
 GRADUAL: dict[str, Contender] = {
     "full fine-tuning": full,
     "GradualUnfreezing": gradual,

@@ -7,6 +7,7 @@ is not run again, so it may take several nights. The code is the same while noth
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 import time
@@ -47,22 +48,29 @@ def _speed(subject: str, *arguments: str, suffix: str = "") -> Part:
     return Part(("benchmarks/speed.py", subject, *arguments), f"speed-{subject}{suffix}")
 
 
-#: Three rounds of the models whose round takes minutes, one of the others; what most people look at comes first.
+def _without(*contenders: str) -> tuple[str, ...]:
+    """Leaves out the contenders that another part compares."""
+    return "--without", *contenders
+
+
+#: Three rounds of what is compared most often, one of what takes longest; what most people look at comes first.
 PARTS: tuple[Part, ...] = (
-    _speed("bert-75", "--rounds", "3"),
-    _speed("vit-75", "--rounds", "3"),
+    _speed("bert-75", "--rounds", "3", "--fill", suffix="-fill"),
+    _speed("gradual", "--rounds", "1", "--fill", *_without(_BASE), suffix="-partial-fill"),
+    *(_speed(name, "--memory", suffix="-memory") for name in ("t5-80", "gpt2-classifier", "bert-75", "vit-75")),
     _speed("minilm", "--rounds", "3"),
-    _speed("bert-75-10-epochs", "--rounds", "3"),
-    _speed("bert-8", "--rounds", "3"),
+    _speed(
+        "bert-75-10-epochs",
+        "--rounds",
+        "3",
+        *_without(_BASE, "requires_grad by hand", "LayerFreezing", *(_COLUMNS[c] for c in ("cache, warm", "ideal"))),
+        suffix="-partial",
+    ),
+    Part(("benchmarks/cache_overhead.py", "--sizes"), "cache_overhead-sizes"),
     Part(("benchmarks/overhead.py",), "overhead"),
-    Part(("benchmarks/cache_overhead.py",), "cache_overhead"),
+    *(_speed(name, "--rounds", "1") for name in ("vit-75", "bert-8", "gpt2-classifier", "gpt2-lm")),
+    *(_speed(name, "--rounds", "1") for name in ("t5-80", "t5-80-short-source")),
     Part(("benchmarks/plan_accuracy.py", "--rounds", "3"), "plan-accuracy"),
-    *(_speed(name, "--memory", suffix="-memory") for name in ("bert-75", "vit-75", "gpt2-classifier", "t5-80")),
-    _speed("gradual", "--rounds", "1"),
-    _speed("gpt2-classifier", "--rounds", "1"),
-    _speed("gpt2-lm", "--rounds", "1"),
-    _speed("t5-80", "--rounds", "1"),
-    _speed("t5-80-short-source", "--rounds", "1"),
 )
 #: The same of small models, in minutes.
 QUICK_PARTS: tuple[Part, ...] = (
@@ -132,7 +140,7 @@ def _is_current(path: Path, part: Part, made: Provenance) -> bool:
         found = json.loads(path.read_text(encoding="utf-8"))["provenance"]
     except (OSError, ValueError, KeyError):
         return False
-    words = found["command"].split()
+    words = shlex.split(found["command"])
     asked = ["python", *part.command]
     return not found["is_dirty"] and words[: len(asked)] == asked and _is_same_code(found["commit"], made.commit)
 

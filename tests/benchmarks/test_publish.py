@@ -13,11 +13,13 @@ import pytest
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 from benchmarks.saved_results import Figure, Provenance, Table, save  # noqa: E402
+from benchmarks.speed import file_name, option_parser  # noqa: E402
 from benchmarks.speedtest import publish as module  # noqa: E402
 from benchmarks.speedtest.publish import PARTS, Part, publish, summary  # noqa: E402
 
 MADE = Provenance("python benchmarks/speed.py --publish", "abc", False, "2026-11-28", "3.11", {})
 SCRIPT = f"""
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -28,7 +30,7 @@ with (folder / "runs").open("a") as runs:
     runs.write(name + chr(10))
 if name == "fails" and not (folder / "mended").exists():
     sys.exit(1)
-made = Provenance("python part.py " + " ".join(sys.argv[1:]), "abc", False, "2026-11-28", "3.11", {{}})
+made = Provenance(shlex.join(["python", "part.py", *sys.argv[1:]]), "abc", False, "2026-11-28", "3.11", {{}})
 rows = {{n: {{"times faster than full fine-tuning": Figure([f]), "a step, times faster": Figure([f])}}
         for n, f in (("full fine-tuning", 1.0), ("LayerFreezing", 2.0), ("ideal, cut by hand", 4.0))}}
 save(name, name, [Table(name + " model", rows)], made, folder)
@@ -83,6 +85,13 @@ def test_results_of_the_same_code_are_kept(folder: Path) -> None:
     assert (folder / "runs").read_text().split() == ["one"] * 2, "the first, and that of other code"
 
 
+def test_an_argument_of_two_words_is_one(folder: Path) -> None:
+    two_words = Part(("part.py", "one", "--without", "full fine-tuning"), "one")
+    for _ in range(2):
+        publish([two_words], folder, MADE, lambda _: None)
+    assert (folder / "runs").read_text().split() == ["one"]
+
+
 def test_uncommitted_changes_are_refused(folder: Path) -> None:
     with pytest.raises(RuntimeError, match="commit them first"):
         publish(parts("one"), folder, replace(MADE, is_dirty=True), lambda _: None)
@@ -100,6 +109,12 @@ def test_every_part_exists_and_has_a_result_of_its_own() -> None:
     assert len({part.result for part in PARTS}) == len(PARTS)
     assert all((ROOT / part.command[0]).is_file() for part in PARTS)
     assert json.dumps([part.command for part in PARTS]).count("--memory") == 4
+
+
+@pytest.mark.parametrize("part", [part for part in PARTS if part.command[0] == "benchmarks/speed.py"], ids=str)
+def test_a_part_leaves_out_contenders_that_exist_and_names_its_file(part: Part) -> None:
+    options = option_parser().parse_args(part.command[1:])
+    assert file_name(*options.subjects, {}, options) == part.result
 
 
 @pytest.mark.slow

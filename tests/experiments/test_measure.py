@@ -278,9 +278,24 @@ def test_the_map_tells_what_is_measured(folder):
     assert bool(evidence) == is_measured
 
 
+def tables_of(folder: str) -> str:
+    """The tables of a README that are made from its results."""
+    readme = (EXPERIMENTS / folder / "README.md").read_text(encoding="utf-8")
+    return "".join(re.findall(r"<!-- results: .*?<!-- end of results -->", readme, re.DOTALL))
+
+
 @pytest.mark.parametrize("folder", rows_of_the_map())
 def test_numbers_of_the_map_stand_in_the_tables_of_the_folder(folder):
-    readme = (EXPERIMENTS / folder / "README.md").read_text(encoding="utf-8")
-    tables = "".join(re.findall(r"<!-- results: .*?<!-- end of results -->", readme, re.DOTALL))
+    tables = tables_of(folder)
     for number in re.findall(r"\d\.\d{3}|\d+%", rows_of_the_map()[folder][2]):
         assert number in tables, number
+
+
+def test_numbers_of_answers_from_several_folders_stand_in_their_tables():
+    text = (EXPERIMENTS / "README.md").read_text(encoding="utf-8").split("What more than one folder answers:")[1]
+    rows = [line.split("|")[1:-1] for line in text.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) == 3
+    for question, answer, folders in rows:
+        assert question.strip().endswith("?")
+        tables = "".join(tables_of(folder) for folder in re.findall(r"\((\w+)/README\.md", folders))
+        assert all(number in tables for number in re.findall(r"\d\.\d{3}", answer)), question

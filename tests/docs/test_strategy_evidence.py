@@ -35,8 +35,8 @@ def evidence(plan: str) -> str:
     verdict = f"behind it on {where} beyond the spread of the seeds" if less else "not separated from it by the seeds"
     return (
         "**Evidence.** MiniLM, 600 labelled texts, at most 57 steps, five seeds, with the settings of "
-        f"[`{plan}.yaml`](../../experiments/strategies/{plan}.yaml): an accuracy of {product} on product reviews, {film} on film "
-        f"reviews and {news} on news. Full fine-tuning has {full}; the strategy is {verdict} "
+        f"[`{plan}.yaml`](../../experiments/strategies/{plan}.yaml): an accuracy of {product} on product reviews, "
+        f"{film} on film reviews and {news} on news. Full fine-tuning has {full}; the strategy is {verdict} "
         "([all strategies](../../experiments/strategies/README.md))."
     )
 

@@ -2,9 +2,9 @@
 
     python experiments/chatbot/prepare.py
 
-``data/smollm2/`` is SmolLM2-135M-Instruct, ``data/support.jsonl`` has the dialogues on technical support, computers and
-coding of the English chatterbot corpus (column ``messages``), and ``data/general.txt`` the answers of its other topics, one in each line. The
-corpus repeats most dialogues about ten times; here each is written once.
+``data/smollm2/`` is SmolLM2-135M-Instruct, ``data/support.jsonl`` has the dialogues on technical support, computers
+and coding of the English chatterbot corpus (column ``messages``), and ``data/general.txt`` the answers of its other
+topics, one in each line. The corpus repeats most dialogues about ten times; here each is written once.
 """
 
 import sys

@@ -3,13 +3,23 @@
 import csv
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from lm_tokenizers import byte_level
-from transformers import GPT2Config, GPT2LMHeadModel, ViTConfig, ViTModel, Wav2Vec2Config, Wav2Vec2Model
+from transformers import (
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    ViTConfig,
+    ViTModel,
+    Wav2Vec2Config,
+    Wav2Vec2Model,
+)
 
 from lightning_freeze.cli.command_line import main
 from lightning_freeze.cli.comparison_worker import prepare
@@ -73,6 +83,17 @@ def tiny_chat_dir(tmp_path_factory) -> Path:
     config = GPT2Config(vocab_size=400, n_embd=8, n_layer=16, n_head=2, n_positions=64, eos_token_id=2, bos_token_id=0)
     GPT2LMHeadModel(config).save_pretrained(folder)
     byte_level().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tiny_minilm_dir(tiny_bert_dir, tmp_path_factory) -> Path:
+    """A BERT of six blocks, as many as MiniLM has, because configs name them."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-minilm"
+    shutil.copytree(tiny_bert_dir, folder)
+    config = BertConfig.from_pretrained(folder)
+    config.num_hidden_layers = 6
+    BertModel(config).save_pretrained(folder)
     return folder
 
 
@@ -142,13 +163,21 @@ def test_the_review_experiments_are_there():
 
 @pytest.mark.parametrize("config", first_of_each_folder(CONFIGS), ids=name)
 def test_fast_dev_run(
-    config, reviews, dialogues, tiny_bert_dir, tiny_chat_dir, tiny_vit_dir, tiny_wav2vec2_dir, tmp_path, monkeypatch
+    config,
+    reviews,
+    dialogues,
+    tiny_minilm_dir,
+    tiny_chat_dir,
+    tiny_vit_dir,
+    tiny_wav2vec2_dir,
+    tmp_path,
+    monkeypatch,
 ):
     monkeypatch.chdir(tmp_path)  # what a config writes, it writes here
     general = tmp_path / "experiments" / config.parent.name / "data" / "general.txt"
     general.parent.mkdir(parents=True)
     general.write_text("the film was good\nthe book was dull\nit is great\na slow plot\n")
-    encoder, data = (tiny_chat_dir, dialogues) if is_language_model(config) else (tiny_bert_dir, reviews)
+    encoder, data = (tiny_chat_dir, dialogues) if is_language_model(config) else (tiny_minilm_dir, reviews)
     encoder = {"vision": tiny_vit_dir, "audio": tiny_wav2vec2_dir}.get(config.parent.name, encoder)
     flags = flags_of(config, data, encoder)
     own = yaml.safe_load(config.read_text())
@@ -195,11 +224,11 @@ def test_config_takes_in_its_base(config, capsys, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("comparison", first_of_each_folder(COMPARISONS), ids=name)
 def test_every_plan_of_a_comparison_is_a_config_that_can_be_built(
-    comparison, reviews, dialogues, tiny_bert_dir, tiny_chat_dir, tiny_vit_dir, tiny_wav2vec2_dir, monkeypatch
+    comparison, reviews, dialogues, tiny_minilm_dir, tiny_chat_dir, tiny_vit_dir, tiny_wav2vec2_dir, monkeypatch
 ):
     monkeypatch.chdir(reviews.parent)
     for path in re.findall(r"experiments/\w+/data/[\w.-]+", "".join(map(Path.read_text, all_configs(comparison)))):
-        stand_in = {".csv": reviews, ".jsonl": dialogues, ".txt": dialogues, "": tiny_bert_dir}[Path(path).suffix]
+        stand_in = {".csv": reviews, ".jsonl": dialogues, ".txt": dialogues, "": tiny_minilm_dir}[Path(path).suffix]
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         models = {"smollm2": tiny_chat_dir, "vit": tiny_vit_dir, "wav2vec2": tiny_wav2vec2_dir}
         if not Path(path).exists():

@@ -122,6 +122,8 @@ class Provenance:
         script, *arguments = argv or sys.argv
         path = Path(script).resolve()
         name = str(path.relative_to(root)) if path.is_relative_to(root) else path.name
+        # Where the repository lies on this machine is of no use to others.
+        arguments = [each.removeprefix(f"{root}/") for each in arguments]
         commit = _git(root, "rev-parse", "HEAD")
         changes = _git(root, "status", "--porcelain", "--", ".", ":(exclude)benchmarks/results")
         return cls(

@@ -99,6 +99,12 @@ def test_outside_of_a_repository_the_commit_is_unknown(tmp_path: Path) -> None:
     assert "unknown" in "\n".join(made.lines())
 
 
+def test_a_folder_in_the_repository_is_named_from_its_root(repository: Path) -> None:
+    argv = [str(repository / "benchmarks" / "speed.py"), "--save-to", str(repository / "benchmarks" / "results")]
+    made = Provenance.now(argv=argv, root=repository)
+    assert made.command == "python benchmarks/speed.py --save-to benchmarks/results"
+
+
 def test_the_command_names_no_folder_outside_of_the_repository(repository: Path, tmp_path: Path) -> None:
     made = Provenance.now(argv=[str(tmp_path / "elsewhere" / "speed.py"), "two words"], root=repository)
     assert made.command == "python speed.py 'two words'"

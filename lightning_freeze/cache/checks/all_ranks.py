@@ -16,7 +16,7 @@ from lightning_freeze.cache.identity.unsupported import Unsupported
 from lightning_freeze.cache.prefix.block_signature import BlockSignature
 from lightning_freeze.cache.prefix.lockstep import Extra
 from lightning_freeze.cache.prefix.pass_state import PassState
-from lightning_freeze.cache.prefix.stand_ins import SkippedBlocks, pass_prefix
+from lightning_freeze.cache.prefix.stand_ins import SkippedBlocks, run_until
 from lightning_freeze.distributed.ranks import Ranks
 
 
@@ -76,7 +76,7 @@ def extra_passes(
             tower.entry.forward(*call.args, **call.kwargs)
 
     return {
-        Extra.PREFIX: isolated(lambda: pass_prefix(tower, boundary, (call.args, call.kwargs))),
+        Extra.PREFIX: isolated(lambda: run_until(tower, boundary, (call.args, call.kwargs))),
         Extra.SKIPPING: isolated(skipping),
         Extra.WHOLE: isolated(lambda: tower.entry.forward(*call.args, **call.kwargs)),
     }

@@ -15,9 +15,9 @@ from lightning_freeze.cache.identity.values import tensors_in
 from lightning_freeze.cache.prefix import layout
 from lightning_freeze.cache.prefix.block_signature import BlockSignature
 from lightning_freeze.cache.prefix.lockstep import Extra, Lockstep
-from lightning_freeze.cache.prefix.pass_state import PassState
+from lightning_freeze.cache.prefix.pass_state import KnownPrefix, PassState
 from lightning_freeze.cache.prefix.predicted_gain import count_flops
-from lightning_freeze.cache.prefix.stand_ins import SkippedBlocks, run_prefix
+from lightning_freeze.cache.prefix.stand_ins import SkippedBlocks, run_prefix, run_until
 from lightning_freeze.distributed.sharding import gathers
 
 
@@ -30,6 +30,8 @@ class DryRun:
         state: The pass that has just run for real.
         hidden: The hidden states that it computed at the boundary.
         lockstep: Runs extra passes.
+        larger: A larger prefix that has been checked. Nothing above it reads anything below it, so that passes end
+            there. ``None`` to run all layers.
     """
 
     def __init__(
@@ -39,7 +41,9 @@ class DryRun:
         state: PassState,
         hidden: Tensor,
         lockstep: Lockstep,
+        larger: KnownPrefix | None = None,
     ) -> None:
+        self._larger = larger
         self._lockstep = lockstep
         self._tower = tower
         self._signatures = signatures
@@ -76,7 +80,7 @@ class DryRun:
         """Check that skipping changes nothing, and record what may be skipped.
 
         Args:
-            output: What the tower returned.
+            output: What the tower returned, or the last block of the larger prefix.
 
         Raises:
             Unsupported: If skipping would change a result.
@@ -95,22 +99,29 @@ class DryRun:
         self._check_repeatability(output)
         raise Unsupported("a layer above the frozen ones reads what they compute on the way")
 
+    def _forward(self) -> Any:
+        call = self._state.call
+        return forward_to(self._tower, self._larger, (call.args, call.kwargs))
+
     def _check_repeatability(self, output: Any) -> None:
         """Check that the module itself returns the same for the same inputs."""
         call, hidden, start = self._state.call, self._hidden, self._state.random_state
         assert start is not None
         with side_effects.isolated(self._tower.entry, start, hidden.device):
-            again = self._lockstep.run(Extra.WHOLE, lambda: self._tower.entry.forward(*call.args, **call.kwargs))
+            again = self._lockstep.run(Extra.WHOLE, self._forward)
         if self_check.outputs_differ(again, output, self._state.spans, call.length, self._limit):
             raise Unsupported("it does not return the same again for the same inputs: it has a state of its own")
 
     def _skippable_embeddings(self) -> list[nn.Module]:
         """Return the modules before the blocks whose output NaN in the shape of the hidden states can replace."""
-        hidden, recorder = self._hidden, self._state.recorder
+        hidden, recorder, larger = self._hidden, self._state.recorder, self._larger
         return [
             module
             for module, value in (recorder.embedding_modules if recorder else {}).items()
-            if isinstance(value, Tensor) and value.shape == hidden.shape and value.dtype == hidden.dtype
+            if (larger is None or module in larger.skipped_embeddings)
+            and isinstance(value, Tensor)
+            and value.shape == hidden.shape
+            and value.dtype == hidden.dtype
             # Where ranks have other shapes, one of them might skip weights that the others gather.
             if not gathers(module)
         ]
@@ -127,7 +138,7 @@ class DryRun:
             SkippedBlocks(self._tower, self._signatures, known.boundary, laid_out, embeddings) as skipped,
         ):
             try:
-                found, count = count_flops(lambda: entry.forward(*call.args, **call.kwargs))
+                found, count = count_flops(self._forward)
             except Exception as error:
                 # Code that reads something that a skipped block does not return may fail in any way.
                 if not any(signature.withholds_output for signature in self._signatures[: known.boundary]):
@@ -135,7 +146,7 @@ class DryRun:
                 raise Unsupported("a block returns more than its hidden states, and something reads it") from error
             if self_check.stores_nan(entry):
                 raise Unsupported("it keeps what its frozen layers compute on the way where others may read it")
-        known.work.rest = count / call.size
+        known.work.rest = count / call.size + (self._larger.work.rest if self._larger else 0)
         return skipped.reached_boundary and not self_check.outputs_differ(
             found, output, spans, call.length, self._limit
         )
@@ -197,3 +208,16 @@ class DryRun:
             raise Unsupported("its frozen layers keep what they compute in an attribute, where others may read it")
         known.work.prefix = count * scale
         return computed  # type: ignore[no-any-return]
+
+
+def forward_to(tower: CachedTower, larger: KnownPrefix | None, call: tuple[Any, Any]) -> Any:
+    """Run a tower, up to the end of a larger prefix if there is one, and return what was computed last.
+
+    Args:
+        tower: The tower.
+        larger: The larger prefix, ``None`` to run all layers.
+        call: Positional and named arguments of the tower's entry.
+    """
+    if larger is None:
+        return tower.entry.forward(*call[0], **call[1])
+    return run_until(tower, larger.boundary, call)

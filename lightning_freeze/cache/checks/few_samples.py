@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import nn
 
 from lightning_freeze.cache.checks import self_check, side_effects
-from lightning_freeze.cache.checks.dry_run import DryRun
+from lightning_freeze.cache.checks.dry_run import DryRun, forward_to
 from lightning_freeze.cache.checks.eligibility import can_check_padding
 from lightning_freeze.cache.checks.pass_checks import compare, hidden_states_of
 from lightning_freeze.cache.identity.cached_towers import CachedTower
@@ -110,11 +110,12 @@ class FewSamples:
             torch.set_grad_enabled(trains),
             _preserved_gradients(entry),
         ):
+            larger = self._entries.checked_larger(few)
             snapshot = self_check.AttributeSnapshot(self._tower.prefix_modules(known.boundary))
             self._run(few)
             assert few.recorder is not None
             with few.recorder, self._entries.real_pass(known.boundary):
-                output, count = count_flops(lambda: entry.forward(*call.args, **call.kwargs))
+                output, count = count_flops(lambda: forward_to(self._tower, larger, (call.args, call.kwargs)))
             if snapshot.has_changed(by_content=True):
                 return None
         hidden = hidden_states_of(self._tower, few)
@@ -122,13 +123,13 @@ class FewSamples:
             return None
         signatures = [signature for signature in few.recorder.signatures if signature is not None]
         known.record_layout(hidden, call)
-        known.has_own_nan = known.has_own_nan or self_check.contains_nan(output)
+        known.has_own_nan = known.has_own_nan or self_check.contains_nan(output) or bool(larger and larger.has_own_nan)
         # What is stored was computed among other samples, so this comparison also shows that samples are independent.
         compare(few, hidden, self._entries.dtype or hidden.dtype)
         known.independence_checked = True
         known.sizes |= {call.size, size}
-        DryRun(self._tower, signatures, few, hidden, Lockstep()).check_skipping(output)
-        known.work.prefix = count / call.size - known.work.rest
+        DryRun(self._tower, signatures, few, hidden, Lockstep(), larger).check_skipping(output)
+        known.work.prefix = count / call.size + (larger.work.rest if larger else 0) - known.work.rest
         return None if few.missing else signatures
 
 

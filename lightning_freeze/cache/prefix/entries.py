@@ -194,6 +194,27 @@ class PrefixEntries:
         """Return a context in which weights get another place in memory and keep their elements."""
         return self._fingerprint.moving_weights()
 
+    def checked_larger(self, state: PassState) -> KnownPrefix | None:
+        """Return the smallest larger prefix that was checked under the conditions of a pass, ``None`` if none was.
+
+        A layer above it reads nothing below it. This was seen when it was skipped, and is not looked at again.
+
+        Args:
+            state: The pass.
+        """
+        has_grad = torch.is_grad_enabled()
+        checked = (
+            known
+            for known in self.known.values()
+            if known.boundary > state.known.boundary
+            and known.is_checked
+            and known.mixing is None
+            and (known.checked_with_grad or not has_grad)
+            and state.training_modules <= known.training_modules
+            and state.call.has_same_layout(known.per_sample)
+        )
+        return min(checked, key=lambda known: known.boundary, default=None)
+
     def has_lower(self, boundary: int) -> bool:
         """Whether hidden states are stored at any boundary below the given one."""
         return any(lower < boundary for lower in self.filled)

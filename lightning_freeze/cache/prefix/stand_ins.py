@@ -259,26 +259,33 @@ def run_prefix(
     raise Unsupported(f"{tower.entry_name or 'the module'} does not run its blocks in every call")
 
 
-@torch.no_grad()
-def pass_prefix(tower: CachedTower, boundary: int, call: tuple[Any, Any]) -> None:
+def run_until(tower: CachedTower, boundary: int, call: tuple[Any, Any]) -> Any:
     """Run the first blocks of a tower, whatever they return, and nothing above them.
 
     Args:
         tower: The tower.
         boundary: Number of blocks to run.
         call: Positional and named arguments of the tower's entry.
+
+    Returns:
+        What the last of these blocks returns; what the entry returns if it does not run this block.
     """
     block = tower.blocks[boundary - 1]
     method = replaced_method(block, tower.is_sharded)
     run = getattr(block, method)
+    output = None
 
     def last(*args: Any, **kwargs: Any) -> Any:
-        run(*args, **kwargs)
+        nonlocal output
+        output = run(*args, **kwargs)
         raise _BoundaryReached
 
-    with replaced_forward(block, last, method), suppress(_BoundaryReached):
-        tower.entry.forward(*call[0], **call[1])
-    _end_interrupted(tower)
+    with replaced_forward(block, last, method):
+        try:
+            return tower.entry.forward(*call[0], **call[1])
+        except _BoundaryReached:
+            _end_interrupted(tower)
+            return output
 
 
 def _end_interrupted(tower: CachedTower) -> None:

@@ -50,6 +50,17 @@ PAIRS = (
     (FILLED_AHEAD, "LayerFreezing + cache, cold", "filling ahead and the fit are {} times as fast as cold"),
     (FILLED_AHEAD, "GradualUnfreezing + cache, cold", "filling ahead and the fit are {} times as fast as cold"),
 )
+#: Columns of a table of memory.
+_MEMORY_COLUMNS = (
+    "weights",
+    "gradients",
+    "optimizer",
+    "activations",
+    "peak of the process",
+    "most within a warm step",
+    "held after it",
+)
+_Memory = tuple[Sequence[int], Sequence[int], int, memory.OfProcess]
 
 
 def option_parser() -> argparse.ArgumentParser:
@@ -167,36 +178,40 @@ def memory_table(name: str, options: argparse.Namespace) -> Table:
     subject = (QUICK if options.quick else FULL)[name]()
     rows, kept = {}, {}
     for contender in memory.CONTENDERS:
-        predicted, measured, peak, steady = in_a_process(name, contender, options.quick, options.threads)
+        predicted, measured, peak, process = in_a_process(name, contender, options.quick, options.threads)
         cells = [f"{p / 2**20:,.1f} / {m / 2**20:,.1f}" for p, m in zip(predicted, measured, strict=True)]
-        columns = ("weights", "gradients", "optimizer", "activations", "peak of the process", "steady")
-        rows[contender] = dict(zip(columns, [*cells, f"{peak / 2**20:,.0f}", f"{steady / 2**20:,.0f}"], strict=True))
-        kept[contender] = steady
+        cells += [f"{size / 2**20:,.0f}" for size in (peak, *process)]
+        rows[contender] = dict(zip(_MEMORY_COLUMNS, cells, strict=True))
+        kept[contender] = process
         say(f"{contender}: {rows[contender]}")
-    about = f"MiB, predicted / measured; batches of {subject.batch_size}, 1 round."
-    ideal = kept[memory.IDEAL]
+    about = (
+        f"MiB, predicted / measured; batches of {subject.batch_size}, 1 round. A warm step is the last one. "
+        "What is held after it is what remains once the allocator has returned what is free."
+    )
+    ours, ideal = kept[memory.OFFLOAD], kept[memory.IDEAL]
     # What a small model keeps is lost among what the allocator keeps.
-    notes = [f"steady with offload: {kept[memory.OFFLOAD] / ideal:.2f} of the model cut by hand"] if ideal else []
+    ratio = f"{ours.after / ideal.after:.2f} after it, {ours.within / ideal.within:.2f} within it" if all(ideal) else ""
+    notes = [f"a warm step with offload, against the model cut by hand: {ratio}"] if ratio else []
     return Table(f"Memory: {subject.title}", rows, about, notes)
 
 
-def in_a_process(*arguments: object) -> tuple[Sequence[int], Sequence[int], int, int]:
+def in_a_process(*arguments: object) -> _Memory:
     """Memory of one contender in a process of its own."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        found: tuple[Sequence[int], Sequence[int], int, int] = pool.apply(_memory_of, arguments)
+        found: _Memory = pool.apply(_memory_of, arguments)
         return found
 
 
-def _memory_of(name: str, contender: str, quick: bool, threads: int) -> tuple[Sequence[int], Sequence[int], int, int]:
+def _memory_of(name: str, contender: str, quick: bool, threads: int) -> _Memory:
     quiet(threads)
     # From the second epoch on the cache is filled, and weights that nothing needs leave soon after.
     subject = replace((QUICK if quick else FULL)[name](), batches=2, epochs=6)
     before = measure.peak_memory()
-    steady_before = memory.anonymous_memory()
+    start = memory.anonymous_memory()
     with tempfile.TemporaryDirectory() as folder:
-        measured, steady = memory.measured(subject, contender, Path(folder))
+        measured, process = memory.measured(subject, contender, Path(folder))
     peak = measure.peak_memory() - before
-    return memory.predicted(subject, contender), measured, peak, max(0, steady - steady_before)
+    return memory.predicted(subject, contender), measured, peak, process.above(start)
 
 
 def quiet(threads: int) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +28,22 @@ class Kept(NamedTuple):
     gradients: int
     optimizer: int
     activations: int
+
+
+class OfProcess(NamedTuple):
+    """Bytes of a process in the last step of a run.
+
+    Attributes:
+        within: The most within the step. The allocator keeps some of what was freed earlier, in the first steps too.
+        after: What is held after the step, once the allocator has returned what is free.
+    """
+
+    within: int
+    after: int
+
+    def above(self, start: int) -> OfProcess:
+        """What exceeds the bytes at the start."""
+        return OfProcess(max(0, self.within - start), max(0, self.after - start))
 
 
 #: The hand-cut model in a plain loop, which keeps nothing of what is frozen.
@@ -55,12 +73,12 @@ def predicted(subject: Subject, contender: str) -> Kept:
     return Kept(weights, trains, MOMENTS * trains, above)
 
 
-def measured(subject: Subject, contender: str, folder: Path) -> tuple[Kept, int]:
-    """Measure in the last step of a run; the second number is the memory of the process after it."""
+def measured(subject: Subject, contender: str, folder: Path) -> tuple[Kept, OfProcess]:
+    """Measure in the last step of a run."""
     return ideal(subject) if contender == IDEAL else fitted(subject, contender, folder)
 
 
-def ideal(subject: Subject) -> tuple[Kept, int]:
+def ideal(subject: Subject) -> tuple[Kept, OfProcess]:
     """Measure in the last step of a plain loop over the hand-cut model, with its inputs in RAM."""
     cut = subject.cut(subject.build())
     *batches, _ = prepared(cut, subject)
@@ -68,21 +86,26 @@ def ideal(subject: Subject) -> tuple[Kept, int]:
     del cut  # it has the rest of the model
     gc.collect()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=RATE)
+    highest = Highest()
     for batch in batches * subject.epochs:
+        highest.reset()
         optimizer.zero_grad()
         with Saved(model.parameters()) as saved:
             loss = model(**batch).loss
             activations = saved.bytes
+        highest.look()
         loss.backward()
+        highest.look()
         optimizer.step()
+        highest.look()
         del loss
     kept = Kept(_bytes(model.parameters()), _of_gradients(model), _of_optimizers([optimizer]), activations)
-    return kept, anonymous_memory()
+    return kept, OfProcess(highest.bytes, held_memory())
 
 
-def fitted(subject: Subject, contender: str, folder: Path) -> tuple[Kept, int]:
+def fitted(subject: Subject, contender: str, folder: Path) -> tuple[Kept, OfProcess]:
     """Measure in the last step of a run of ``Trainer.fit``."""
-    module, meter = Finetuned(subject.build()), Meter()
+    module, meter = Finetuned(subject.build()), Meter(subject.batches * subject.epochs)
     train, _ = loaders(subject)
     Trainer(
         accelerator="cpu",
@@ -94,29 +117,40 @@ def fitted(subject: Subject, contender: str, folder: Path) -> tuple[Kept, int]:
         enable_progress_bar=False,
         enable_model_summary=False,
     ).fit(module, train)
-    return meter.kept(module), meter.steady
+    return meter.kept(module), OfProcess(meter.highest.bytes, meter.after)
 
 
 class Meter(Callback):
-    """Measures what the last step of a run keeps."""
+    """Measures what the last step of a run keeps.
 
-    def __init__(self) -> None:
+    Args:
+        steps: Number of steps of the run.
+    """
+
+    def __init__(self, steps: int) -> None:
+        self._steps = steps
         self._gradients = self._optimizer = 0
         self._saved = Saved(())
-        self.steady = 0
+        self.highest = Highest()
+        self.after = 0
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Batch, batch_idx: int) -> None:
+        self.highest.reset()
         self._saved = Saved(module.parameters())
         self._saved.__enter__()
 
     def on_before_backward(self, trainer: Trainer, module: LightningModule, loss: Tensor) -> None:
         self._saved.__exit__()
+        self.highest.look()
 
     def on_before_optimizer_step(self, trainer: Trainer, module: LightningModule, optimizer: object) -> None:
         self._gradients = _of_gradients(module)
+        self.highest.look()
 
     def on_train_batch_end(self, trainer: Trainer, *_: object) -> None:
-        self.steady = anonymous_memory()
+        self.highest.look()
+        if trainer.global_step == self._steps:
+            self.after = held_memory()
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         self._optimizer = _of_optimizers(trainer.optimizers)
@@ -130,6 +164,28 @@ def anonymous_memory() -> int:
     """Bytes of this process that the system cannot drop and read again; Linux only."""
     status = Path("/proc/self/status").read_text()
     return 1024 * sum(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon"))
+
+
+def held_memory() -> int:
+    """The same once glibc has returned what is free."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+    return anonymous_memory()
+
+
+class Highest:
+    """The most memory seen in a step."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+    def reset(self) -> None:
+        """Begin a step."""
+        self.bytes = 0
+
+    def look(self) -> None:
+        """Read the memory now."""
+        self.bytes = max(self.bytes, anonymous_memory())
 
 
 class Saved:

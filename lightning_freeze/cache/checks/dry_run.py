@@ -30,8 +30,11 @@ class DryRun:
         state: The pass that has just run for real.
         hidden: The hidden states that it computed at the boundary.
         lockstep: Runs extra passes.
-        larger: A larger prefix that has been checked. Nothing above it reads anything below it, so that passes end
-            there. ``None`` to run all layers.
+        larger: A larger prefix that has been checked. Nothing above it reads anything below it, so passes end there.
+            ``None`` to run all layers.
+
+    Attributes:
+        rest_above: Floating point operations that passes leave out, for one sample.
     """
 
     def __init__(
@@ -43,6 +46,8 @@ class DryRun:
         lockstep: Lockstep,
         larger: KnownPrefix | None = None,
     ) -> None:
+        self._end = None if larger is None else larger.boundary
+        self.rest_above = 0.0 if larger is None else larger.work.rest
         self._larger = larger
         self._lockstep = lockstep
         self._tower = tower
@@ -80,7 +85,7 @@ class DryRun:
         """Check that skipping changes nothing, and record what may be skipped.
 
         Args:
-            output: What the tower returned, or the last block of the larger prefix.
+            output: What the tower returned, or the last block that passes run.
 
         Raises:
             Unsupported: If skipping would change a result.
@@ -101,7 +106,7 @@ class DryRun:
 
     def _forward(self) -> Any:
         call = self._state.call
-        return forward_to(self._tower, self._larger, (call.args, call.kwargs))
+        return run_until(self._tower, self._end, (call.args, call.kwargs))
 
     def _check_repeatability(self, output: Any) -> None:
         """Check that the module itself returns the same for the same inputs."""
@@ -146,7 +151,7 @@ class DryRun:
                 raise Unsupported("a block returns more than its hidden states, and something reads it") from error
             if self_check.stores_nan(entry):
                 raise Unsupported("it keeps what its frozen layers compute on the way where others may read it")
-        known.work.rest = count / call.size + (self._larger.work.rest if self._larger else 0)
+        known.work.rest = count / call.size + self.rest_above
         return skipped.reached_boundary and not self_check.outputs_differ(
             found, output, spans, call.length, self._limit
         )
@@ -208,16 +213,3 @@ class DryRun:
             raise Unsupported("its frozen layers keep what they compute in an attribute, where others may read it")
         known.work.prefix = count * scale
         return computed  # type: ignore[no-any-return]
-
-
-def forward_to(tower: CachedTower, larger: KnownPrefix | None, call: tuple[Any, Any]) -> Any:
-    """Run a tower, up to the end of a larger prefix if there is one, and return what was computed last.
-
-    Args:
-        tower: The tower.
-        larger: The larger prefix, ``None`` to run all layers.
-        call: Positional and named arguments of the tower's entry.
-    """
-    if larger is None:
-        return tower.entry.forward(*call[0], **call[1])
-    return run_until(tower, larger.boundary, call)

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import nn
 
 from lightning_freeze.cache.checks import self_check, side_effects
-from lightning_freeze.cache.checks.dry_run import DryRun, forward_to
+from lightning_freeze.cache.checks.dry_run import DryRun
 from lightning_freeze.cache.checks.eligibility import can_check_padding
 from lightning_freeze.cache.checks.pass_checks import compare, hidden_states_of
 from lightning_freeze.cache.identity.cached_towers import CachedTower
@@ -23,6 +23,7 @@ from lightning_freeze.cache.prefix.lockstep import Lockstep
 from lightning_freeze.cache.prefix.pass_state import PassState
 from lightning_freeze.cache.prefix.predicted_gain import Work, count_flops
 from lightning_freeze.cache.prefix.random_state import RandomState
+from lightning_freeze.cache.prefix.stand_ins import run_until
 from lightning_freeze.cache.store.sizes import bytes_in
 
 #: In smaller batches, checking two samples is no less work than computing and checking all.
@@ -54,6 +55,9 @@ def few_samples_suffice(state: PassState) -> bool:
 
 class FewSamples:
     """Runs a tower on two samples of a batch, with and without its prefix, and compares the results.
+
+    Where a larger prefix was checked before, as in an earlier phase of gradual unfreezing, both passes end at its
+    boundary: nothing above it reads anything below it.
 
     Args:
         tower: The tower.
@@ -89,7 +93,7 @@ class FewSamples:
             return None
         known.per_sample = state.call.per_sample
         known.sample_bytes = known.sample_bytes or bytes_in([row for row in found if row is not None]) / state.call.size
-        known.record_conditions(state.training_modules)
+        known.record_conditions(state.training_modules, self._entries.settings())
         if not known.is_checked:
             self._entries.time_reading(state, known, keys_of)
             # The whole batch takes at least as long as two of its samples. If reading takes longer than these, run it.
@@ -105,17 +109,18 @@ class FewSamples:
     def _compare(self, few: PassState, size: int) -> list[BlockSignature] | None:
         known, call, entry = few.known, few.call, self._tower.entry
         trains = torch.is_grad_enabled()  # as in the pass itself, to notice gradients that flow into the prefix
+        larger = self._entries.checked_larger(few)
+        end = None if larger is None else larger.boundary
         with (
             side_effects.isolated(entry, RandomState(few.device), few.device),
             torch.set_grad_enabled(trains),
             _preserved_gradients(entry),
         ):
-            larger = self._entries.checked_larger(few)
             snapshot = self_check.AttributeSnapshot(self._tower.prefix_modules(known.boundary))
             self._run(few)
             assert few.recorder is not None
             with few.recorder, self._entries.real_pass(known.boundary):
-                output, count = count_flops(lambda: forward_to(self._tower, larger, (call.args, call.kwargs)))
+                output, count = count_flops(lambda: run_until(self._tower, end, (call.args, call.kwargs)))
             if snapshot.has_changed(by_content=True):
                 return None
         hidden = hidden_states_of(self._tower, few)
@@ -123,13 +128,14 @@ class FewSamples:
             return None
         signatures = [signature for signature in few.recorder.signatures if signature is not None]
         known.record_layout(hidden, call)
-        known.has_own_nan = known.has_own_nan or self_check.contains_nan(output) or bool(larger and larger.has_own_nan)
+        known.has_own_nan = known.has_own_nan or self_check.contains_nan(output)
         # What is stored was computed among other samples, so this comparison also shows that samples are independent.
         compare(few, hidden, self._entries.dtype or hidden.dtype)
         known.independence_checked = True
         known.sizes |= {call.size, size}
-        DryRun(self._tower, signatures, few, hidden, Lockstep(), larger).check_skipping(output)
-        known.work.prefix = count / call.size + (larger.work.rest if larger else 0) - known.work.rest
+        dry_run = DryRun(self._tower, signatures, few, hidden, Lockstep(), larger)
+        dry_run.check_skipping(output)
+        known.work.prefix = count / call.size + dry_run.rest_above - known.work.rest
         return None if few.missing else signatures
 
 

@@ -16,14 +16,16 @@ from lightning_freeze.namespaces import either
 
 #: Attributes that every module has, and those that Lightning and the stand-ins of skipped layers write to.
 _OWN = frozenset({*vars(LightningModule()), "forward"})
-#: Prefixes of settings in a model's config that concern the head; some models write these in their first forward pass.
+#: Prefixes of settings in a model's config that concern the head, which some models write in their first forward pass,
+#: and of requests, which are read in each call.
 HEAD_SETTINGS = (
     "_name",
     "id2label",
     "label2id",
     "num_labels",
     "problem_type",
-    "output_",
+    "output_attentions",
+    "output_hidden_states",
     "return_dict",
     "architectures",
 )

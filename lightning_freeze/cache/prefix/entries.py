@@ -57,6 +57,7 @@ class PrefixEntries:
         # Whether to recheck the weights in the next pass, and whether thoroughly.
         self._recheck: bool | None = True
         self._settings: dict[int, ModuleSettings] = {}
+        self._all_settings = ModuleSettings(list(tower.entry.modules()))
 
     def recheck(self, thorough: bool) -> None:
         """Check in the next pass whether the weights have changed in a way that no version counter shows.
@@ -197,16 +198,17 @@ class PrefixEntries:
     def checked_larger(self, state: PassState) -> KnownPrefix | None:
         """Return the smallest larger prefix that was checked under the conditions of a pass, ``None`` if none was.
 
-        A layer above it reads nothing below it. This was seen when it was skipped, and is not looked at again.
+        No layer above it reads anything below it, as was seen when it was skipped.
 
         Args:
             state: The pass.
         """
-        has_grad = torch.is_grad_enabled()
+        has_grad, settings = torch.is_grad_enabled(), self.settings()
         checked = (
             known
             for known in self.known.values()
-            if known.boundary > state.known.boundary
+            if known.settings == settings
+            and known.boundary > state.known.boundary
             and known.is_checked
             and known.mixing is None
             and (known.checked_with_grad or not has_grad)
@@ -214,6 +216,10 @@ class PrefixEntries:
             and state.call.has_same_layout(known.per_sample)
         )
         return min(checked, key=lambda known: known.boundary, default=None)
+
+    def settings(self) -> bytes:
+        """Return a hash of the settings of the whole tower, the layers above the prefix included."""
+        return self._all_settings.digest()
 
     def has_lower(self, boundary: int) -> bool:
         """Whether hidden states are stored at any boundary below the given one."""

@@ -72,6 +72,7 @@ class KnownPrefix:
         verified: Number of batches whose hits were compared with what the prefix computes.
         rng_is_harmless: Whether code around the blocks draws random numbers that do not affect the hidden states.
         training_modules: The modules outside of the blocks that were in training mode when the prefix was checked.
+        settings: A hash of the settings of the whole tower when it was checked.
         per_sample: The arguments that have one entry for each sample.
         trims_padding: Whether samples may be stored without padding.
         padding_unread: Whether a backward pass has shown that nothing reads the positions of padding.
@@ -103,6 +104,7 @@ class KnownPrefix:
     checked_with_grad: bool = False
     rng_is_harmless: bool = False
     training_modules: frozenset[int] = frozenset()
+    settings: bytes = b""
     per_sample: frozenset[str] = frozenset()
     verified: int = 0
     trims_padding: bool = True
@@ -139,13 +141,15 @@ class KnownPrefix:
         if call.length and not self.has_positions:
             self.trims_padding = False
 
-    def record_conditions(self, training_modules: frozenset[int]) -> None:
+    def record_conditions(self, training_modules: frozenset[int], settings: bytes) -> None:
         """Record the conditions under which the prefix was checked.
 
         Args:
             training_modules: The modules outside of the blocks that are in training mode, by number.
+            settings: A hash of the settings of the whole tower.
         """
         self.training_modules |= training_modules
+        self.settings = settings
         self.checked_with_grad = self.checked_with_grad or torch.is_grad_enabled()
 
     def recurs(self, found: int, size: int, expected: int) -> bool:

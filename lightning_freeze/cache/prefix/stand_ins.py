@@ -259,17 +259,19 @@ def run_prefix(
     raise Unsupported(f"{tower.entry_name or 'the module'} does not run its blocks in every call")
 
 
-def run_until(tower: CachedTower, boundary: int, call: tuple[Any, Any]) -> Any:
-    """Run the first blocks of a tower, whatever they return, and nothing above them.
+def run_until(tower: CachedTower, boundary: int | None, call: tuple[Any, Any]) -> Any:
+    """Run a tower up to a boundary, without learning anything about its blocks.
 
     Args:
         tower: The tower.
-        boundary: Number of blocks to run.
+        boundary: Number of blocks to run; ``None`` to run everything.
         call: Positional and named arguments of the tower's entry.
 
     Returns:
-        What the last of these blocks returns; what the entry returns if it does not run this block.
+        What the last of these blocks returns; what the entry returns if everything runs.
     """
+    if boundary is None:
+        return tower.entry.forward(*call[0], **call[1])
     block = tower.blocks[boundary - 1]
     method = replaced_method(block, tower.is_sharded)
     run = getattr(block, method)
@@ -280,12 +282,10 @@ def run_until(tower: CachedTower, boundary: int, call: tuple[Any, Any]) -> Any:
         output = run(*args, **kwargs)
         raise _BoundaryReached
 
-    with replaced_forward(block, last, method):
-        try:
-            return tower.entry.forward(*call[0], **call[1])
-        except _BoundaryReached:
-            _end_interrupted(tower)
-            return output
+    with replaced_forward(block, last, method), suppress(_BoundaryReached):
+        output = tower.entry.forward(*call[0], **call[1])
+    _end_interrupted(tower)
+    return output
 
 
 def _end_interrupted(tower: CachedTower) -> None:

@@ -46,6 +46,10 @@ def layers_of(module: Any) -> nn.ModuleList:
     return module.model.encoder.layers  # type: ignore[no-any-return]
 
 
+def bert_layers(module: Any) -> nn.ModuleList:
+    return module.model.bert.encoder.layer  # type: ignore[no-any-return]
+
+
 def downwards() -> PhasedFineTuning:
     """Train the last of four blocks, then the third too, then the second too: one epoch of three batches each."""
     phases = [Phase("3:,head", EpochTrigger(1)), Phase("2:,head", EpochTrigger(1)), Phase("1:,head")]
@@ -59,7 +63,7 @@ def first_steps(cache: FrozenPrefixCache) -> list[list[list[int]]]:
 
 
 def test_the_check_ends_at_the_boundary_of_the_phase_before() -> None:
-    runs = Runs(lambda module: module.model.bert.encoder.layer)
+    runs = Runs(bert_layers)
     module = Plain(bert(hidden_dropout_prob=0.3, attention_probs_dropout_prob=0.3))
     cache = check_equal(module, downwards(), runs, data=same_length)
     # Two samples with the prefix and without it up to the boundary before, then the batch above the prefix.
@@ -131,4 +135,54 @@ def test_what_is_stored_at_a_lower_boundary_differs() -> None:
                     entry += 0.1
 
     reason = "what was stored differs from what its frozen layers compute"
-    check_equal(Plain(bert()), downwards(), Spoil(), data=same_length, cache=make_cache(store), reason=reason)
+    cache = make_cache(store)
+    check_equal(Plain(bert()), downwards(), Spoil(), Runs(bert_layers), data=same_length, cache=cache, reason=reason)
+    assert Runs.seen[3][0][:2] == [2, 4]
+
+
+class Masks(Encoder):
+    """Hides positions whose embeddings are zero, if told to; NaN is not zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hides = False
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        embedded = self.embeddings(input_ids)
+        hidden = self.run(embedded)[-1]
+        return hidden * embedded.ne(0).any(-1, keepdim=True) if self.hides else hidden
+
+
+class Hide(Callback):
+    """Tells it from an epoch on."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        pl_module.model.encoder.hides = trainer.current_epoch >= self.epoch  # type: ignore[union-attr]
+
+
+def masked() -> LightningModule:
+    """A token of each sample has an embedding of zeros."""
+    encoder = Masks()
+    with torch.no_grad():
+        encoder.embeddings.weight[::2] = 0
+    return Plain(Classifier(encoder, mean=True))
+
+
+def test_a_setting_that_changes_with_the_phase() -> None:
+    check_equal(masked(), downwards(), Hide(1), data=same_length)
+
+
+def test_a_setting_that_changes_with_the_phase_for_which_an_earlier_run_has_filled() -> None:
+    store = MemoryStore()
+    check_equal(masked(), downwards(), Hide(0), data=same_length, cache=make_cache(store))
+    check_equal(masked(), downwards(), Hide(1), Runs(layers_of), data=same_length, cache=make_cache(store))
+    # All layers, because those above were not checked under this setting; the embeddings are not skipped, so once more.
+    assert Runs.seen[3] == [[2], [2], [2, 2, 2, 4], [2, 2, 2, 4]]
+
+
+def test_a_setting_that_changes_within_a_phase() -> None:
+    phases = [Phase("3:,head", EpochTrigger(2)), Phase("2:,head")]
+    check_equal(masked(), PhasedFineTuning(phases, verbose=False), Hide(1), data=same_length, epochs=3)

@@ -4,14 +4,14 @@
     python benchmarks/speed.py --quick                    small models, a minute or two
     python benchmarks/speed.py bert-75 gpt2-lm --rounds 3 models at full size
     python benchmarks/speed.py t5-80 --batches 24         a longer run, in which one-time costs weigh less
-    python benchmarks/speed.py gradual                    gradual unfreezing of BERT-base, 12 epochs
+    python benchmarks/speed.py gradual --turns            gradual unfreezing of BERT-base, 12 epochs
     python benchmarks/speed.py bert-75 --memory           what training keeps in memory, instead of its time
     python benchmarks/speed.py bert-75 --save             the same tables as files in benchmarks/results
     python benchmarks/speed.py --publish                  everything in docs/performance.md: a night, resumable
 
 Every contender runs end to end through ``Trainer.fit``: data loading, callbacks, validation and optimizer included.
 The ideal is a model cut by hand to what trains, in a plain loop, on activations in RAM. Contenders take turns
-in each round; ratios are taken within a round.
+in each round, with --turns after each epoch; ratios are taken within a round.
 """
 
 from __future__ import annotations
@@ -82,6 +82,11 @@ def option_parser() -> argparse.ArgumentParser:
         help="leave some out",
     )
     parser.add_argument("--memory", action="store_true", help="measure memory, each in a process of its own")
+    parser.add_argument(
+        "--turns",
+        action="store_true",
+        help="contenders alternate after each epoch, with all of them in memory: for a machine whose speed drifts",
+    )
     parser.add_argument("--fill", action="store_true", help="compare with a cache that is filled ahead, too")
     parser.add_argument(
         "--publish",
@@ -126,7 +131,13 @@ def main() -> None:
 def file_name(subject: str, own: dict[str, int], options: argparse.Namespace) -> str:
     """Name of the results of a run; runs with other settings do not replace each other."""
     parts = ["speed", subject, *(f"{name}-{number}" for name, number in own.items())]
-    flags = {"memory": options.memory, "quick": options.quick, "partial": options.without, "fill": options.fill}
+    flags = {
+        "memory": options.memory,
+        "quick": options.quick,
+        "partial": options.without,
+        "fill": options.fill,
+        "turns": options.turns,
+    }
     return "-".join([*parts, *(name for name, is_set in flags.items() if is_set)])
 
 
@@ -147,7 +158,7 @@ def times(subject: Subject, options: argparse.Namespace) -> Table:
     contenders = contenders_of(subject, options.without, options.fill)
     work = limits.count(subject)
     with tempfile.TemporaryDirectory() as folder:
-        found = measure.rounds(subject, contenders, options.rounds, Path(folder), say)
+        found = measure.rounds(subject, contenders, options.rounds, Path(folder), say, options.turns)
     base = next(iter(contenders))
     rows = {}
     for contender in contenders:
@@ -160,7 +171,9 @@ def times(subject: Subject, options: argparse.Namespace) -> Table:
             "a step, times faster": measure.ratios(found, f"{contender}{measure.STEP}", f"{base}{measure.STEP}"),
         }
     frozen = "" if not subject.freeze else f" {work.frozen[0]:.0%} of the forward pass is frozen."
-    rounds = f"{options.rounds} round{'s' if options.rounds > 1 else ''}"
+    rounds = (
+        f"{options.rounds} round{'s' if options.rounds > 1 else ''}{' in turns of an epoch' if options.turns else ''}"
+    )
     about = (
         f"Batches of {subject.batch_size}, {subject.batches} in an epoch and one of validation, {subject.epochs} "
         f"epochs, {rounds}, {options.threads} threads.{frozen}"

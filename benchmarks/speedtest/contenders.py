@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.speedtest.subjects import Batch, Subject
 from benchmarks.speedtest.truncated_models import Cut
+from benchmarks.speedtest.turns import pass_turn
 from lightning_freeze import GradualUnfreezing, LayerFreezing, LayerStack
 from lightning_freeze.callbacks.cache_filling import CacheFillingCallback, FillComplete
 from lightning_freeze.callbacks.frozen_prefix_cache import FrozenPrefixCache
@@ -78,6 +79,7 @@ class Clock(Callback):
         self._last = 0.0
 
     def on_train_epoch_start(self, *_: Any) -> None:
+        pass_turn()
         self._last = time.perf_counter()
 
     def on_train_batch_end(self, *_: Any) -> None:
@@ -207,6 +209,7 @@ def ideal(subject: Subject, folder: Path) -> Run:
     def run() -> list[float]:
         seconds = []
         for _ in range(subject.epochs):
+            pass_turn()
             cut.model.train()
             for batch in train:
                 began = time.perf_counter()

@@ -6,36 +6,62 @@ import gc
 import resource
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from benchmarks.saved_results import Figure
 from benchmarks.speedtest.contenders import Contender
 from benchmarks.speedtest.subjects import Subject
+from benchmarks.speedtest.turns import in_turns
 
 #: Suffix of a contender's name for the median time of its steps.
 STEP = ", a step"
 
 
 def rounds(
-    subject: Subject, contenders: Mapping[str, Contender], count: int, folder: Path, say: Callable[[str], None]
+    subject: Subject,
+    contenders: Mapping[str, Contender],
+    count: int,
+    folder: Path,
+    say: Callable[[str], None],
+    turns: bool = False,
 ) -> list[dict[str, float]]:
-    """Seconds of each contender's run and median step, by round; the order rotates by one from round to round."""
+    """Seconds of each contender's run and median step, by round; the order rotates by one from round to round.
+
+    Args:
+        subject: What is trained.
+        contenders: Who trains it.
+        count: Number of rounds.
+        folder: Where they may write.
+        say: Prints progress.
+        turns: Whether the contenders of a round alternate after each epoch, rather than after each run.
+    """
     found: list[dict[str, float]] = []
     names = list(contenders)
     for number in range(count):
+        order = names[number % len(names) :] + names[: number % len(names)]
         seconds: dict[str, float] = {}
-        for name in names[number % len(names) :] + names[: number % len(names)]:
-            run = contenders[name](subject, folder)
-            gc.collect()
-            begun = time.perf_counter()
-            steps = run()
-            seconds[name] = time.perf_counter() - begun
-            seconds[f"{name}{STEP}"] = statistics.median(steps)
-            say(f"round {number + 1}: {name}: {seconds[name]:.1f} s, a step {seconds[f'{name}{STEP}']:.3f} s")
-            del run
+        for name, (whole, steps) in _timed(subject, {name: contenders[name] for name in order}, folder, turns):
+            seconds[name], seconds[f"{name}{STEP}"] = whole, statistics.median(steps)
+            say(f"round {number + 1}: {name}: {whole:.1f} s, a step {seconds[f'{name}{STEP}']:.3f} s")
         found.append(seconds)
     return found
+
+
+def _timed(
+    subject: Subject, contenders: Mapping[str, Contender], folder: Path, turns: bool
+) -> Iterator[tuple[str, tuple[float, list[float]]]]:
+    """Yield the seconds of each run and of its steps."""
+    if turns:
+        yield from in_turns({name: contender(subject, folder) for name, contender in contenders.items()}).items()
+        return
+    for name, contender in contenders.items():
+        run = contender(subject, folder)
+        gc.collect()
+        begun = time.perf_counter()
+        steps = run()
+        yield name, (time.perf_counter() - begun, steps)
+        del run
 
 
 def ratios(found: list[dict[str, float]], name: str, to: str) -> Figure:

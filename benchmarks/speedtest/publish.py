@@ -54,7 +54,7 @@ _ONE_ROUND = ("vit-75", "bert-8", "gpt2-classifier", "gpt2-lm", "t5-80", "t5-80-
 #: Three rounds of what is compared most often, one of what takes longest; what most people look at comes first.
 PARTS: tuple[Part, ...] = (
     _speed("bert-75", "--rounds", "3", "--fill", suffix="-fill"),
-    _speed("gradual", "--rounds", "1", "--fill", "--without", _BASE, suffix="-partial-fill"),
+    _speed("gradual", "--rounds", "1", "--fill", "--turns", "--without", _BASE, suffix="-partial-fill-turns"),
     *(_speed(name, "--memory", suffix="-memory") for name in ("t5-80", "gpt2-classifier", "bert-75", "vit-75")),
     _speed("minilm", "--rounds", "3"),
     _speed("bert-75-10-epochs", "--rounds", "3", "--without", *_IN_BERT_75, suffix="-partial"),
@@ -65,7 +65,8 @@ PARTS: tuple[Part, ...] = (
 )
 #: The same of small models, in minutes.
 QUICK_PARTS: tuple[Part, ...] = (
-    *(_speed(name, "--quick", "--rounds", "1", suffix="-quick") for name in ("bert-75", "vit-75", "gradual")),
+    *(_speed(name, "--quick", "--rounds", "1", suffix="-quick") for name in ("bert-75", "vit-75")),
+    _speed("gradual", "--quick", "--rounds", "1", "--turns", suffix="-quick-turns"),
     _speed("bert-75", "--quick", "--memory", suffix="-memory-quick"),
 )
 

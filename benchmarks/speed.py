@@ -114,8 +114,8 @@ def main() -> None:
         return
     given = {name: getattr(options, name) for name in ("batches", "epochs", "batch_size")}
     own = {name: number for name, number in given.items() if number is not None}
-    if own and options.memory:
-        parser.error("--batches, --epochs and --batch-size do not go with --memory, which looks at one step")
+    if options.memory and (own or options.turns):
+        parser.error("--batches, --epochs, --batch-size and --turns do not go with --memory, which looks at one step")
     for name in options.subjects or known:
         if name not in known:
             parser.error(f"{name!r} is none of {', '.join(known)}")
@@ -203,7 +203,11 @@ def memory_table(name: str, options: argparse.Namespace) -> Table:
     )
     ours, ideal = kept[memory.OFFLOAD], kept[memory.IDEAL]
     # What a small model keeps is lost among what the allocator keeps.
-    ratio = f"{ours.after / ideal.after:.2f} after it, {ours.within / ideal.within:.2f} within it" if all(ideal) else ""
+    ratio = (
+        f"{ours.after / ideal.after:.2f} after it, {ours.within / ideal.within:.2f} within it"
+        if all((*ours, *ideal))
+        else ""
+    )
     notes = [f"a warm step with offload, against the model cut by hand: {ratio}"] if ratio else []
     return Table(f"Memory: {subject.title}", rows, about, notes)
 
@@ -220,7 +224,7 @@ def _memory_of(name: str, contender: str, quick: bool, threads: int) -> _Memory:
     # From the second epoch on the cache is filled, and weights that nothing needs leave soon after.
     subject = replace((QUICK if quick else FULL)[name](), batches=2, epochs=6)
     before = measure.peak_memory()
-    start = memory.anonymous_memory()
+    start = memory.held_memory()
     with tempfile.TemporaryDirectory() as folder:
         measured, process = memory.measured(subject, contender, Path(folder))
     peak = measure.peak_memory() - before

@@ -53,7 +53,9 @@ def _timed(
 ) -> Iterator[tuple[str, tuple[float, list[float]]]]:
     """Yield the seconds of each run and of its steps."""
     if turns:
-        yield from in_turns({name: contender(subject, folder) for name, contender in contenders.items()}).items()
+        runs = {name: contender(subject, folder) for name, contender in contenders.items()}
+        gc.collect()
+        yield from in_turns(runs).items()
         return
     for name, contender in contenders.items():
         run = contender(subject, folder)

@@ -34,7 +34,8 @@ class OfProcess(NamedTuple):
     """Bytes of a process in the last step of a run.
 
     Attributes:
-        within: The most within the step. The allocator keeps some of what was freed earlier, in the first steps too.
+        within: The most at the ends of the forward pass, the backward pass and the step. The allocator keeps some of
+            what was freed earlier, in the first steps too.
         after: What is held after the step, once the allocator has returned what is free.
     """
 
@@ -139,6 +140,9 @@ class Meter(Callback):
         self._saved = Saved(module.parameters())
         self._saved.__enter__()
 
+    def on_before_zero_grad(self, trainer: Trainer, module: LightningModule, optimizer: object) -> None:
+        self.highest.look()  # Lightning keeps the gradients of the step before until the forward pass is done
+
     def on_before_backward(self, trainer: Trainer, module: LightningModule, loss: Tensor) -> None:
         self._saved.__exit__()
         self.highest.look()
@@ -167,7 +171,7 @@ def anonymous_memory() -> int:
 
 
 def held_memory() -> int:
-    """The same once glibc has returned what is free."""
+    """Anonymous memory once glibc has returned what is free."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
     return anonymous_memory()

@@ -1,6 +1,7 @@
 """Runs that take turns, epoch by epoch, so that a machine whose speed drifts treats all of them alike.
 
-Each run has a thread, of which only one works at a time. All of them are in memory together.
+Each run has its own thread; only one works at a time. All of them are in memory together. What a run does in the
+background, such as writing files, may continue in the turn of another.
 """
 
 from __future__ import annotations
@@ -10,8 +11,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Generic, TypeVar
-
-import torch
 
 Result = TypeVar("Result")
 _local = threading.local()
@@ -48,12 +47,11 @@ def in_turns(runs: Mapping[str, Callable[[], Result]]) -> dict[str, tuple[float,
 
 class _Worker(threading.Thread, Generic[Result]):
     def __init__(self, run: Callable[[], Result], waiting: deque[threading.Semaphore]) -> None:
-        super().__init__()
+        super().__init__(daemon=True)  # an interrupt ends the process
         self.seconds = 0.0
         self._function = run
         self._waiting = waiting
         self._turn = threading.Semaphore(0)
-        self._threads = torch.get_num_threads()
         self._began = 0.0
         self._result: list[Result] = []
         self._error: BaseException | None = None
@@ -61,7 +59,6 @@ class _Worker(threading.Thread, Generic[Result]):
 
     def run(self) -> None:
         _local.worker = self
-        torch.set_num_threads(self._threads)  # is a setting of each thread
         self._wait()
         try:
             self._result.append(self._function())

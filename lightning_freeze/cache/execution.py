@@ -136,8 +136,9 @@ class PrefixExecutor:
         mixing_before = known.mixing
         with self._lockstep.passes(extra_passes(self._tower, self._signatures, state, hidden)):
             self._check(state, hidden, output)
-        settings = self._entries.settings() if state.needs_dry_run else known.settings
-        known.record_conditions(state.training_modules, settings)
+        known.record_conditions(state.training_modules)
+        if state.needs_dry_run:
+            self._entries.record_check(state, known)
         loses_trim = state.trims_padding and not known.trims_padding and state.call.has_padding
         state.trims_padding = state.trims_padding and not loses_trim
         if loses_trim or known.mixing != mixing_before:

@@ -85,7 +85,7 @@ class DryRun:
         """Check that skipping changes nothing, and record what may be skipped.
 
         Args:
-            output: What the tower returned, or the last block that passes run.
+            output: What the tower returned, or what the last block that passes run returned.
 
         Raises:
             Unsupported: If skipping would change a result.

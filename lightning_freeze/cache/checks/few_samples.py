@@ -93,7 +93,8 @@ class FewSamples:
             return None
         known.per_sample = state.call.per_sample
         known.sample_bytes = known.sample_bytes or bytes_in([row for row in found if row is not None]) / state.call.size
-        known.record_conditions(state.training_modules, self._entries.settings())
+        known.record_conditions(state.training_modules)
+        self._entries.record_check(state, known)
         if not known.is_checked:
             self._entries.time_reading(state, known, keys_of)
             # The whole batch takes at least as long as two of its samples. If reading takes longer than these, run it.
@@ -128,7 +129,8 @@ class FewSamples:
             return None
         signatures = [signature for signature in few.recorder.signatures if signature is not None]
         known.record_layout(hidden, call)
-        known.has_own_nan = known.has_own_nan or self_check.contains_nan(output)
+        above = larger is not None and larger.has_own_nan
+        known.has_own_nan = known.has_own_nan or above or self_check.contains_nan(output)
         # What is stored was computed among other samples, so this comparison also shows that samples are independent.
         compare(few, hidden, self._entries.dtype or hidden.dtype)
         known.independence_checked = True

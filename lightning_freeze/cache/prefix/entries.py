@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from lightning_freeze.cache.identity.fingerprint import Fingerprint
 from lightning_freeze.cache.identity.keys import Call, KeysOf
 from lightning_freeze.cache.identity.module_settings import ModuleSettings
 from lightning_freeze.cache.prefix import break_even, layout
-from lightning_freeze.cache.prefix.pass_state import KnownPrefix, PassState, Store
+from lightning_freeze.cache.prefix.pass_state import Conditions, KnownPrefix, PassState, Store
 from lightning_freeze.cache.store.accelerator import AcceleratorTier, has_own_memory
 from lightning_freeze.cache.store.sizes import bytes_in
 
@@ -57,7 +57,6 @@ class PrefixEntries:
         # Whether to recheck the weights in the next pass, and whether thoroughly.
         self._recheck: bool | None = True
         self._settings: dict[int, ModuleSettings] = {}
-        self._all_settings = ModuleSettings(list(tower.entry.modules()))
 
     def recheck(self, thorough: bool) -> None:
         """Check in the next pass whether the weights have changed in a way that no version counter shows.
@@ -196,30 +195,41 @@ class PrefixEntries:
         return self._fingerprint.moving_weights()
 
     def checked_larger(self, state: PassState) -> KnownPrefix | None:
-        """Return the smallest larger prefix that was checked under the conditions of a pass, ``None`` if none was.
+        """Return the next larger prefix that was checked under the conditions of a pass, ``None`` if none was.
 
         No layer above it reads anything below it, as was seen when it was skipped.
 
         Args:
             state: The pass.
         """
-        has_grad, settings = torch.is_grad_enabled(), self.settings()
+        larger = [known for known in self.known.values() if known.boundary > state.known.boundary and known.checks]
+        if not larger:
+            return None
+        conditions = self._conditions(state)
         checked = (
             known
-            for known in self.known.values()
-            if known.settings == settings
-            and known.boundary > state.known.boundary
-            and known.is_checked
+            for known in larger
+            if known.is_checked
             and known.mixing is None
-            and (known.checked_with_grad or not has_grad)
-            and state.training_modules <= known.training_modules
             and state.call.has_same_layout(known.per_sample)
+            and any(check.covers(conditions) for check in known.checks)
         )
         return min(checked, key=lambda known: known.boundary, default=None)
 
-    def settings(self) -> bytes:
-        """Return a hash of the settings of the whole tower, the layers above the prefix included."""
-        return self._all_settings.digest()
+    def record_check(self, state: PassState, known: KnownPrefix) -> None:
+        """Record the conditions under which a prefix has been checked.
+
+        Args:
+            state: The pass.
+            known: What is known about the prefix.
+        """
+        known.checks.add(self._conditions(state))
+
+    def _conditions(self, state: PassState) -> Conditions:
+        settings = None
+        with suppress(Exception):  # attributes of layers that train may be anything, such as sparse tensors
+            settings = ModuleSettings(list(self._tower.entry.modules())).digest()
+        return Conditions(settings, state.training_modules, torch.is_grad_enabled())
 
     def has_lower(self, boundary: int) -> bool:
         """Whether hidden states are stored at any boundary below the given one."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +54,25 @@ class Tally:
     saved_seconds: float = 0.0
 
 
+class Conditions(NamedTuple):
+    """The conditions under which a whole tower was compared with itself without a prefix.
+
+    Attributes:
+        settings: A hash of the settings of all its modules, ``None`` if they could not be read.
+        training_modules: The modules outside of the blocks that were in training mode, by number.
+        has_grad: Whether gradients were enabled.
+    """
+
+    settings: bytes | None
+    training_modules: frozenset[int]
+    has_grad: bool
+
+    def covers(self, other: Conditions) -> bool:
+        """Whether nothing else can show under the other conditions."""
+        is_same = self.settings is not None and self.settings == other.settings
+        return is_same and self.training_modules >= other.training_modules and self.has_grad >= other.has_grad
+
+
 @dataclass
 class KnownPrefix:
     """What is known about one prefix, identified by its weights, code, modes and surroundings.
@@ -72,7 +91,7 @@ class KnownPrefix:
         verified: Number of batches whose hits were compared with what the prefix computes.
         rng_is_harmless: Whether code around the blocks draws random numbers that do not affect the hidden states.
         training_modules: The modules outside of the blocks that were in training mode when the prefix was checked.
-        settings: A hash of the settings of the whole tower when it was checked.
+        checks: The conditions of each check.
         per_sample: The arguments that have one entry for each sample.
         trims_padding: Whether samples may be stored without padding.
         padding_unread: Whether a backward pass has shown that nothing reads the positions of padding.
@@ -104,7 +123,7 @@ class KnownPrefix:
     checked_with_grad: bool = False
     rng_is_harmless: bool = False
     training_modules: frozenset[int] = frozenset()
-    settings: bytes = b""
+    checks: set[Conditions] = field(default_factory=set)
     per_sample: frozenset[str] = frozenset()
     verified: int = 0
     trims_padding: bool = True
@@ -141,15 +160,13 @@ class KnownPrefix:
         if call.length and not self.has_positions:
             self.trims_padding = False
 
-    def record_conditions(self, training_modules: frozenset[int], settings: bytes) -> None:
+    def record_conditions(self, training_modules: frozenset[int]) -> None:
         """Record the conditions under which the prefix was checked.
 
         Args:
             training_modules: The modules outside of the blocks that are in training mode, by number.
-            settings: A hash of the settings of the whole tower.
         """
         self.training_modules |= training_modules
-        self.settings = settings
         self.checked_with_grad = self.checked_with_grad or torch.is_grad_enabled()
 
     def recurs(self, found: int, size: int, expected: int) -> bool:

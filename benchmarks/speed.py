@@ -171,9 +171,8 @@ def times(subject: Subject, options: argparse.Namespace) -> Table:
             "a step, times faster": measure.ratios(found, f"{contender}{measure.STEP}", f"{base}{measure.STEP}"),
         }
     frozen = "" if not subject.freeze else f" {work.frozen[0]:.0%} of the forward pass is frozen."
-    rounds = (
-        f"{options.rounds} round{'s' if options.rounds > 1 else ''}{' in turns of an epoch' if options.turns else ''}"
-    )
+    turns = " in turns of an epoch" if options.turns else ""
+    rounds = f"{options.rounds} round{'s' if options.rounds > 1 else ''}{turns}"
     about = (
         f"Batches of {subject.batch_size}, {subject.batches} in an epoch and one of validation, {subject.epochs} "
         f"epochs, {rounds}, {options.threads} threads.{frozen}"
@@ -203,12 +202,10 @@ def memory_table(name: str, options: argparse.Namespace) -> Table:
     )
     ours, ideal = kept[memory.OFFLOAD], kept[memory.IDEAL]
     # What a small model keeps is lost among what the allocator keeps.
-    ratio = (
-        f"{ours.after / ideal.after:.2f} after it, {ours.within / ideal.within:.2f} within it"
-        if all((*ours, *ideal))
-        else ""
-    )
-    notes = [f"a warm step with offload, against the model cut by hand: {ratio}"] if ratio else []
+    notes = []
+    if all((*ours, *ideal)):
+        ratios = f"{ours.after / ideal.after:.2f} after it, {ours.within / ideal.within:.2f} within it"
+        notes = [f"a warm step with offload, against the model cut by hand: {ratios}"]
     return Table(f"Memory: {subject.title}", rows, about, notes)
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +14,7 @@ from torch import Tensor, nn
 from benchmarks.speedtest.contenders import RATE, Finetuned, loaders, prepared
 from benchmarks.speedtest.subjects import Batch, Subject
 from lightning_freeze import FrozenPrefixCache, LayerFreezing, LayerStack
+from lightning_freeze.cache.offload import return_free_memory
 
 #: AdamW keeps two moments of each parameter.
 MOMENTS = 2
@@ -172,8 +171,7 @@ def anonymous_memory() -> int:
 
 def held_memory() -> int:
     """Anonymous memory once glibc has returned what is free."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
+    return_free_memory()
     return anonymous_memory()
 
 

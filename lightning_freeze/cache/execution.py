@@ -138,7 +138,7 @@ class PrefixExecutor:
             self._check(state, hidden, output)
         known.record_conditions(state.training_modules)
         if state.needs_dry_run:
-            self._entries.record_check(state, known)
+            known.checks.add(self._entries.conditions(state))
         loses_trim = state.trims_padding and not known.trims_padding and state.call.has_padding
         state.trims_padding = state.trims_padding and not loses_trim
         if loses_trim or known.mixing != mixing_before:

@@ -222,7 +222,7 @@ class WeightOffload:
             for parameter, host in zip(parameters, hosts, strict=True):
                 parameter.data = host
         self.boundary = boundary
-        _return_free_memory()
+        return_free_memory()
 
     def _host_copies(self, parameters: Sequence[Parameter]) -> list[Tensor] | None:
         if parameters[0].device.type != "cpu":
@@ -261,7 +261,7 @@ def _folder_with_room(preferred: Path | None, size: int) -> Path | None:
     return None
 
 
-def _return_free_memory() -> None:
+def return_free_memory() -> None:
     """Return memory that was freed to the system; glibc keeps it otherwise."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)

@@ -20,7 +20,7 @@ from lightning_freeze.cache.prefix import break_even
 from lightning_freeze.cache.prefix.block_signature import BlockSignature
 from lightning_freeze.cache.prefix.entries import PrefixEntries
 from lightning_freeze.cache.prefix.lockstep import Lockstep
-from lightning_freeze.cache.prefix.pass_state import PassState
+from lightning_freeze.cache.prefix.pass_state import KnownPrefix, PassState
 from lightning_freeze.cache.prefix.predicted_gain import Work, count_flops
 from lightning_freeze.cache.prefix.random_state import RandomState
 from lightning_freeze.cache.prefix.stand_ins import run_until
@@ -84,8 +84,10 @@ class FewSamples:
         few = _two_samples(state) if self._entries.is_independent(state) else None
         if few is None:
             return None
+        conditions = self._entries.conditions(state)
+        larger = self._entries.checked_larger(few, conditions)
         try:
-            signatures = self._compare(few, state.call.size)
+            signatures = self._compare(few, state.call.size, larger)
         except Exception:  # the whole batch will show whether the tower or only the batch size is the problem
             return None
         known, found = few.known, self._entries.matching(state, state.rows, few.known)
@@ -94,7 +96,7 @@ class FewSamples:
         known.per_sample = state.call.per_sample
         known.sample_bytes = known.sample_bytes or bytes_in([row for row in found if row is not None]) / state.call.size
         known.record_conditions(state.training_modules)
-        self._entries.record_check(state, known)
+        known.checks.add(conditions)
         if not known.is_checked:
             self._entries.time_reading(state, known, keys_of)
             # The whole batch takes at least as long as two of its samples. If reading takes longer than these, run it.
@@ -107,10 +109,9 @@ class FewSamples:
         self._entries.filled.add(known.boundary)
         return signatures
 
-    def _compare(self, few: PassState, size: int) -> list[BlockSignature] | None:
+    def _compare(self, few: PassState, size: int, larger: KnownPrefix | None) -> list[BlockSignature] | None:
         known, call, entry = few.known, few.call, self._tower.entry
         trains = torch.is_grad_enabled()  # as in the pass itself, to notice gradients that flow into the prefix
-        larger = self._entries.checked_larger(few)
         end = None if larger is None else larger.boundary
         with (
             side_effects.isolated(entry, RandomState(few.device), few.device),

@@ -194,38 +194,32 @@ class PrefixEntries:
         """Return a context in which weights get another place in memory and keep their elements."""
         return self._fingerprint.moving_weights()
 
-    def checked_larger(self, state: PassState) -> KnownPrefix | None:
+    def checked_larger(self, state: PassState, conditions: Conditions) -> KnownPrefix | None:
         """Return the next larger prefix that was checked under the conditions of a pass, ``None`` if none was.
 
         No layer above it reads anything below it, as was seen when it was skipped.
 
         Args:
             state: The pass.
+            conditions: Its conditions.
         """
-        larger = [known for known in self.known.values() if known.boundary > state.known.boundary and known.checks]
-        if not larger:
-            return None
-        conditions = self._conditions(state)
         checked = (
             known
-            for known in larger
-            if known.is_checked
+            for known in self.known.values()
+            if known.boundary > state.known.boundary
+            and known.is_checked
             and known.mixing is None
             and state.call.has_same_layout(known.per_sample)
             and any(check.covers(conditions) for check in known.checks)
         )
         return min(checked, key=lambda known: known.boundary, default=None)
 
-    def record_check(self, state: PassState, known: KnownPrefix) -> None:
-        """Record the conditions under which a prefix has been checked.
+    def conditions(self, state: PassState) -> Conditions:
+        """Return the conditions of a pass, for the record of a check; reads the settings of all layers.
 
         Args:
             state: The pass.
-            known: What is known about the prefix.
         """
-        known.checks.add(self._conditions(state))
-
-    def _conditions(self, state: PassState) -> Conditions:
         settings = None
         with suppress(Exception):  # attributes of layers that train may be anything, such as sparse tensors
             settings = ModuleSettings(list(self._tower.entry.modules())).digest()

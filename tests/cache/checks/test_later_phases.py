@@ -191,9 +191,9 @@ def test_a_setting_that_changes_within_a_phase() -> None:
 class Top(Block):
     """Is the last block, and has something of its own."""
 
-    def __init__(self, scale: float = 1.0) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.scale = scale
+        self.scale = 1.0
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) * self.scale

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -24,7 +25,13 @@ from transformers import (
     ViTModel,
 )
 
-pytest_plugins = ["time_limit"]
+pytest_plugins = ["fast_cases", "time_limit"]
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays; each garbage collection would go through all of it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

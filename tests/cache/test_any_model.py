@@ -71,6 +71,7 @@ def fit(module: nn.Module, layers: str, batches: Any, cached: bool) -> tuple[Eve
     return copied, cache, [str(w.message) for w in caught if "FrozenPrefixCache" in str(w.message)]
 
 
+@pytest.mark.fast_cases(9)
 @pytest.mark.parametrize("name", CASES)
 def test_equals_uncached(name: str) -> None:
     case = MODELS[name]

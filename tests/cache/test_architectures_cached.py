@@ -155,6 +155,7 @@ CASES = {
 }
 
 
+@pytest.mark.fast_cases(9)
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("shuffle", [False, True], ids=["in order", "shuffled"])
 def test_fit_equals_uncached(name: str, shuffle: bool) -> None:

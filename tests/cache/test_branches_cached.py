@@ -70,6 +70,7 @@ class Branches(nn.Module):
         return [branch(x) for branch in self.branches]
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize(
     ("build", "shape", "frozen", "reason"),
     [

@@ -146,6 +146,7 @@ def test_augmented_inputs_miss() -> None:
     assert cache.hit_rate < 0.1
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("how", ["in place", "past autograd", "loaded"])
 def test_changed_weights_miss(how: str) -> None:
     class Changing(Callback):
@@ -235,6 +236,7 @@ def test_gradient_accumulation_and_clipping() -> None:
     assert cache.hit_rate > 0.5
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
 def test_other_precisions(precision: str) -> None:
     plain, cached, cache = both(Plain(bert()), frozen(), validation=loader, precision=precision)
@@ -319,6 +321,7 @@ def test_exception_leaves_the_module_as_it_was() -> None:
     assert not module.model.bert._forward_hooks and not module.model.bert._forward_pre_hooks
 
 
+@pytest.mark.slow
 def test_generation_goes_on_from_its_own_keys_and_values() -> None:
     class Writes(Plain):
         def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
@@ -454,6 +457,7 @@ def test_adapters_above_frozen_layers() -> None:
     assert cache.hit_rate > 0.5
 
 
+@pytest.mark.slow
 def test_module_of_this_package() -> None:
     class Noting(TransformerModule):
         def on_fit_start(self) -> None:

@@ -81,6 +81,7 @@ def others() -> DataLoader:
     return loader(Examples(10, seed=9))
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("callbacks", [frozen, gradual], ids=["static", "gradual"])
 @pytest.mark.parametrize("data", [loader, same_length], ids=["padded", "same length"])
 def test_fit_misses_nothing_and_equals_the_uncached_one(tmp_path: Path, callbacks: Any, data: Any) -> None:

@@ -183,6 +183,7 @@ def mixed_lengths() -> DataLoader:
     return loader(ConcatDataset([short, long]))
 
 
+@pytest.mark.fast_cases(5)
 @pytest.mark.parametrize("data", [same_length, loader, mixed_lengths])
 @pytest.mark.parametrize("nested", [True, False])
 @pytest.mark.parametrize("layers", [4, 2])
@@ -231,6 +232,7 @@ def move_weight(module: Recording, batch_idx: int) -> None:
     module.layers[0].linear.weight.mul_(1.001)
 
 
+@pytest.mark.fast_cases(5)
 @pytest.mark.parametrize("batches", [2, 3, 4, 5])
 @pytest.mark.parametrize(
     ("record", "name"), [(count_in_dict, "losses"), (keep_mean, "mean"), (move_weight, "layers.0.linear.weight")]

@@ -74,6 +74,7 @@ class GivesGraph(Classifier):
         return self.encoder(input_ids, torch.eye(len(input_ids)).to_sparse())
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
@@ -217,6 +218,7 @@ class FreezesMoreLater(Callback):
         freeze(bert.embeddings, *bert.encoder.layer[: 1 if trainer.current_epoch < 2 else 3])
 
 
+@pytest.mark.slow
 def test_nothing_stays_open_where_laying_out_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     lay_out = layout.lay_out
 

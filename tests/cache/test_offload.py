@@ -114,6 +114,7 @@ def run_elsewhere(trainer: Trainer, module: Any) -> None:
     module.model.bert(input_ids=ids, attention_mask=torch.ones_like(ids))
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize(
     "act",
     [

@@ -217,6 +217,7 @@ def change_the_options(module: Any) -> None:
         layer.options.gain = 2.0
 
 
+@pytest.mark.fast_cases(5)
 @pytest.mark.parametrize(
     ("kind", "change"),
     [

@@ -69,6 +69,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
 }
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("kind", FUNCTIONS)
 def test_functions_that_differ_in_a_value_are_different_settings(tmp_path: Path, kind: str) -> None:
     def model(function: Callable[..., Any]) -> Any:
@@ -86,6 +87,7 @@ def test_functions_that_differ_in_a_value_are_different_settings(tmp_path: Path,
     assert all(calls[:3])
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("change", ["weights", "config", "dtype", "boundary"])
 def test_what_was_computed_otherwise_is_not_read(tmp_path: Path, change: str) -> None:
     fit(tmp_path, epochs=2)
@@ -198,6 +200,7 @@ def test_ranks(tmp_path: Path, where: str) -> None:
     assert all(torch.equal(a, results["cached1"]["weights"][n]) for n, a in results["cached0"]["weights"].items())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="no /proc on this system")
 def test_no_file_stays_open_behind_a_run(tmp_path: Path) -> None:
     fit(tmp_path / "first", epochs=1)

@@ -100,6 +100,7 @@ def write(layer: Any) -> None:
     layer.gain[...] = 2.0
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize(
     ("make", "change"),
     [
@@ -343,6 +344,7 @@ def with_names(kept: Any, loss: Tensor) -> None:
     kept[f"step {len(kept)}"] = float(loss)
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize(
     ("kept", "note"),
     [

@@ -124,6 +124,7 @@ class WarmUp(schedulers.LRScheduler):
         self.after.load_state_dict(state["after"])
 
 
+@pytest.mark.fast_cases(7)
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_every_rate_is_the_users_rate_times_the_factor_at_every_step(name):
     def optimizers(module):
@@ -236,6 +237,7 @@ def test_rates_that_hooks_compute_from_values_of_the_groups():
         assert rates == {name: pytest.approx(users[name] * expected_factor(name)) for name in rates}
 
 
+@pytest.mark.slow
 def test_the_learning_rate_finder_finds_the_users_rate(tmp_path):
     module = make(make_optimizers=lambda m: torch.optim.SGD(m.parameters(), lr=m.lr))
     module.lr = 0.1

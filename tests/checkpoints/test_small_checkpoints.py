@@ -115,6 +115,7 @@ def test_whole_checkpoints_are_the_default(tmp_path):
     assert all(not omitted(path) for path in tmp_path.glob("*.ckpt"))
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_only_what_never_changed_is_left_out_in_every_phase(name, tmp_path):
     recorder = Recorder()
@@ -354,6 +355,7 @@ def test_whatever_the_checkpoint_of_an_encoder_did_not_hold_is_saved(tmp_path, t
     assert_same(weights(Encoder.load_from_checkpoint(tmp_path / "a.ckpt")), weights(model))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:You're using the WeightAveraging callback")
 def test_averaged_weights(tmp_path):
     def averaging() -> WeightAveraging:
@@ -390,6 +392,7 @@ def test_every_kind_of_checkpoint_that_lightning_saves(tmp_path):
 # ------------------------------------------------------------------------------------------ loading
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_a_run_resumed_from_any_step_equals_the_straight_one(name, tmp_path):
     straight, model = run(*SCHEDULES[name](), path=tmp_path)
@@ -492,6 +495,7 @@ def test_a_module_in_half_precision(tmp_path, precision):
     assert_same(weights(loaded), weights(expected))
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.filterwarnings("ignore:.*Swapping scheduler", "ignore:.*`SWALR`")
 @pytest.mark.parametrize(
     "make",

@@ -240,6 +240,7 @@ def test_the_users_trainer_settings_come_first(monkeypatch: pytest.MonkeyPatch) 
     assert trainers[2].current_epoch == command_line.DEFAULT_EPOCHS
 
 
+@pytest.mark.slow
 def test_resume_from_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     trainers = seen(monkeypatch)
     fit()
@@ -268,6 +269,7 @@ def test_own_data_module(project: Path, monkeypatch: pytest.MonkeyPatch) -> None
     command_line.main(["fit", *model, "--data=own_images.OwnImages", "--trainer.max_epochs=1", *QUIET])
 
 
+@pytest.mark.fast_cases(5)
 @pytest.mark.parametrize(
     ("args", "parts"),
     [

@@ -43,6 +43,7 @@ plans:
     assert [configs[name]["trainer"]["max_epochs"] for name in ("adds", "both")] == [1, 7]
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [

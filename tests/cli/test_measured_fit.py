@@ -106,6 +106,7 @@ def test_the_callback_says_what_is_forgotten_where_no_metric_does(project: Path)
     assert run_fit(config([callback]), 0, "both", forgetting=lambda *_: 1.0).forgetting == 0
 
 
+@pytest.mark.slow
 def test_without_test_data_the_validation_counts(project: Path) -> None:
     split = config()
     split["data"]["init_args"]["split"] = [0.8, 0.2, 0]

@@ -83,6 +83,7 @@ def test_written_phases_plan_the_same(project: Path, capsys: pytest.CaptureFixtu
     assert "fit --config config.yaml --config phases.yaml" in Path("phases.yaml").read_text()
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize(
     ("strategy", "written_as"),
     [("ULMFiT", "ULMFiT"), ("LISA", "LISA"), ("BlockCoordinate", "BlockCoordinate"), ("AutoFreeze", "AutoFreeze"),
@@ -168,6 +169,7 @@ def test_written_phases_name_all_that_they_come_after(project: Path, capsys: pyt
     )
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize(
     ("options", "batches"),
     [
@@ -211,6 +213,7 @@ class DataWithTensors(TextDataModule):
         super().__init__(data=data, tokenizer="tiny", batch_size=int(torch.tensor([8]).max()))
 
 
+@pytest.mark.slow
 def test_data_is_built_with_memory(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = [f"--data={DataWithTensors.__module__}.DataWithTensors", "--data.data=reviews.csv"]
     main(["plan", "--model.encoder=tiny", "--model.task=classification", *options, "--output", "plan.json"])

@@ -46,6 +46,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize("given", ["--trainer.callbacks+=broken.Mine", "--config=run.yaml"])
 @pytest.mark.parametrize("code, reason", BROKEN.values(), ids=BROKEN)
 def test_a_module_that_cannot_be_imported_is_named_with_the_reason(code, reason, given, tmp_path, monkeypatch, capsys):

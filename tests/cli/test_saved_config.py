@@ -53,13 +53,8 @@ def test_every_callback_is_among_the_forms() -> None:
     assert {name for name in callbacks.__all__ if name in lightning_freeze.__all__} <= FORMS.keys()
 
 
-# The others are slow together: each of them is two runs of the command line.
-FAST = ("no callback", "all")
-
-
-@pytest.mark.parametrize(
-    "form", [form if form in FAST else pytest.param(form, marks=pytest.mark.slow) for form in FORMS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("form", FORMS)
 def test_saved_config_and_proposed_test_run(form: str, capsys: pytest.CaptureFixture[str]) -> None:
     command_line.main(["fit", *FIT, "--trainer.max_epochs=2", *QUIET, *FORMS[form]])
     command = capsys.readouterr().out.splitlines()[-1].removeprefix("test it: lightning-freeze ").split()
@@ -75,6 +70,7 @@ def test_saved_config_and_proposed_test_run(form: str, capsys: pytest.CaptureFix
     assert capsys.readouterr().out.splitlines()[-1].startswith("test accuracy 0.")
 
 
+@pytest.mark.fast_cases(4)
 @pytest.mark.parametrize("form", FORMS)
 def test_printed_config_runs(form: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as done:

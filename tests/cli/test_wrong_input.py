@@ -103,6 +103,7 @@ WRONG = [
 ]  # fmt: skip
 
 
+@pytest.mark.fast_cases(15)
 @pytest.mark.parametrize(("args", "words"), WRONG, ids=[" ".join(args)[:60] for args, _ in WRONG])
 def test_wrong_value_is_one_short_message(args: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
     message = fails(capsys, "fit", *QUIET, *FIT, "--trainer.max_steps=1", *args)
@@ -156,6 +157,7 @@ def built(monkeypatch: pytest.MonkeyPatch, args: list[str]) -> Any:
     return trainers[0]
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize(
     ("written", "meant"),
     [("0:3", "0:3"), ("1:3", "1:3"), ("3", "3"), ("':2'", ":2"), ("-1", "-1"), ("75%", "75%")],
@@ -184,6 +186,7 @@ def test_labels_that_are_numbers() -> None:
     command_line.main([*args, "--data.data=numbers.csv"])
 
 
+@pytest.mark.fast_cases(7)
 @pytest.mark.parametrize(
     ("form", "words"),
     [
@@ -273,6 +276,7 @@ def corrupt_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.json").write_text('{"model": 3}')
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize(
     "spoil",
     [

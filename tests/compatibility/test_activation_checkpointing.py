@@ -85,6 +85,7 @@ def schedules() -> dict[str, list[Callback]]:
     }
 
 
+@pytest.mark.fast_cases(7)
 @pytest.mark.filterwarnings("ignore:LayerFreezing.'.2'. leaves embeddings trainable below")
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("what", schedules())

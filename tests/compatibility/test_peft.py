@@ -90,6 +90,7 @@ def test_static_freezing_leaves_the_adapters_of_other_blocks() -> None:
     assert blocks(changed) == {"2", "head"}
 
 
+@pytest.mark.fast_cases(7)
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("selector", ["embeddings", "0", ":2", "-1", "head", "50%", "all"])
 def test_selectors_name_the_same_layers_as_on_the_bare_model(name: str, selector: str) -> None:
@@ -155,6 +156,7 @@ def test_a_phase_of_base_weights_alone_is_refused() -> None:
         trainer(GradualUnfreezing(EpochTrigger(1), start="embeddings", verbose=False)).fit(adapted(), batches())
 
 
+@pytest.mark.slow
 def test_adapters_and_their_phases_resume(tmp_path: Any) -> None:
     class Saving(Callback):
         def on_train_epoch_end(self, trainer: Any, pl_module: LightningModule) -> None:

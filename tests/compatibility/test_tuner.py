@@ -80,6 +80,7 @@ def run(name: str, finder: Callback | None, module: Tunable) -> tuple[Recorder, 
     return recorder, start
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_learning_rate_finder_leaves_the_run_as_it_would_be_with_that_rate(name: str, tmp_path: Any) -> None:
     found = tunable()
@@ -157,6 +158,7 @@ def test_both_finders_in_one_run(rate_first: bool) -> None:
     assert all(torch.equal(left[n], right[n]) for n in left)
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("finder", [LearningRateFinder(num_training_steps=5), BatchSizeFinder(max_trials=2)])
 def test_frozen_layers_are_in_eval_mode_while_something_is_found(finder: Callback) -> None:
     module = tunable(dropout=0.5)
@@ -206,6 +208,7 @@ class InMidRun(LearningRateFinder):
             self.lr_find(trainer, pl_module)
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_rate_found_in_mid_run_is_the_users_rate(name: str) -> None:
     module, recorder = tunable(), Recorder()
@@ -246,6 +249,7 @@ def test_rates_are_tried_with_the_factor_of_each_layer(finder: type[LearningRate
     assert run_proper == [{layer: pytest.approx(suggested * 0.5**d) for layer, d in DEPTHS.items()}] * len(run_proper)
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_finder_that_finds_nothing_changes_nothing(name: str) -> None:
     rates, found = [], []

@@ -218,6 +218,7 @@ def check(data: TextDataModule, path: Path, kind: str, task: str, rows: list[dic
     return True
 
 
+@pytest.mark.fast_cases(7)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("task", TASKS)
 def test_rows_are_used_as_meant_or_the_first_wrong_one_is_named(tmp_path: Path, kind: str, task: str) -> None:

@@ -36,6 +36,7 @@ def test_repeated_texts_in_the_rows_that_are_evaluated_are_said(repeats: int, is
     assert not warnings_of(group_column="id")
 
 
+@pytest.mark.slow
 def test_the_command_line_says_it_for_language_models_too(
     tiny_gpt2_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

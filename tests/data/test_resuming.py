@@ -60,6 +60,7 @@ def data(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("step", [1, 3, 5, 7, 10])
 def test_a_resumed_fit_reads_the_rest_of_the_epoch(step: int, data: Path, tiny_bert_dir: Path, tmp_path: Path) -> None:
     straight, rows = fit(tiny_bert_dir, data, tmp_path / "straight")
@@ -72,6 +73,7 @@ def test_a_resumed_fit_reads_the_rest_of_the_epoch(step: int, data: Path, tiny_b
         assert torch.equal(weight, resumed.state_dict()[name]), name
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("settings", [{"limit_train_batches": 3}, {"overfit_batches": 3}])
 @pytest.mark.parametrize("step", [2, 3])
 @pytest.mark.filterwarnings("ignore:You requested to overfit")
@@ -104,6 +106,7 @@ class Fails(Callback):
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_the_batch_in_which_a_run_has_failed_is_read_again(data: Path, tiny_bert_dir: Path, tmp_path: Path) -> None:
     straight, rows = fit(tiny_bert_dir, data, tmp_path / "straight", val=True)
     saving = OnExceptionCheckpoint(tmp_path / "failed", "failed")

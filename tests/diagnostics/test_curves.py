@@ -137,6 +137,7 @@ def test_a_plateau_of_a_real_fit():
     assert len(said(TOO_MANY, Frozen(), LayerFreezing(**FREEZING), max_epochs=10)) == 1
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize(
     ("train", "val", "callback"),
     [

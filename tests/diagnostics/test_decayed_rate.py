@@ -58,6 +58,7 @@ def test_an_exponential_decay_by_epochs_is_named_once():
     assert message.startswith("Phase 3 of 6 unfreezes 2 at step 8")
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize(
     "factor",
     [

@@ -112,12 +112,14 @@ def test_once_over_several_phases_and_callbacks():
     assert message.startswith("Layer 2 shall train")
 
 
+@pytest.mark.slow
 def test_each_phase_is_looked_at():
     phases = [Phase("all", EpochTrigger(5)), Phase("0:,head")]
     (message,) = said(Reversible(), PhasedFineTuning(phases, verbose=False), max_epochs=10)
     assert message.startswith("Layers 0 ... 2 shall train")
 
 
+@pytest.mark.slow
 def test_short_phases_and_short_fits_are_judged_at_their_end_if_nothing_at_all_arrived():
     schedule = [GradualUnfreezing(stop="0", verbose=False)]  # one block in 4 steps, two in 4, three in 4: none is proof
     assert said(Reversible(), *schedule, max_epochs=3, batches=4) == []

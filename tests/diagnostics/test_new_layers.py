@@ -156,6 +156,7 @@ def test_by_a_schedule_and_by_the_module_itself(folder):
     assert "and OwnHead keeps it frozen" in message
 
 
+@pytest.mark.fast_cases(5)
 @pytest.mark.parametrize("build", [classifier, own_head, packaged, pooled])
 @pytest.mark.parametrize(
     "callback",
@@ -252,6 +253,7 @@ def test_one_rate_after_a_warm_up(folder):
     assert len(said(ONE_RATE, module, PART)) == 1
 
 
+@pytest.mark.fast_cases(5)
 @pytest.mark.parametrize("build", [classifier, own_head])
 @pytest.mark.parametrize(
     ("callback", "options"),

@@ -44,6 +44,7 @@ def learnable(batches, seed):
     return DataLoader(TensorDataset(tokens, (tokens.double().mean(1) > 7.5).long()), batch_size=4)
 
 
+@pytest.mark.fast_cases(5)
 @pytest.mark.parametrize("callbacks", CALLBACKS)
 @pytest.mark.parametrize("sanity", [0, 2])
 def test_a_correct_run_has_no_warnings(callbacks, sanity):

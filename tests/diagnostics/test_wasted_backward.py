@@ -294,6 +294,7 @@ def test_watching_changes_no_weight():
     assert all(torch.equal(left[name], right[name]) for name in left)
 
 
+@pytest.mark.slow
 def test_a_compiled_model_is_judged_by_its_structure():
     module = make()
     module.encoder.compile(backend="eager")

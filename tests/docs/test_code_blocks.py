@@ -23,7 +23,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCKS = {page: list(blocks_of(page)) for page in PAGES}
 PYTHON = [page for page, blocks in BLOCKS.items() if any(block.language == "python" for block in blocks)]
 #: Their examples train for more than ten seconds.
-SLOW = ("advise.md", "warnings.md")
+SLOW = ("advise.md", "plan.md", "report.md", "warnings.md")
 YAML = [(page, block) for page, blocks in BLOCKS.items() for block in blocks if block.language == "yaml"]
 SHELL = [
     (page, block, command)

@@ -161,6 +161,7 @@ def test_the_review_experiments_are_there():
     assert {path.stem for path in CONFIGS if path.parent.name == "reviews"} == expected
 
 
+@pytest.mark.fast_cases(5)
 @pytest.mark.parametrize("config", first_of_each_folder(CONFIGS), ids=name)
 def test_fast_dev_run(
     config,
@@ -205,6 +206,7 @@ def test_a_strategy_trains_for_more_than_a_step(strategy, reviews, tiny_bert_dir
     assert max(int(row["step"]) for row in rows) == 35  # 48 of 60 rows, in batches of 4, three times
 
 
+@pytest.mark.fast_cases(5)
 @pytest.mark.parametrize("config", first_of_each_folder(CONFIGS), ids=name)
 def test_config_takes_in_its_base(config, capsys, monkeypatch):
     monkeypatch.chdir(EXPERIMENTS.parent)

@@ -83,6 +83,7 @@ def test_a_fit_begins_with_the_weights_of_another(texts, tiny_bert_dir, tmp_path
     assert all(torch.equal(tensor, ended[name]) for name, tensor in checkpoint["state_dict"].items())
 
 
+@pytest.mark.slow
 def test_a_seed_gives_the_first_task_other_weights(texts, tiny_bert_dir, tmp_path):
     script = load(EXPERIMENTS / "continual" / "sequence.py")
     options = [f"--model.encoder={tiny_bert_dir}", "--trainer.max_epochs=1"]
@@ -124,6 +125,7 @@ def test_a_fit_ends_with_the_first_validation_that_reaches_the_target(texts, tin
     assert rates["full"] == rates["frozen"] == 0 and rates["cache_cold"] < 0.5 < rates["cache_warm"]
 
 
+@pytest.mark.slow
 def test_a_fit_that_does_not_reach_the_target_has_no_time(texts, tiny_bert_dir, tmp_path):
     script = load(EXPERIMENTS / "time_to_accuracy" / "measure_time.py")
     options = [f"--model.encoder={tiny_bert_dir}", f"--data.data={texts}", "--trainer.max_epochs=1"]

@@ -38,6 +38,7 @@ def test_the_scripts_are_there():
     assert {path.parent.name for path in SCRIPTS} >= {"chatbot", "code_docs", "medical", "multilingual", "social_media"}
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.parent.name)
 def test_without_a_package_index_a_script_says_so_and_leaves_nothing_unfinished(script, tmp_path):
     link = script.parent / "data"

@@ -66,6 +66,7 @@ def test_frozen_layers_keep_everything_and_trained_ones_move(
     assert result.perplexity_before is None and result.step == 2 * 5
 
 
+@pytest.mark.slow
 def test_layers_that_the_cache_skips_are_measured_too(
     general: Path, data: TextDataModule, tiny_bert_dir: Path, tmp_path: Path
 ) -> None:

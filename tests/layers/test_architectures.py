@@ -54,6 +54,7 @@ def test_layers_run_in_the_order_of_the_stack(case: Case, stack: LayerStack) -> 
     assert order_errors(stack, case.inputs()) == []
 
 
+@pytest.mark.fast_cases(17)
 def test_gradients_arrive_in_the_unfrozen_layers_only(case: Case, stack: LayerStack) -> None:
     assert gradient_errors(stack, case.inputs()) == []
 

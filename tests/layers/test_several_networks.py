@@ -183,6 +183,7 @@ CALLBACKS = {
 }
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("teacher", ["before", "behind"])
 @pytest.mark.parametrize("callback", CALLBACKS.values(), ids=CALLBACKS)
 def test_a_fit_beside_a_teacher_is_that_without_it(teacher: str, callback: Any) -> None:

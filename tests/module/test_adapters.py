@@ -86,6 +86,7 @@ def data(tiny_bert_dir: Path, tmp_path: Path) -> TextDataModule:
     return TextDataModule(str(tiny_bert_dir), train=str(csv), val=str(csv), batch_size=8)
 
 
+@pytest.mark.fast_cases(5)
 @pytest.mark.parametrize("pooling", [None, "mean"])
 @pytest.mark.parametrize("name", METHODS)
 def test_adapters_and_the_head_unfreeze_layer_by_layer_and_nothing_else_moves(
@@ -116,6 +117,7 @@ def test_unfreezing_never_trains_a_base_weight(
     assert {n for n, value in weights(ours).items() if not torch.equal(value, before[n])} <= given
 
 
+@pytest.mark.slow
 def test_the_cache_ends_below_the_first_block_with_adapters_that_train(
     tiny_bert_dir: Path, data: TextDataModule, tmp_path: Path
 ) -> None:

@@ -80,6 +80,7 @@ SLOW = [(family, ids) for family in CLASSIFIERS for ids in IDS if (family, ids) 
 SLOW += [(family, "several end tokens") for family in FAMILIES if family not in CLASSIFIERS]
 
 
+@pytest.mark.fast_cases(13)
 @pytest.mark.parametrize(("family", "ids"), [*FAST, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)])
 def test_logits_do_not_depend_on_the_batch(family: str, ids: str, tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "model", family, *IDS[ids])

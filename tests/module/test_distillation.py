@@ -205,6 +205,7 @@ def test_hidden_loss_leaves_padding_out() -> None:
     assert float(hidden_loss(teacher_states, teacher_states, None)) == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_a_fit_is_a_teacher_and_its_classes_are_matched_by_name(
     tiny_bert_dir: Path, data: TextDataModule, tmp_path: Path
 ) -> None:

@@ -72,6 +72,7 @@ def model() -> GPT2LMHeadModel:
     return GPT2LMHeadModel(config)
 
 
+@pytest.mark.slow
 def test_a_test_logs_exact_match_and_f1_beside_the_perplexity(dialogues: Path) -> None:
     module = TransformerModule(
         model(), task="causal-lm", optimizer=lambda params: torch.optim.AdamW(params, lr=1e-2), warmup_ratio=0.0

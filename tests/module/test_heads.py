@@ -122,6 +122,7 @@ def test_a_new_class_beside_known_ones(tmp_path: Path) -> None:
     assert not module.head_is_trained
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize(
     ("names", "labels", "trained", "note"),
     [

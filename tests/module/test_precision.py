@@ -32,6 +32,7 @@ def saved_bert(request: pytest.FixtureRequest, tmp_path: Path, tiny_bert_dir: Pa
     return save_model(tmp_path / "saved", AutoModel.from_pretrained(tiny_bert_dir).to(request.param))
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize("settings", [{}, {"pooling": "mean"}, {"pretrained": False}], ids=str)
 def test_weights_are_float32(settings: dict[str, Any], saved_bert: Path, tmp_path: Path) -> None:
     module = TransformerModule(str(saved_bert), num_classes=2, **settings)

@@ -61,6 +61,7 @@ def test_a_stream_is_one_epoch_of_as_many_steps_as_the_run() -> None:
     assert "one epoch is assumed" in by_epochs.notes[0]
 
 
+@pytest.mark.slow
 def test_a_stream_with_the_length_of_an_epoch() -> None:
     plan = plan_training(
         Classifier(), GradualUnfreezing(), datamodule=StreamedData(), batches_per_epoch=20, max_steps=50
@@ -80,6 +81,7 @@ def test_several_loaders() -> None:
     assert plan.peak() is not None
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize(
     ("options", "batches"),
     [
@@ -164,6 +166,7 @@ def test_fitting_is_found_without_what_the_callbacks_freeze() -> None:
     assert (found.layers, found.memory) == ("embeddings,0", needed)
 
 
+@pytest.mark.slow
 def test_module_that_is_in_eval_mode() -> None:
     module = Classifier()
     module.model.eval()

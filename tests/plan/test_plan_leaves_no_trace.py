@@ -119,6 +119,7 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_process_forked_after_a_plan_can_train() -> None:
     # Fails without the remedy where PyTorch is built for CUDA and there is no GPU, as with the oldest versions.
@@ -127,6 +128,7 @@ def test_a_process_forked_after_a_plan_can_train() -> None:
     assert process.returncode == 0, process.stderr
 
 
+@pytest.mark.slow
 def test_reentrant_checkpoints_have_their_gradients_counted() -> None:
     module = Reentrant()
     plan = plan_training(module, [LayerFreezing("0")], BATCH)

@@ -22,6 +22,7 @@ from lightning_freeze import (
 from lightning_freeze.errors import ConfigurationError
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("layers", ["embeddings", "embeddings,:2", "75%", "1", "*.bias"])
 def test_memory_is_what_a_real_step_keeps(layers: str) -> None:
     torch.manual_seed(0)

@@ -77,6 +77,7 @@ def _gradual() -> list[Any]:
     return [GradualUnfreezing(trigger=StepTrigger(4), verbose=False)]
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize("accumulated", [1, 2, 3])
 @pytest.mark.parametrize("frequency", [1, 2, 3])
 @pytest.mark.parametrize("interval", ["step", "epoch"])
@@ -95,6 +96,7 @@ def test_a_single_peak_in_a_long_phase() -> None:
     agrees(make, lambda: [LayerFreezing("embeddings", verbose=False)], 310, max_epochs=1)
 
 
+@pytest.mark.fast_cases(5)
 @pytest.mark.parametrize(
     "callbacks",
     [

@@ -101,6 +101,7 @@ class LogsPictures(Network):
         return super().training_step(batch, batch_idx)
 
 
+@pytest.mark.fast_cases(5)
 @pytest.mark.parametrize(
     "make",
     [Network, WithoutIndex, MovesItsBatch, NeedsItsHooks, WithMetrics, LogsPictures],
@@ -137,6 +138,7 @@ OPTIMIZERS: dict[str, Callable[[Any], Any]] = {
 }
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_state_of_optimizers(name: str) -> None:
     agrees(Network(OPTIMIZERS[name]), "embeddings")

@@ -81,6 +81,7 @@ class Fault(Callback):
             raise RuntimeError("power failure")
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize(("interval", "at"), [(1.0, 4), (1.0, 12), (0.5, 6), (0.5, 8)])
 @pytest.mark.parametrize("kept", ["by an exception in the midst of it", "at the batch before it"])
 @pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint", "ignore:.*.fit.ckpt_path=")

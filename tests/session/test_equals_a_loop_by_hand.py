@@ -126,6 +126,7 @@ def with_the_callback(plan):
 
 # A random schedule may be too long for its run, or train the embeddings below frozen blocks, which is warned of and
 # does not matter here.
+@pytest.mark.fast_cases(17)
 @pytest.mark.filterwarnings("ignore:PhasedFineTuning has .* phases and reaches the last one after")
 @pytest.mark.filterwarnings("ignore:Phase .* trains embeddings below")
 @pytest.mark.parametrize("seed", range(60))

@@ -109,6 +109,7 @@ def test_whatever_the_end_the_module_is_given_back(name: str, error: BaseExcepti
     assert Moments.of(module) is None
 
 
+@pytest.mark.fast_cases(5)
 @pytest.mark.parametrize("error", ERRORS, ids=repr)
 @pytest.mark.parametrize("name", SETS)
 def test_a_second_fit_equals_the_first_of_a_fresh_callback(name: str, error: BaseException | None) -> None:

@@ -65,6 +65,7 @@ class Watch(Recorder):
             assert (parameter.grad is not None) == (layer_of(name) in self.trains[-1]), name
 
 
+@pytest.mark.fast_cases(31)
 @pytest.mark.parametrize("clip", [{}, {"gradient_clip_val": 0.1}, {"gradient_clip_val": 0.1, "algorithm": "value"}])
 @pytest.mark.parametrize(("accumulate", "keeps_gradients"), [(1, True), (2, False), (3, True)])
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -77,6 +78,7 @@ def test_frozen_and_refrozen_layers_stay_bit_identical_and_the_others_move(name,
     assert changes == [{"1", "2", "3", "head"}, {"3", "head"}, {"2", "3", "head"}]
 
 
+@pytest.mark.fast_cases(5)
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "32-true", "64-true"])
 @pytest.mark.parametrize("name", ["sgd", "adamw foreach", "adamw fused", "adafactor"])
 def test_in_every_precision(name, precision):

@@ -86,6 +86,7 @@ def test_what_is_frozen_is_in_eval_mode_and_what_trains_is_not(callback):
     assert any(frozen for batch in seen.batches for _, _, frozen in batch)
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint")
 @pytest.mark.parametrize("stop", [2, 3, 4, 6, 9])
 def test_after_a_resume_in_mid_epoch_too(stop, tmp_path):

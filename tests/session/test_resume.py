@@ -104,16 +104,18 @@ def assert_equal(left, right):
     assert recorder_a.rates[-len(recorder_b.rates) :] == recorder_b.rates
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint")  # the ones that saved it
+@pytest.mark.parametrize("every", [7, pytest.param(1, marks=pytest.mark.slow)], ids=["some", "all"])
 @pytest.mark.parametrize("interval", [1.0, 0.5])
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_a_run_resumed_from_any_checkpoint_equals_the_straight_one(schedule, interval, tmp_path):
+def test_a_run_resumed_from_any_checkpoint_equals_the_straight_one(schedule, interval, every, tmp_path):
     run = straight(schedule, tmp_path, val_check_interval=interval)
     checkpoints = sorted(
         tmp_path.glob("*/*.ckpt"), key=lambda p: (p.parent.name, int(p.stem.split("=")[1].split("-")[0]))
     )
     assert len(checkpoints) >= 20
-    for path in checkpoints:
+    for path in checkpoints[::every]:
         saved = torch.load(path, weights_only=True)
         if saved["global_step"] < run[0].global_step:
             assert_equal(run, resumed(schedule, path, val_check_interval=interval))

@@ -180,6 +180,7 @@ def test_an_optimizer_that_was_saved_with_one_group_for_each_layer_is_refused(tm
 # ------------------------------------------------------------------------------ callbacks added and removed
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint")
 @pytest.mark.parametrize("optimizer", [adamw, schedule_free])
 @pytest.mark.parametrize("name", OURS)

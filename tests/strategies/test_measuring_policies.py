@@ -308,6 +308,7 @@ STRATEGIES = {
 }
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint")
 @pytest.mark.parametrize("name", STRATEGIES)
 @pytest.mark.parametrize("steps", [(2, 7, 9), pytest.param(range(1, 24), marks=pytest.mark.slow)], ids=["some", "all"])
@@ -360,9 +361,8 @@ def test_the_state_of_what_is_frozen_is_dropped():
     assert held == recorder.trains[-1] != set(LAYERS)
 
 
-@pytest.mark.parametrize(
-    "name", ["fisher", *(pytest.param(name, marks=pytest.mark.slow) for name in ("autofreeze", "slimfit"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STRATEGIES)
 def test_a_compiled_model_equals_an_eager_one(name):
     torch._dynamo.reset()
     eager, compiled = make(make_optimizers=adamw), make(make_optimizers=adamw)

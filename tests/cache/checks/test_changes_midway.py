@@ -59,6 +59,7 @@ def replace_parameter(module: Any) -> None:
     dense.weight = nn.Parameter(dense.weight.detach() * 1.5, requires_grad=False)
 
 
+@pytest.mark.fast_cases(7)
 @pytest.mark.parametrize("by_callback", [True, False], ids=["callback", "own freezing"])
 @pytest.mark.parametrize("step", [4, 8])
 @pytest.mark.parametrize(
@@ -141,6 +142,7 @@ def test_language_of_the_model(reads: str, monkeypatch: pytest.MonkeyPatch) -> N
     assert cache.hit_rate > 0
 
 
+@pytest.mark.slow
 def test_config_changed_between_two_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     rarely_reads_weights(monkeypatch)
 
@@ -213,6 +215,7 @@ class Adapted(Plain):
         self.model.eval()
 
 
+@pytest.mark.slow
 def test_adapter_of_frozen_blocks() -> None:
     config = peft.LoraConfig(target_modules=["query", "value"], init_lora_weights=False, task_type="SEQ_CLS")
     model = peft.get_peft_model(bert(), config, adapter_name="first")
@@ -353,6 +356,7 @@ def test_momentum_teacher_is_left_alone(how: str, reason: str) -> None:
     assert cache.hit_rate == 0
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("blocks", [3, 4, 5, 8])
 def test_callback_that_fitted_another_model_tests_this_one(blocks: int) -> None:
     cache = make_cache()

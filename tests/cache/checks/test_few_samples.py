@@ -416,6 +416,7 @@ class Centred(Block):
         return y - y.mean(0, keepdim=True) * 0.5
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("is_on_disk", [False, True])
 @pytest.mark.parametrize("kind", [Capacity, Centred])
 def test_what_was_stored_sample_by_sample_is_compared_in_a_whole_batch(

@@ -53,6 +53,7 @@ class ReadsOutside(Classifier):
         return self.encoder(input_ids) + self.encoder.layers[0].saved
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize("data", [same_length, one_by_one])
 @pytest.mark.parametrize("kind", [Saves, SavesInADict])
 @pytest.mark.parametrize("inside", [True, False], ids=["inside", "outside"])
@@ -150,6 +151,7 @@ class Candidates(Plain):
         self.validated.append(self.model(following, past_key_values=past, **options).logits.clone())
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize("use", ["", "copy", "length", "crop", "repeat"])
 def test_keys_and_values_that_are_asked_for(use: str) -> None:
     cache = check_equal(Candidates(use), frozen(), data=same_length, validation=same_length)

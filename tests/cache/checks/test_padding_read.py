@@ -71,6 +71,7 @@ def zero_head() -> Plain:
     return Plain(model)
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize("shuffle", [False, True], ids=["in order", "shuffled"])
 @pytest.mark.parametrize(
     "module",
@@ -106,6 +107,7 @@ class ChangesItsInput(Block):
         return super().forward(self.change(self, x))
 
 
+@pytest.mark.fast_cases(5)
 @pytest.mark.parametrize("data", [loader, same_length], ids=["padding", "no padding"])
 @pytest.mark.parametrize(
     "change",

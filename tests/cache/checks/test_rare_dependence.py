@@ -125,6 +125,7 @@ KINDS = [
 ]  # fmt: skip
 
 
+@pytest.mark.fast_cases(17)
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("mix", KINDS)
 def test_rare_dependence_changes_nothing(mix: Mix, seed: int) -> None:

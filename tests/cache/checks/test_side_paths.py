@@ -85,6 +85,7 @@ def tell(module: Any, epoch: int) -> None:
     module.model.epoch = epoch
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize(
     "module",
     [
@@ -105,6 +106,7 @@ class FreezesItself(Callback):
         freeze(pl_module.model.embeddings, *pl_module.model.layers[:2])
 
 
+@pytest.mark.fast_cases(5)
 @pytest.mark.parametrize("freezing", [frozen(), FreezesItself()], ids=["callback", "own"])
 @pytest.mark.parametrize("sanity", [0, 1, 2])
 @pytest.mark.parametrize(

@@ -46,6 +46,7 @@ def accelerated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(entries, "has_own_memory", lambda device: True)
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.usefixtures("accelerated")
 @pytest.mark.parametrize("budget", ["64MiB", 9000])
 @pytest.mark.parametrize("shuffle", [False, True])

@@ -285,6 +285,7 @@ FORGERIES: dict[str, Callable[[bytearray], None]] = {
 }
 
 
+@pytest.mark.fast_cases(5)
 @needs_fork
 @pytest.mark.parametrize("forgery", FORGERIES)
 def test_forged_database_ends_no_process(cache: Path, forgery: str) -> None:

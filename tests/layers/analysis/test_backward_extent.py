@@ -46,6 +46,7 @@ def layers_of(leaks: Iterable[Leak]) -> set[str]:
     return {name for leak in leaks for name in leak.layers}
 
 
+@pytest.mark.fast_cases(21)
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("name", CASES)
 def test_the_structure_says_what_autograd_shows(name: str, training: bool) -> None:

@@ -178,6 +178,7 @@ def test_a_fit_leaves_frozen_layers_still(name: str) -> None:
     assert all(torch.equal(outputs.seen[0], seen) for seen in outputs.seen[1:])
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.filterwarnings("ignore:LayerFreezing.* makes its own input require grad")
 @pytest.mark.parametrize(
     "name", [name for name in MODELS if name != "resnet"]

@@ -58,7 +58,7 @@ test-oldest:
 	test -x $(VENV)-oldest/bin/python || $(PYTHON) -m venv $(VENV)-oldest
 	$(VENV)-oldest/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-oldest.txt \
 		--editable '.[data,dev]'
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VENV)-oldest/bin/python -m pytest -n $(WORKERS) -m "not slow" $(LIMIT)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VENV)-oldest/bin/python -m pytest -n $(WORKERS) --all-cases -m "not slow" $(LIMIT)
 
 # In environments of their own (.venv-projects): each project installs what its own quick start needs.
 test-projects:

@@ -29,7 +29,7 @@ pytest_plugins = ["fast_cases", "time_limit"]
 
 
 def pytest_collection_finish() -> None:
-    """What was imported stays; each garbage collection would go through all of it."""
+    """Imported objects live until the end: the garbage collector need not go through them each time."""
     gc.collect()
     gc.freeze()
 

@@ -236,7 +236,7 @@ def test_gradient_accumulation_and_clipping() -> None:
     assert cache.hit_rate > 0.5
 
 
-@pytest.mark.fast_cases(1)
+@pytest.mark.fast_cases(1, "bf16-mixed")
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
 def test_other_precisions(precision: str) -> None:
     plain, cached, cache = both(Plain(bert()), frozen(), validation=loader, precision=precision)
@@ -457,7 +457,6 @@ def test_adapters_above_frozen_layers() -> None:
     assert cache.hit_rate > 0.5
 
 
-@pytest.mark.slow
 def test_module_of_this_package() -> None:
     class Noting(TransformerModule):
         def on_fit_start(self) -> None:

@@ -165,6 +165,7 @@ class Slow(MemoryStore):
         return rows
 
 
+@pytest.mark.slow
 def test_store_that_turns_out_slow_is_given_up(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -31,7 +31,7 @@ def block(number: int) -> Any:
     return lambda module: module.model.bert.encoder.layer[number].intermediate.dense
 
 
-@pytest.mark.fast_cases(1)
+@pytest.mark.fast_cases(1, "in order")
 @pytest.mark.parametrize("shuffle", [False, True], ids=["in order", "shuffled"])
 def test_gradual_unfreezing_equals_uncached(shuffle: bool) -> None:
     plain, cached, cache = both(

@@ -87,7 +87,7 @@ def test_functions_that_differ_in_a_value_are_different_settings(tmp_path: Path,
     assert all(calls[:3])
 
 
-@pytest.mark.fast_cases(2)
+@pytest.mark.fast_cases(2, "weights", "boundary")
 @pytest.mark.parametrize("change", ["weights", "config", "dtype", "boundary"])
 def test_what_was_computed_otherwise_is_not_read(tmp_path: Path, change: str) -> None:
     fit(tmp_path, epochs=2)

@@ -41,6 +41,7 @@ def test_merged_checkpoints_equal_whole_ones_bit_for_bit(tmp_path: Path) -> None
         assert abs((tmp_path / "merged.ckpt").stat().st_size - whole.stat().st_size) < 2000
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("kind", ["base.safetensors", "base.pt", "base.ckpt", "folder"])
 def test_base_weights_are_found_by_content_in_every_kind_of_file(kind: str, tmp_path: Path) -> None:
     small, whole = both(tmp_path)[0]

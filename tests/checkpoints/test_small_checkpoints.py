@@ -495,11 +495,12 @@ def test_a_module_in_half_precision(tmp_path, precision):
     assert_same(weights(loaded), weights(expected))
 
 
-@pytest.mark.fast_cases(1)
+@pytest.mark.fast_cases(1, "averaging")
 @pytest.mark.filterwarnings("ignore:.*Swapping scheduler", "ignore:.*`SWALR`")
 @pytest.mark.parametrize(
     "make",
     [lambda: StochasticWeightAveraging(0.01, swa_epoch_start=1), lambda: LearningRateFinder(num_training_steps=5)],
+    ids=["averaging", "finder"],
 )
 def test_beside_averaging_and_the_finder(tmp_path, make):
     finds = isinstance(make(), LearningRateFinder)

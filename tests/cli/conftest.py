@@ -14,6 +14,13 @@ def always_worth_while(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lightning_freeze.cache.prefix.break_even.SLOWER", 1e9)
 
 
+@pytest.fixture(autouse=True)
+def reports_without_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each fit writes a report; to draw its figures takes far longer than the fit does."""
+    if request.path.name != "test_report.py":
+        monkeypatch.setattr("lightning_freeze.run_report.page.figures.svg_of", lambda *_: "<svg></svg>")
+
+
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_bert_dir: Path) -> Path:
     """Run in an empty folder that holds reviews.csv and the model folder ``tiny``, as a user would."""

@@ -240,7 +240,6 @@ def test_the_users_trainer_settings_come_first(monkeypatch: pytest.MonkeyPatch) 
     assert trainers[2].current_epoch == command_line.DEFAULT_EPOCHS
 
 
-@pytest.mark.slow
 def test_resume_from_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     trainers = seen(monkeypatch)
     fit()

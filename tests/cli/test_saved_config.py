@@ -53,7 +53,7 @@ def test_every_callback_is_among_the_forms() -> None:
     assert {name for name in callbacks.__all__ if name in lightning_freeze.__all__} <= FORMS.keys()
 
 
-@pytest.mark.slow
+@pytest.mark.fast_cases(1, "FrozenPrefixCache")
 @pytest.mark.parametrize("form", FORMS)
 def test_saved_config_and_proposed_test_run(form: str, capsys: pytest.CaptureFixture[str]) -> None:
     command_line.main(["fit", *FIT, "--trainer.max_epochs=2", *QUIET, *FORMS[form]])

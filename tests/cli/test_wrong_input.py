@@ -215,12 +215,14 @@ def test_wrong_yaml_is_one_message(form: dict[str, str], words: str, capsys: pyt
     assert words in message and len(message) < 500, message
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize("content", ["", "3", "text", "[1, 2]", "\x00", "{a: 1}", "!!python/name:os.system"])
 def test_config_file_that_is_none(content: str, capsys: pytest.CaptureFixture[str]) -> None:
     Path("odd.yaml").write_text(content)
     fails(capsys, "fit", "--config=odd.yaml")
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize(
     "content", ["", "# trainer: {}\n", "- a\n", "trainer: {max_epochs: 1, max_epochs: 2}\n", "a: [\n"]
 )

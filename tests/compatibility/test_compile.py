@@ -97,7 +97,7 @@ def test_phases_of_a_compiled_module_train_what_they_say(way: Callable[[Quiet], 
     assert [name for name in plain if not torch.allclose(plain[name], ours[name], rtol=0, atol=1e-12)] == []
 
 
-@pytest.mark.fast_cases(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("way", [compile_encoder, compile_blocks])
 def test_frozen_layers_of_a_compiled_module_stand_still(way: Callable[[Quiet], Any]) -> None:
     before = {name.replace("_orig_mod.", ""): value for name, value in weights(make()).items()}

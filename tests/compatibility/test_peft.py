@@ -156,7 +156,6 @@ def test_a_phase_of_base_weights_alone_is_refused() -> None:
         trainer(GradualUnfreezing(EpochTrigger(1), start="embeddings", verbose=False)).fit(adapted(), batches())
 
 
-@pytest.mark.slow
 def test_adapters_and_their_phases_resume(tmp_path: Any) -> None:
     class Saving(Callback):
         def on_train_epoch_end(self, trainer: Any, pl_module: LightningModule) -> None:

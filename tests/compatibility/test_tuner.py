@@ -262,6 +262,7 @@ def test_a_finder_that_finds_nothing_changes_nothing(name: str) -> None:
     assert all(torch.equal(found[0][n], found[1][n]) for n in found[0])
 
 
+@pytest.mark.slow
 def test_a_rate_found_in_mid_run_goes_on_under_the_users_scheduler() -> None:
     def scheduled(module: Any) -> Any:
         optimizer = torch.optim.SGD(module.parameters(), lr=module.lr)

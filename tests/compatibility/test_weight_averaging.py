@@ -37,6 +37,7 @@ def scheduled(module: nn.Module) -> Any:
 # ------------------------------------------------------------------------------ StochasticWeightAveraging
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("rates", [0.05, [0.05, 0.02]], ids=["one rate", "a rate for each of the user's groups"])
 @pytest.mark.parametrize("make_optimizers", [sgd, scheduled])
 def test_averaging_brings_each_layer_to_its_factor_of_swa_lrs(make_optimizers: Any, rates: Any) -> None:
@@ -196,6 +197,7 @@ def test_the_average_of_a_run_in_phases(name: str) -> None:
     assert all(p.requires_grad for p in module.parameters())
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("name", AVERAGES)
 def test_averages_resume_with_phases_rates_and_warm_ups(name: str, tmp_path: Any) -> None:
     def go(path: Any = None) -> Any:

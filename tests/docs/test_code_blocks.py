@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCKS = {page: list(blocks_of(page)) for page in PAGES}
 PYTHON = [page for page, blocks in BLOCKS.items() if any(block.language == "python" for block in blocks)]
-#: Their examples train for more than ten seconds.
+#: The examples of these pages take several seconds.
 SLOW = ("advise.md", "plan.md", "report.md", "warnings.md")
 YAML = [(page, block) for page, blocks in BLOCKS.items() for block in blocks if block.language == "yaml"]
 SHELL = [
@@ -85,6 +85,7 @@ def test_blocks_were_found() -> None:
     assert len(SHELL) > 5
 
 
+@pytest.mark.fast_cases(11, "README.md")
 @pytest.mark.filterwarnings("default:::lightning_freeze")
 @pytest.mark.parametrize(
     "page", [pytest.param(page, marks=pytest.mark.slow) if page.name in SLOW else page for page in PYTHON], ids=label
@@ -98,6 +99,7 @@ def test_python_blocks_run(page: Path, folder: Path) -> None:
             run(page, block, names)
 
 
+@pytest.mark.fast_cases(11)
 @pytest.mark.parametrize(("page", "block"), YAML, ids=label)
 def test_yaml_blocks_are_read_by_the_command_line(page: Path, block: CodeBlock, folder: Path) -> None:
     (folder / "config.yaml").write_text(block.text)
@@ -107,6 +109,7 @@ def test_yaml_blocks_are_read_by_the_command_line(page: Path, block: CodeBlock, 
     reads_config("fit", "--config=config.yaml")
 
 
+@pytest.mark.fast_cases(9)
 @pytest.mark.parametrize(("page", "block", "command"), SHELL, ids=label)
 def test_commands_are_read_by_the_command_line(
     page: Path, block: CodeBlock, command: str, folder: Path, monkeypatch: pytest.MonkeyPatch

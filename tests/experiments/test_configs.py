@@ -161,7 +161,7 @@ def test_the_review_experiments_are_there():
     assert {path.stem for path in CONFIGS if path.parent.name == "reviews"} == expected
 
 
-@pytest.mark.fast_cases(5)
+@pytest.mark.fast_cases(5, "reviews/discriminative")
 @pytest.mark.parametrize("config", first_of_each_folder(CONFIGS), ids=name)
 def test_fast_dev_run(
     config,
@@ -206,7 +206,7 @@ def test_a_strategy_trains_for_more_than_a_step(strategy, reviews, tiny_bert_dir
     assert max(int(row["step"]) for row in rows) == 35  # 48 of 60 rows, in batches of 4, three times
 
 
-@pytest.mark.fast_cases(5)
+@pytest.mark.fast_cases(5, "reviews/discriminative")
 @pytest.mark.parametrize("config", first_of_each_folder(CONFIGS), ids=name)
 def test_config_takes_in_its_base(config, capsys, monkeypatch):
     monkeypatch.chdir(EXPERIMENTS.parent)
@@ -224,7 +224,7 @@ def test_config_takes_in_its_base(config, capsys, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("comparison", first_of_each_folder(COMPARISONS), ids=name)
+@pytest.mark.parametrize("comparison", COMPARISONS, ids=name)
 def test_every_plan_of_a_comparison_is_a_config_that_can_be_built(
     comparison, reviews, dialogues, tiny_minilm_dir, tiny_chat_dir, tiny_vit_dir, tiny_wav2vec2_dir, monkeypatch
 ):

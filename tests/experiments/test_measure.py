@@ -66,6 +66,7 @@ def test_an_edited_number_is_noticed(folder):
     assert with_tables(edited, read_results(folder / "results.csv")) == text
 
 
+@pytest.mark.fast_cases(5)
 @pytest.mark.parametrize("folder", MEASURED, ids=name)
 def test_the_figure_is_what_the_results_say(folder, tmp_path):
     kept = (folder / "results.svg").read_text(encoding="utf-8")

@@ -59,8 +59,10 @@ def test_gradients_arrive_in_the_unfrozen_layers_only(case: Case, stack: LayerSt
     assert gradient_errors(stack, case.inputs()) == []
 
 
-def test_backward_stops_at_the_frozen_prefix(name: str, case: Case, stack: LayerStack) -> None:
-    leaks = leak_errors(stack, case.inputs())
+@pytest.mark.fast_cases(17)
+def test_backward_stops_at_the_frozen_prefix(name: str, case: Case) -> None:
+    torch.manual_seed(0)
+    leaks = leak_errors(LayerStack(case.build()), case.inputs())  # runs of other tests would draw other dropped layers
     assert bool(leaks) == (name in ASKS_FOR_INPUT_GRADIENTS), leaks
 
 

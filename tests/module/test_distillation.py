@@ -113,6 +113,7 @@ def test_the_teacher_runs_once_for_each_sample_and_never_trains(
     assert not any("teacher" in layer.name for layer in LayerStack(ours))
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("hidden_weight", [0.0, 0.5])
 @pytest.mark.parametrize("where", ["memory", "disk"])
 def test_kept_outputs_give_the_losses_of_a_teacher_that_runs_each_time(
@@ -310,6 +311,7 @@ def test_images(tmp_path: Path) -> None:
     assert sum(runs.samples) == 8
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("task", ["token-classification", "causal-lm", "regression", "multilabel"])
 def test_other_tasks(task: Any, tiny_bert_dir: Path, tiny_gpt2_dir: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, BertForTokenClassification

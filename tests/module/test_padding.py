@@ -92,6 +92,7 @@ def fit(path: Path, family: str, texts: tuple[str, ...], stage: str = "fit", bat
     return [message for warning in caught if "reads padding" in (message := str(warning.message))]
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize(
     ("family", "stage"),
     [
@@ -105,6 +106,7 @@ def test_a_model_that_reads_padding_is_named_once(family: str, stage: str, tmp_p
     assert "batch_size=1" in message
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize("family", ["Bert", "XLNet", "DebertaV2", "RoFormer", "GPTNeo", "Gemma2"])
 def test_a_model_that_masks_padding_is_not(family: str, tmp_path: Path) -> None:
     assert fit(tmp_path, family, TEXTS) == []

@@ -98,7 +98,7 @@ def test_every_text_task_trains_tests_and_predicts(
         assert set(names) <= set(data.labels)
 
 
-@pytest.mark.fast_cases(2)
+@pytest.mark.fast_cases(2, "path")
 @pytest.mark.parametrize("encoder", ["path", "path and pooling", "model", "bare module"])
 def test_training_learns(encoder: str, tmp_path: Path, tiny_bert_dir: Path) -> None:
     seed_everything(1)

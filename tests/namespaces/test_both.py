@@ -111,7 +111,7 @@ CALLBACKS = {
 }
 
 
-@pytest.mark.fast_cases(3)
+@pytest.mark.fast_cases(3, "gradual, rates", "cache", "averaging")
 @pytest.mark.parametrize(
     "callbacks",
     [pytest.param(made, marks=pytest.mark.slow) if "finder" in name else made for name, made in CALLBACKS.items()],

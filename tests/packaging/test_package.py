@@ -49,6 +49,7 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert "lightning-freeze = lightning_freeze.cli.command_line:main" in entry_points
 
 
+@pytest.mark.slow
 def test_description_can_be_published(wheel: Path) -> None:
     pytest.importorskip("twine")
     done = subprocess.run(

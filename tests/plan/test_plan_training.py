@@ -170,6 +170,7 @@ def test_each_boundary_takes_space_of_its_own() -> None:
     assert plan.cache_bytes == 3 * 2 * (4 * 12 * 32 * 4)  # boundaries behind 3, 2 and 1 blocks; batches
 
 
+@pytest.mark.slow
 def test_nothing_is_skipped_below_trainable_embeddings() -> None:
     time = plan_training(Classifier(), [LayerFreezing(":2")], BATCH).phases[0].time
     assert time is not None

@@ -31,6 +31,7 @@ class Endless:
         return iter(list(loader(5)))
 
 
+@pytest.mark.fast_cases(7)
 @pytest.mark.parametrize(
     "options",
     [

@@ -83,6 +83,7 @@ class Ending(Callback):
 ERRORS = [None, RuntimeError("boom"), KeyboardInterrupt()]
 
 
+@pytest.mark.fast_cases(5)
 @pytest.mark.parametrize("error", ERRORS, ids=repr)
 @pytest.mark.parametrize("name", SETS)
 def test_whatever_the_end_the_module_is_given_back(name: str, error: BaseException | None) -> None:

@@ -308,7 +308,6 @@ STRATEGIES = {
 }
 
 
-@pytest.mark.fast_cases(1)
 @pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint")
 @pytest.mark.parametrize("name", STRATEGIES)
 @pytest.mark.parametrize("steps", [(2, 7, 9), pytest.param(range(1, 24), marks=pytest.mark.slow)], ids=["some", "all"])

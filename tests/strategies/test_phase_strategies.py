@@ -122,7 +122,7 @@ def adamw(module):
     return torch.optim.AdamW(module.parameters(), lr=0.01, weight_decay=0.1)
 
 
-@pytest.mark.fast_cases(1)
+@pytest.mark.fast_cases(2, "chain-thaw", "ulmfit")
 @pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint")
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_a_resumed_run_equals_the_straight_one_bit_for_bit(name, tmp_path):

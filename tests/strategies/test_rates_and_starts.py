@@ -144,7 +144,7 @@ STRATEGIES = {
 }
 
 
-@pytest.mark.fast_cases(1)
+@pytest.mark.fast_cases(2, "l2sp", "reinit")
 @pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint")
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_a_resumed_run_equals_the_straight_one_bit_for_bit(name, tmp_path):

@@ -128,6 +128,7 @@ def rarely_reads_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fingerprint, "_FREE_SECONDS", -math.inf)
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("reads", ["every epoch", "rarely"])
 def test_language_of_the_model(reads: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if reads == "rarely":

@@ -69,6 +69,7 @@ def test_moving_boundary() -> None:
     assert_same(plain, cached)
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("is_accelerated", [True, False])
 def test_what_stays_is_not_read_again(is_accelerated: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(entries, "has_own_memory", lambda device: is_accelerated)

@@ -168,6 +168,7 @@ def changed(stack: LayerStack, selector: str, before: Mapping[str, Tensor]) -> l
     return [key for key, value in frozen_state(stack, selector, before).items() if not torch.equal(value, after[key])]
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize("name", MODELS)
 def test_a_fit_leaves_frozen_layers_still(name: str) -> None:
     stack, selector, before, outputs = train(name)

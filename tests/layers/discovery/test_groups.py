@@ -54,6 +54,7 @@ def test_prefixes_match_whole_components() -> None:
     assert [name for name, _ in stack["a"].named_parameters()] == ["enc.weight", "enc.bias"]
 
 
+@pytest.mark.slow
 def test_compiled_module_takes_the_plain_names() -> None:
     stack = LayerStack(torch.compile(ResNet()), groups=GROUPS)
     assert stack["head"].named_parameters()[0][0] == "_orig_mod.fc.weight"

@@ -21,7 +21,7 @@ def page() -> str:
     return report_page(history(LAYERS, 14), facts())
 
 
-@pytest.mark.fast_cases(1)
+@pytest.mark.fast_cases(1, "light-1400")
 @pytest.mark.parametrize("width", [400, 1400])
 @pytest.mark.parametrize("is_dark", [False, True], ids=["light", "dark"])
 def test_every_chart_is_drawn(page: str, width: int, is_dark: bool, tmp_path: Path) -> None:

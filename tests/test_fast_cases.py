@@ -1,10 +1,9 @@
 """Of the cases of a test that is marked so, a few stay in the fast suite, and the others are slow."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from child_pytest import run_pytest
 from fast_cases import spread
 
 CASES = """
@@ -25,16 +24,9 @@ def test_one():
 """
 
 
-def run(folder: Path, *options: str, cases: str = CASES, fails: bool = False) -> str:
-    """The cases that ran, in their order, or what pytest printed where it is meant to fail."""
-    (folder / "test_cases.py").write_text(cases)
-    (folder / "pytest.ini").write_text("[pytest]\nmarkers = slow\n")
-    command = [sys.executable, "-m", "pytest", "-p", "fast_cases", "-p", "no:cacheprovider", "-s", "--strict-markers"]
-    path = {"PYTHONPATH": str(Path(__file__).parent)}
-    done = subprocess.run([*command, *options], cwd=folder, env=path, capture_output=True, text=True)
-    assert bool(done.returncode) == fails, done.stdout + done.stderr
-    ran = [line.split("ran ")[1][0] for line in done.stdout.splitlines() if "ran " in line]
-    return done.stdout if fails else "".join(ran)
+def run(folder: Path, *options: str, tests: str = CASES) -> str:
+    """The cases that ran, in their order."""
+    return "".join(run_pytest(folder, "fast_cases", tests, *options)[0])
 
 
 def test_some_cases_are_fast_and_the_others_slow(tmp_path: Path) -> None:
@@ -43,14 +35,13 @@ def test_some_cases_are_fast_and_the_others_slow(tmp_path: Path) -> None:
     assert run(tmp_path) == "abcdexy1"
     assert run(tmp_path, "--all-cases", "-m", "not slow") == "acdexy1"
     # What is slow does not depend on what else was asked for.
-    assert run(tmp_path, "-m", "slow", "test_cases.py::test_many[a]") == "a"
+    assert run(tmp_path, "-m", "slow", "test_them.py::test_many[a]") == "a"
 
 
 def test_cases_by_their_ids_come_first(tmp_path: Path) -> None:
-    assert run(tmp_path, "-m", "not slow", cases=CASES.replace("(2)", '(2, "d")', 1)) == "cdxy1"
-    assert "fast_cases('z') is none of its cases" in run(
-        tmp_path, cases=CASES.replace("(2)", '(2, "z")', 1), fails=True
-    )
+    assert run(tmp_path, "-m", "not slow", tests=CASES.replace("(2)", '(2, "d")', 1)) == "cdxy1"
+    _, text = run_pytest(tmp_path, "fast_cases", CASES.replace("(2)", '(2, "z")', 1), fails=True)
+    assert "fast_cases('z') is none of its cases" in text
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,9 @@
 """The limit on the time of a run skips what has not begun, and says so."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from child_pytest import run_pytest
 
 FOUR = """
 import time
@@ -19,17 +18,7 @@ def test_one(number):
 
 def run(folder: Path, *options: str, wait: float = 0.0) -> tuple[list[str], str]:
     """The numbers of the tests that ran, in their order, and all that pytest printed."""
-    (folder / "test_four.py").write_text(FOUR.replace("WAIT", str(wait)))
-    command = [sys.executable, "-m", "pytest", "-p", "time_limit", "-p", "no:cacheprovider", "-s", "-rs", "--rootdir=."]
-    done = subprocess.run(
-        [*command, *options, "test_four.py"],
-        cwd=folder,
-        env={"PYTHONPATH": str(Path(__file__).parent)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return [line.split("ran ")[1][0] for line in done.stdout.splitlines() if "ran " in line], done.stdout
+    return run_pytest(folder, "time_limit", FOUR.replace("WAIT", str(wait)), *options)
 
 
 def test_all_run_without_a_limit_and_within_one(tmp_path):

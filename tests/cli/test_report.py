@@ -15,6 +15,11 @@ from lightning_freeze.cli import command_line
 FIRST = Path("lightning_logs/version_0/freeze_report.html")
 
 
+@pytest.fixture(autouse=True)
+def figures_of_reports() -> None:
+    """Here they are drawn, unlike in the other tests of the command line."""
+
+
 def fit(*more: str) -> None:
     command_line.main(["fit", *FIT, *QUIET, "--trainer.max_epochs=2", *more])
 

@@ -32,8 +32,8 @@ from benchmarks.speedtest.subjects import FULL, QUICK, Subject
 from benchmarks.speedtest.turns import in_turns
 from lightning_freeze import FrozenPrefixCache, GradualUnfreezing
 
-PARTS = ("data", "forward pass", "backward pass", "optimizer step")
-FORWARD, BACKWARD, STEP = PARTS[1:]
+DATA, FORWARD, BACKWARD, STEP = "data", "forward pass", "backward pass", "optimizer step"
+PARTS = (DATA, FORWARD, BACKWARD, STEP)
 PLAIN, CACHED = "GradualUnfreezing", "with the cache"
 
 
@@ -49,24 +49,30 @@ class Epoch:
     batches: list[dict[str, float]] = field(default_factory=list)
     validation: float = 0.0
 
+    def mean(self, part: str) -> float:
+        """That of one batch, without the first one."""
+        return statistics.fmean(batch[part] for batch in self.batches[1:])
+
     def median(self, part: str) -> float:
-        """That of one batch, without the first one if there are more."""
-        return statistics.median(batch[part] for batch in self.batches[1:] or self.batches)
+        """The same, without what happens now and then."""
+        return statistics.median(batch[part] for batch in self.batches[1:])
 
     def steady(self, part: str) -> float:
         """What the epoch would take if its first batch took no longer than the others."""
-        return self.median(part) * len(self.batches)
+        # The data of the first batch are fetched before the turn of this run begins.
+        return self.mean(part) * (len(self.batches) - (part == DATA))
 
     def first_batch(self) -> float:
         """How much longer the first batch takes than the others."""
-        return sum(self.batches[0][part] - self.median(part) for part in PARTS)
+        return sum(self.batches[0][part] - self.mean(part) for part in PARTS if part != DATA)
 
 
 class PartsOfSteps(Callback):
-    """Measures the parts of each training batch, by epoch."""
+    """Measures the parts of each training batch, by epoch. Comes first in the list; :attr:`end` comes last."""
 
     def __init__(self) -> None:
         self.epochs: list[Epoch] = []
+        self.end = _End(self)
         self._last = 0.0
 
     def on_train_epoch_start(self, *_: Any) -> None:
@@ -74,33 +80,43 @@ class PartsOfSteps(Callback):
 
     def on_train_batch_start(self, *_: Any) -> None:
         batches = self.epochs[-1].batches
+        if not batches:
+            self._last = time.perf_counter()  # the turn of the other run lies before
         batches.append({})
-        # The turn of the other run lies before the first batch.
-        self._end("data") if len(batches) > 1 else self._begin("data")
+        self.take(DATA)
 
     def on_before_zero_grad(self, *_: Any) -> None:
-        self._end(FORWARD)
+        self.take(FORWARD)
 
     def on_before_optimizer_step(self, *_: Any) -> None:
-        self._end(BACKWARD)
-
-    def on_train_batch_end(self, *_: Any) -> None:
-        self._end(STEP)
+        self.take(BACKWARD)
 
     def on_validation_start(self, *_: Any) -> None:
         self._last = time.perf_counter()
 
+    def take(self, part: str) -> None:
+        """Give a part of the batch the time since the last one."""
+        self.epochs[-1].batches[-1][part] = self._since()
+
+    def take_validation(self) -> None:
+        self.epochs[-1].validation = self._since()
+
+    def _since(self) -> float:
+        last, self._last = self._last, time.perf_counter()
+        return self._last - last
+
+
+class _End(Callback):
+    """Ends the last part after all other callbacks, so that what they do belongs to it."""
+
+    def __init__(self, parts: PartsOfSteps) -> None:
+        self._parts = parts
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self._parts.take(STEP)
+
     def on_validation_end(self, *_: Any) -> None:
-        self.epochs[-1].validation = time.perf_counter() - self._last
-
-    def _begin(self, part: str) -> None:
-        self.epochs[-1].batches[-1][part] = 0.0
-        self._last = time.perf_counter()
-
-    def _end(self, part: str) -> None:
-        now = time.perf_counter()
-        self.epochs[-1].batches[-1][part] = now - self._last
-        self._last = now
+        self._parts.take_validation()
 
 
 @dataclass(frozen=True)
@@ -141,16 +157,15 @@ def profiles(subject: Subject, folder: Path) -> tuple[Profile, Profile]:
 
 
 def _run(subject: Subject, folder: Path, watching: PartsOfSteps, *cache: Callback) -> Run:
-    # First in the list, so that what the others do in a batch counts as part of it.
-    callbacks = (watching, GradualUnfreezing(verbose=False), *cache)
+    callbacks = (watching, GradualUnfreezing(verbose=False), *cache, watching.end)
     return trained(subject, folder, Finetuned(subject.build()), *callbacks)
 
 
-def by_part(title: str, plain: Profile, cached: Profile, frozen: Sequence[float]) -> Table:
+def by_part(about: str, plain: Profile, cached: Profile, frozen: Sequence[float]) -> Table:
     """Seconds of each part of both runs.
 
     Args:
-        title: What was trained.
+        about: What was trained, and how.
         plain: The run without the cache.
         cached: The run with it.
         frozen: For each epoch the share of the forward pass that belongs to frozen layers.
@@ -170,11 +185,13 @@ def by_part(title: str, plain: Profile, cached: Profile, frozen: Sequence[float]
         for part, row in seconds.items()
     }
     whole, expected, reached = seconds["in all"]
-    notes = [f"{whole / reached:.2f} times as fast with the cache; {whole / expected:.2f} by the count of each part"]
-    return Table(f"{title}: seconds of a run", rows, notes=notes)
+    notes = [
+        f"{whole / reached:.2f} times as fast with the cache; the count of each part allows {whole / expected:.2f}"
+    ]
+    return Table("Seconds of a run", rows, about, notes)
 
 
-def by_epoch(title: str, plain: Profile, cached: Profile, frozen: Sequence[float]) -> Table:
+def by_epoch(plain: Profile, cached: Profile, frozen: Sequence[float]) -> Table:
     """Milliseconds of the parts of a step of both runs, medians of an epoch."""
     rows = {}
     for number, (share, one, other) in enumerate(zip(frozen, plain.epochs, cached.epochs, strict=True)):
@@ -184,7 +201,8 @@ def by_epoch(title: str, plain: Profile, cached: Profile, frozen: Sequence[float
         row[f"first batch beyond the others, {PLAIN}"] = f"{1e3 * one.first_batch():,.0f}"
         row[f"first batch beyond the others, {CACHED}"] = f"{1e3 * other.first_batch():,.0f}"
         rows[str(number)] = row
-    return Table(f"{title}: milliseconds of a step, by epoch", rows)
+    about = "Medians of an epoch without its first batch; what the first batch takes beyond the mean of the others."
+    return Table("Milliseconds of a step, by epoch", rows, about)
 
 
 def main() -> None:
@@ -198,7 +216,11 @@ def main() -> None:
     frozen = limits.count(subject).frozen
     with tempfile.TemporaryDirectory() as folder:
         plain, cached = profiles(subject, Path(folder))
-    tables = [table(subject.title, plain, cached, frozen) for table in (by_part, by_epoch)]
+    about = (
+        f"{subject.title}: batches of {subject.batch_size}, {subject.batches} in an epoch and one of validation, "
+        f"{subject.epochs} epochs, 1 round in turns of an epoch, {torch.get_num_threads()} threads."
+    )
+    tables = [by_part(about, plain, cached, frozen), by_epoch(plain, cached, frozen)]
     for table in tables:
         print(table.markdown())
     if options.save:

@@ -19,11 +19,13 @@ from __future__ import annotations
 import argparse
 import logging
 import multiprocessing
+import shlex
 import sys
 import tempfile
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -31,7 +33,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.saved_results import RESULTS, Figure, Provenance, Table, add_option, save
 from benchmarks.speedtest import limits, measure, memory
-from benchmarks.speedtest.contenders import FILLED, FILLED_AHEAD, GRADUAL, STATIC, Contender
+from benchmarks.speedtest.contenders import FILLED, FILLED_AHEAD, GRADUAL, PACKAGES, STATIC, Contender
 from benchmarks.speedtest.publish import PARTS, QUICK_PARTS, publish
 from benchmarks.speedtest.subjects import FULL, QUICK, Subject
 
@@ -105,6 +107,13 @@ def main() -> None:
     options.rounds = options.rounds or (1 if options.quick else 3)
     quiet(options.threads)
     known = QUICK if options.quick else FULL
+    names = options.subjects or list(known)
+    for name in names:
+        if name not in known:
+            parser.error(f"{name!r} is none of {', '.join(known)}")
+    if not options.memory and (missing := missing_tools([known[name]() for name in names], options.without)):
+        or_else = "" if options.publish else f", or --without {shlex.join([*options.without, *missing])}"
+        parser.error(f"not installed: {', '.join(missing)}. pip install 'lightning-freeze[benchmark]'{or_else}")
     if options.publish:
         parts = QUICK_PARTS if options.quick else PARTS
         try:
@@ -116,9 +125,7 @@ def main() -> None:
     own = {name: number for name, number in given.items() if number is not None}
     if options.memory and (own or options.turns):
         parser.error("--batches, --epochs, --batch-size and --turns do not go with --memory, which looks at one step")
-    for name in options.subjects or known:
-        if name not in known:
-            parser.error(f"{name!r} is none of {', '.join(known)}")
+    for name in names:
         found = memory_table(name, options) if options.memory else times(replace(known[name](), **own), options)
         print(found.markdown(), flush=True)
         if options.markdown:
@@ -145,6 +152,12 @@ def contenders_of(subject: Subject, without: Sequence[str] = (), fills: bool = F
     """The contenders that can train a subject, without some."""
     every = {**(STATIC if subject.freeze else GRADUAL), **(FILLED if fills else {})}
     return {name: contender for name, contender in every.items() if name not in without}
+
+
+def missing_tools(subjects: Sequence[Subject], without: Sequence[str] = ()) -> list[str]:
+    """The contenders whose package is not installed; looked up before hours are spent on the others."""
+    compared = {name for subject in subjects for name in contenders_of(subject, without)}
+    return [name for name, package in PACKAGES.items() if name in compared and find_spec(package) is None]
 
 
 def _as_limited(contender: str) -> str:

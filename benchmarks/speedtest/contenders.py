@@ -251,6 +251,8 @@ STATIC: dict[str, Contender] = {
     "LayerFreezing + cache, warm": warm,
     "ideal, cut by hand": ideal,
 }
+#: What a contender needs beside this package and Lightning.
+PACKAGES = {"finetuning-scheduler": "finetuning_scheduler"}
 FILLED_AHEAD = "cache filled ahead, and fit"
 #: Only with ``--fill``.
 FILLED: dict[str, Contender] = {FILLED_AHEAD: filled_ahead}

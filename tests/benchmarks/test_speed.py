@@ -1,0 +1,45 @@
+"""A comparison looks for the tools that it needs before it measures anything."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from benchmarks import speed
+from benchmarks.speed import missing_tools
+from benchmarks.speedtest.subjects import QUICK
+
+
+@pytest.fixture
+def without_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "find_spec", lambda package: None)
+
+
+@pytest.mark.parametrize("arguments", [["bert-75", "--without", "full fine-tuning"], ["--publish"]], ids=" ".join)
+@pytest.mark.usefixtures("without_packages")
+def test_a_missing_tool_is_named_before_anything_is_measured(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def measured(*_: object) -> None:
+        raise AssertionError("measured")
+
+    for name in ("times", "publish"):
+        monkeypatch.setattr(speed, name, measured)
+    monkeypatch.setattr(speed, "quiet", lambda threads: None)  # it is for the whole process
+    monkeypatch.setattr(sys, "argv", ["speed.py", "--quick", *arguments])
+    with pytest.raises(SystemExit):
+        speed.main()
+    said = capsys.readouterr().err
+    assert "not installed: finetuning-scheduler. pip install" in said
+    assert ("--without 'full fine-tuning' finetuning-scheduler" in said) == ("--publish" not in arguments)
+
+
+@pytest.mark.usefixtures("without_packages")
+def test_only_what_is_compared_must_be_installed() -> None:
+    static, gradual = QUICK["bert-75"](), QUICK["gradual"]()
+    assert missing_tools([gradual]) == []
+    assert missing_tools([gradual, static]) == ["finetuning-scheduler"]
+    assert missing_tools([static], without=["finetuning-scheduler"]) == []

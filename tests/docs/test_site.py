@@ -38,11 +38,13 @@ def test_every_public_name_has_an_entry_in_the_reference() -> None:
 
 def test_the_speed_chart_takes_its_numbers_from_the_page() -> None:
     pictures = script("pictures")
-    rows = pictures.measured(pictures.PERFORMANCE.read_text(encoding="utf-8"))
+    page = pictures.PERFORMANCE.read_text(encoding="utf-8")
+    rows = pictures.measured(page)
     bert = next(values for label, values in rows.items() if label.startswith("BERT"))
     assert bert == {"LayerFreezing": 2.32, "cache, cold": 3.45, "cache, warm": 4.51, "ideal": 4.57}
-    t5 = next(values for label, values in rows.items() if label.startswith("T5"))
-    assert set(t5) == {"cache, warm", "ideal"}, "what was not measured has no bar"
+    partly = pictures.measured(page.replace("| 2.32 | 3.45 |", "| - | - |"))
+    bert = next(values for label, values in partly.items() if label.startswith("BERT"))
+    assert set(bert) == {"cache, warm", "ideal"}, "what was not measured has no bar"
 
 
 def test_a_row_that_the_page_no_longer_has_is_named() -> None:

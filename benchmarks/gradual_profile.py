@@ -216,10 +216,7 @@ def main() -> None:
     frozen = limits.count(subject).frozen
     with tempfile.TemporaryDirectory() as folder:
         plain, cached = profiles(subject, Path(folder))
-    about = (
-        f"{subject.title}: batches of {subject.batch_size}, {subject.batches} in an epoch and one of validation, "
-        f"{subject.epochs} epochs, 1 round in turns of an epoch, {torch.get_num_threads()} threads."
-    )
+    about = f"{subject.title}: {subject.sizes}, 1 round in turns of an epoch, {torch.get_num_threads()} threads."
     tables = [by_part(about, plain, cached, frozen), by_epoch(plain, cached, frozen)]
     for table in tables:
         print(table.markdown())

@@ -186,10 +186,7 @@ def times(subject: Subject, options: argparse.Namespace) -> Table:
     frozen = "" if not subject.freeze else f" {work.frozen[0]:.0%} of the forward pass is frozen."
     turns = " in turns of an epoch" if options.turns else ""
     rounds = f"{options.rounds} round{'s' if options.rounds > 1 else ''}{turns}"
-    about = (
-        f"Batches of {subject.batch_size}, {subject.batches} in an epoch and one of validation, {subject.epochs} "
-        f"epochs, {rounds}, {options.threads} threads.{frozen}"
-    )
+    about = f"{subject.sizes.capitalize()}, {rounds}, {options.threads} threads.{frozen}"
     pairs = [
         words.format(measure.ratios(found, one, other))
         for one, other, words in PAIRS

@@ -44,6 +44,12 @@ class Subject:
     epochs: int
     collate: Callable[[list[Batch]], Batch] = default_collate
 
+    @property
+    def sizes(self) -> str:
+        """Sizes of the run, in words."""
+        batches = f"batches of {self.batch_size}, {self.batches} in an epoch and one of validation"
+        return f"{batches}, {self.epochs} epochs"
+
     def batch(self) -> Batch:
         """A first batch."""
         samples = self.inputs(self.batch_size)

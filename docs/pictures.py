@@ -35,7 +35,7 @@ SERIES = {"LayerFreezing": "#0072B2", "cache, cold": "#56B4E9", "cache, warm": "
 ROWS = {
     "BERT-base,\n9 of 12 blocks frozen": "BERT-base, classifier, 9 of 12",
     "ViT-base,\n9 of 12": "ViT-base, 9 of 12",
-    "GPT-2 Medium,\n12 of 24": "GPT-2 Medium, language model, 12 of 24",
+    "GPT-2 Medium, classifier,\n12 of 24": "GPT-2 Medium, classifier, 12 of 24",
     "T5-Large,\n80% of the forward pass": "T5-Large, 38 of 48 blocks, 80%",
     "MiniLM,\n4 of 6, on reviews": "MiniLM, pre-trained",
 }

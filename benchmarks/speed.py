@@ -182,6 +182,8 @@ def times(subject: Subject, options: argparse.Namespace) -> Table:
             "limit": limit,
             "reached": f"{ratio.median / limit:.0%}",
             "a step, times faster": measure.ratios(found, f"{contender}{measure.STEP}", f"{base}{measure.STEP}"),
+            "a step, s": Figure([seconds[f"{contender}{measure.STEP}"] for seconds in found]),
+            "the first step, s": Figure([seconds[f"{contender}{measure.FIRST_STEP}"] for seconds in found]),
         }
     frozen = "" if not subject.freeze else f" {work.frozen[0]:.0%} of the forward pass is frozen."
     turns = " in turns of an epoch" if options.turns else ""

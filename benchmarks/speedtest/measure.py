@@ -14,8 +14,9 @@ from benchmarks.speedtest.contenders import Contender
 from benchmarks.speedtest.subjects import Subject
 from benchmarks.speedtest.turns import in_turns
 
-#: Suffix of a contender's name for the median time of its steps.
+#: Suffixes of a contender's name: the median time of its steps, and the time of the first one.
 STEP = ", a step"
+FIRST_STEP = ", the first step"
 
 
 def rounds(
@@ -26,7 +27,7 @@ def rounds(
     say: Callable[[str], None],
     turns: bool = False,
 ) -> list[dict[str, float]]:
-    """Seconds of each contender's run and median step, by round; the order rotates by one from round to round.
+    """Seconds of each contender's run, median step and first step, by round; the order rotates from round to round.
 
     Args:
         subject: What is trained.
@@ -42,8 +43,9 @@ def rounds(
         order = names[number % len(names) :] + names[: number % len(names)]
         seconds: dict[str, float] = {}
         for name, (whole, steps) in _timed(subject, {name: contenders[name] for name in order}, folder, turns):
-            seconds[name], seconds[f"{name}{STEP}"] = whole, statistics.median(steps)
-            say(f"round {number + 1}: {name}: {whole:.1f} s, a step {seconds[f'{name}{STEP}']:.3f} s")
+            median, first = statistics.median(steps), steps[0]
+            seconds |= {name: whole, f"{name}{STEP}": median, f"{name}{FIRST_STEP}": first}
+            say(f"round {number + 1}: {name}: {whole:.1f} s, a step {median:.3f} s, the first {first:.3f} s")
         found.append(seconds)
     return found
 

@@ -60,6 +60,7 @@ PARTS: tuple[Part, ...] = (
     _speed("bert-75-10-epochs", "--rounds", "3", "--without", *_IN_BERT_75, suffix="-partial"),
     Part(("benchmarks/cache_overhead.py", "--sizes"), "cache_overhead-sizes"),
     Part(("benchmarks/overhead.py",), "overhead"),
+    Part(("benchmarks/gradual_profile.py",), "gradual-profile"),
     *(_speed(name, "--rounds", "1") for name in _ONE_ROUND),
     Part(("benchmarks/plan_accuracy.py", "--rounds", "3"), "plan-accuracy"),
 )

@@ -1,4 +1,4 @@
-"""A comparison looks for the tools that it needs before it measures anything."""
+"""A comparison looks for the tools that it needs before it measures anything, and shows what it has measured."""
 
 from __future__ import annotations
 
@@ -43,3 +43,12 @@ def test_only_what_is_compared_must_be_installed() -> None:
     assert missing_tools([gradual]) == []
     assert missing_tools([gradual, static]) == ["finetuning-scheduler"]
     assert missing_tools([static], without=["finetuning-scheduler"]) == []
+
+
+def test_the_first_step_is_shown_beside_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds = iter([[3.0, 1.0, 1.0], [5.0, 2.0, 4.0], [4.0, 3.0, 3.0]])
+    monkeypatch.setattr(speed, "contenders_of", lambda *_: {"full fine-tuning": lambda *_: lambda: next(rounds)})
+    options = speed.option_parser().parse_args(["bert-75", "--quick", "--rounds", "3"])
+    row = speed.times(QUICK["bert-75"](), options).rows["full fine-tuning"]
+    assert str(row["a step, s"]) == "3.00 (1.00-4.00)"
+    assert str(row["the first step, s"]) == "4.00 (3.00-5.00)"

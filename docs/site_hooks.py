@@ -1,6 +1,6 @@
 """What MkDocs does not do itself: links to files outside of ``docs/``, diagrams without a network, Sphinx roles.
 
-The pages are read on a code host too, where ``../benchmarks/results/speed_2026-11.md`` is a good link. On the site,
+The pages are read on a code host too, where ``../benchmarks/results/overhead.md`` is a good link. On the site,
 each file that a page links to in this way is a page of its own (Markdown) or a file (everything else) under
 ``repository/``.
 """

@@ -66,7 +66,7 @@ def compared(subject: Subject, rounds: int) -> Table:
         place = Path(folder)
         for contender, kept in ((FULL_RUN, plan.full), (FREEZING, phase.memory)):
             # One batch, the one that is planned: batches of texts are padded to different lengths.
-            found = memory.measured(replace(subject, batches=1, epochs=1), contender, place)
+            found, _ = memory.measured(replace(subject, batches=1, epochs=1), contender, place)
             for part in ("gradients", "optimizer", "activations"):
                 row = f"{contender}: {part}, MiB"
                 rows[row] = _row(getattr(kept, part) / 2**20, [getattr(found, part) / 2**20])

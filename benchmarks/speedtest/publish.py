@@ -1,7 +1,7 @@
 """``speed.py --publish``: everything behind docs/performance.md, of one code, resumable, and a summary of it.
 
 Each part runs in a process of its own and saves its tables. A part whose file is of the same command and the same code
-is not run again, so it may take several nights. The code is the same while nothing in ``_CODE`` has changed.
+is not run again, so it may take several nights. The code is the same while neither ``_CODE`` nor the script has changed.
 """
 
 from __future__ import annotations
@@ -26,8 +26,17 @@ _COLUMNS = {
     "cache, warm": "LayerFreezing + cache, warm",
     "ideal": "ideal, cut by hand",
 }
-#: What results depend on: commits that change nothing here, such as those of results and docs, are of one code.
-_CODE = ("lightning_freeze", "benchmarks", ":(exclude)benchmarks/results", "pyproject.toml", "constraints.txt")
+#: What all results depend on, beside the script of the part: commits that change nothing here, such as those of results,
+#: docs and other scripts, are of one code.
+_CODE = (
+    "lightning_freeze",
+    "benchmarks/speedtest",
+    ":(exclude)benchmarks/speedtest/publish.py",
+    "benchmarks/speed.py",
+    "benchmarks/saved_results.py",
+    "pyproject.toml",
+    "constraints.txt",
+)
 _FASTER, _STEP = f"times faster than {_BASE}", "a step, times faster"
 
 
@@ -135,12 +144,13 @@ def _is_current(path: Path, part: Part, made: Provenance) -> bool:
         return False
     words = shlex.split(found["command"])
     asked = ["python", *part.command]
-    return not found["is_dirty"] and words[: len(asked)] == asked and _is_same_code(found["commit"], made.commit)
+    is_same = not found["is_dirty"] and words[: len(asked)] == asked
+    return is_same and _is_same_code(found["commit"], made.commit, part.command[0])
 
 
-def _is_same_code(one: str | None, other: str | None) -> bool:
-    """Whether two commits have the same code. A commit that is unknown here has not."""
+def _is_same_code(one: str | None, other: str | None, script: str) -> bool:
+    """Whether two commits have the same code for a script. A commit that is unknown here has not."""
     if one is None or other is None or one == other:
         return one == other
-    command = ["git", "diff", "--quiet", one, other, "--", *_CODE]
+    command = ["git", "diff", "--quiet", one, other, "--", *_CODE, script]
     return subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode == 0

@@ -71,7 +71,8 @@ def test_results_of_another_commit_or_command_are_measured_again(folder: Path) -
 def test_results_of_the_same_code_are_kept(folder: Path) -> None:
     def commit(changed: str) -> str:
         (folder / changed).parent.mkdir(parents=True, exist_ok=True)
-        (folder / changed).write_text(f"{changed} again")
+        with (folder / changed).open("a") as file:
+            file.write("# more\n")
         subprocess.run(["git", "add", changed], cwd=folder, check=True)
         who = "-c", "user.name=A", "-c", "user.email=a@b.c"
         subprocess.run(["git", *who, "commit", "--quiet", "--message", changed], cwd=folder, check=True)
@@ -80,9 +81,10 @@ def test_results_of_the_same_code_are_kept(folder: Path) -> None:
     subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
     script = (folder / "part.py").read_text()
     (folder / "part.py").write_text(script.replace('"abc"', repr(commit("benchmarks/speed.py"))))
-    for changed in ("docs/performance.md", "benchmarks/results/one.json", "lightning_freeze/layer.py"):
+    same = ("docs/performance.md", "benchmarks/results/one.json", "benchmarks/other.py")
+    for changed in (*same, "part.py", "lightning_freeze/layer.py"):
         publish(parts("one"), folder, replace(MADE, commit=commit(changed)), lambda _: None)
-    assert (folder / "runs").read_text().split() == ["one"] * 2, "the first, and that of other code"
+    assert (folder / "runs").read_text().split() == ["one"] * 3, "the first, and those of other code"
 
 
 def test_an_argument_of_two_words_is_one(folder: Path) -> None:

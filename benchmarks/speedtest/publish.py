@@ -1,7 +1,8 @@
 """``speed.py --publish``: everything behind docs/performance.md, of one code, resumable, and a summary of it.
 
 Each part runs in a process of its own and saves its tables. A part whose file is of the same command and the same code
-is not run again, so it may take several nights. The code is the same while neither ``_CODE`` nor the script has changed.
+is not run again, so it may take several nights. The code is the same while neither ``_CODE`` nor the script of the
+part has changed.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ _COLUMNS = {
     "cache, warm": "LayerFreezing + cache, warm",
     "ideal": "ideal, cut by hand",
 }
-#: What all results depend on, beside the script of the part: commits that change nothing here, such as those of results,
-#: docs and other scripts, are of one code.
+#: What all results depend on, beside the script of the part: commits that change nothing here, such as those of
+#: results, docs and other scripts, are of one code.
 _CODE = (
     "lightning_freeze",
     "benchmarks/speedtest",

@@ -14,8 +14,9 @@ from lightning_freeze.checkpoints.fingerprint import fingerprint, has_plain_cont
 from lightning_freeze.checkpoints.loaded import is_loaded
 from lightning_freeze.checkpoints.named_tensors import named_tensors, own_tensors
 
-#: Building a module writes to each weight a few times, and every optimizer step once or more.
-_MOST_WRITES = 5
+#: Building a module writes to each weight a few times, and every optimizer step once or more. ``trunc_normal_`` of timm
+#: alone writes five times, ``nn.Linear`` once before it, and loading a checkpoint once after it.
+_MOST_WRITES = 8
 _VERSIONS: WeakKeyDictionary[Module, dict[str, int]] = WeakKeyDictionary()
 _TRAINED: WeakKeyDictionary[Module, set[str]] = WeakKeyDictionary()
 _KNOWN: WeakKeyDictionary[Module, BaseWeights] = WeakKeyDictionary()
@@ -142,6 +143,19 @@ def note_versions(module: Module) -> None:
         _VERSIONS[module] = {
             name: _version_of(tensor) for name, tensor in own_tensors(module) if has_plain_content(tensor)
         }
+
+
+def note_reloaded(module: Module, names: Iterable[str]) -> None:
+    """Note that weights were written to, and got the content that they had.
+
+    Args:
+        module: The module.
+        names: Names in the state dict.
+    """
+    versions, state = _VERSIONS.get(module, {}), named_tensors(module)
+    for name in versions.keys() & set(names):
+        if isinstance(tensor := state.get(name), Tensor):
+            versions[name] = _version_of(tensor)
 
 
 def note_trained(module: Module) -> None:

@@ -11,7 +11,12 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.nn import Module
 
-from lightning_freeze.checkpoints.base_weights import kept_weight, known_base_weights
+from lightning_freeze.checkpoints.base_weights import (
+    kept_weight,
+    known_base_weights,
+    note_reloaded,
+    note_versions,
+)
 from lightning_freeze.checkpoints.named_tensors import named_tensors
 from lightning_freeze.checkpoints.omitted_weight import WAY_OUT, OmittedWeight
 from lightning_freeze.errors import ConfigurationError
@@ -77,7 +82,10 @@ def fill_when_loading(trainer: Trainer, module: LightningModule) -> Callable[[],
                 own = module.state_dict()
                 base.keep([n for n in base.layers if n in own and _overwrites(state.get(n), own[n])], module)
             checkpoint = {**checkpoint, "state_dict": filled(state, module)}
+        note_versions(module)  # a later fit must not take what is loaded for what the module was built with
         load(checkpoint, strict=strict)
+        if isinstance(state, dict):
+            note_reloaded(module, [name for name, value in state.items() if isinstance(value, OmittedWeight)])
 
     strategy.load_model_state_dict = load_model_state_dict  # type: ignore[method-assign]
     return lambda: vars(strategy).pop("load_model_state_dict", None)

@@ -24,6 +24,7 @@ from lightning_freeze.cli.parsing.parser import FreezeArgumentParser
 from lightning_freeze.cli.runs.checkpoint_file import saved_hyperparameters
 from lightning_freeze.cli.runs.divergence import check_finite
 from lightning_freeze.cli.runs.planned_fit import plan_of_fit
+from lightning_freeze.cli.runs.run_module import DEFAULT_SEED
 from lightning_freeze.data import TextDataModule
 from lightning_freeze.data.predictions import prediction_rows, write_predictions
 from lightning_freeze.errors import ConfigurationError
@@ -84,7 +85,7 @@ class FreezeCLI(LightningCLI):
         settings: dict[str, Any] = {
             "datamodule_class": LightningDataModule,
             "subclass_mode_data": True,
-            "seed_everything_default": 42,
+            "seed_everything_default": DEFAULT_SEED,
             "save_config_callback": SaveConfig,
             "save_config_kwargs": {"overwrite": True},
             "parser_class": FreezeArgumentParser,

@@ -271,6 +271,42 @@ def test_weights_of_a_whole_checkpoint_that_are_not_those_of_the_module_are_save
     assert_same(weights(Model.load_from_checkpoint(path)), weights(model))
 
 
+@pytest.mark.parametrize("command", ["validate", "test"])
+def test_weights_that_another_command_has_loaded_are_saved(tmp_path, command):
+    the_trainer, _ = run(max_epochs=1)
+    the_trainer.save_checkpoint(tmp_path / "whole.ckpt")
+    model = Model(make_optimizers=adamw)
+    again = trainer(freezing(), max_epochs=1)
+    getattr(again, command)(model, loader(2, seed=2), ckpt_path=tmp_path / "whole.ckpt", verbose=False)
+    again.fit(model, StatefulLoader(4))
+    again.save_checkpoint(tmp_path / "next.ckpt")
+    assert not omitted(tmp_path / "next.ckpt")
+    assert_same(weights(Model.load_from_checkpoint(tmp_path / "next.ckpt")), weights(model))
+
+
+def test_weights_that_a_small_checkpoint_left_out_stay_those_of_the_module_as_built(tmp_path):
+    path, _ = small(tmp_path)
+    model = Model(make_optimizers=adamw)
+    again = trainer(freezing(), max_epochs=1)
+    again.validate(model, loader(2, seed=2), ckpt_path=path, verbose=False)
+    again.fit(model, StatefulLoader(4))
+    again.save_checkpoint(tmp_path / "next.ckpt")
+    assert omitted(tmp_path / "next.ckpt") == omitted(path)
+
+
+def test_layers_that_are_initialised_in_many_steps_are_left_out(tmp_path):
+    """As timm does it: its ``trunc_normal_`` writes five times, and the weights of a file are loaded after that."""
+    model = Model(make_optimizers=adamw)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith("linear.weight"):
+                weight.uniform_(-0.9, 0.9).erfinv_().mul_(0.02).add_(0.0).clamp_(-2, 2)
+    model.load_state_dict(Model().state_dict())
+    path, _ = small(tmp_path, module=model)
+    left_out = omitted(path)
+    assert left_out == omitted(small(tmp_path)[0]) and "encoder.layers.0.linear.weight" in left_out
+
+
 def fit_on_tokens(model, callback):
     inputs = {"input_ids": torch.randint(5, 20, (4, 6)), "labels": torch.tensor([0, 1, 0, 1])}
     rows = [{name: tensor[i] for name, tensor in inputs.items()} for i in range(4)]

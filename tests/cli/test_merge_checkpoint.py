@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -50,14 +51,14 @@ def small(project: Path) -> str:
     return path
 
 
-def own(project: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def own(project: Path, monkeypatch: pytest.MonkeyPatch, source: str = OWN_MODULE) -> str:
     """A small checkpoint of a module in a file of the project."""
     from lightning.pytorch import Trainer
     from torch.utils.data import DataLoader, TensorDataset
 
     from lightning_freeze import LayerFreezing
 
-    (project / "own_net.py").write_text(OWN_MODULE)
+    (project / "own_net.py").write_text(source)
     monkeypatch.syspath_prepend(str(project))
     sys.modules.pop("own_net", None)
     from own_net import Net
@@ -124,6 +125,20 @@ def test_a_module_of_the_project(
     message = fails(capsys, "merge-checkpoint", path, "c.ckpt", "--module=own_net.Nett")
     assert "Did you mean 'Net'?" in message
     assert "No module named" in fails(capsys, "merge-checkpoint", path, "c.ckpt", "--module=nothing.Net")
+
+
+@pytest.mark.parametrize(("config", "seed"), [({}, 42), ({"seed_everything": True}, 0), ({"seed_everything": 7}, 7)])
+def test_the_module_is_built_from_the_seed_of_the_run(
+    project: Path, monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], seed: int
+) -> None:
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+    torch.manual_seed(seed)
+    path = own(project, monkeypatch, OWN_MODULE.replace("torch.manual_seed(width)", "pass"))
+    torch.manual_seed(5)
+    section = {"class_path": "own_net.Net", "init_args": {"width": 6}}
+    Path("config.yaml").write_text(yaml.safe_dump({**config, "model": section}))
+    main(["merge-checkpoint", path, "whole.ckpt", "--config=config.yaml"])
+    assert not omitted("whole.ckpt")
 
 
 def test_wrong_input_ends_in_one_message(

@@ -18,6 +18,8 @@ from lightning_freeze.errors import ConfigurationError, suggest
 from lightning_freeze.module import TransformerModule
 from lightning_freeze.namespaces import either
 
+#: The seed of a run whose config names none.
+DEFAULT_SEED = 42
 #: Arguments of TransformerModule that do not affect its weights.
 _TRAINING_ONLY = ("optimizer", "lr_scheduler")
 
@@ -36,8 +38,9 @@ def build_module(checkpoint: Mapping[str, Any], config: str | None, class_path: 
     saved = dict(checkpoint.get("hyper_parameters") or {})
     content = _read(config) if config else {}
     section = content.get("model") or {}
-    if isinstance(seed := content.get("seed_everything"), int) and not isinstance(seed, bool):
-        seed_everything(seed, verbose=False)
+    seed = content.get("seed_everything", DEFAULT_SEED)
+    if config and isinstance(seed, int) and seed is not False:
+        seed_everything(None if seed is True else seed, verbose=False)
     if isinstance(section.get("class_path"), str) and class_path is None:
         return _from_config(section)
     arguments = section.get("init_args", section) if config else {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -22,15 +22,15 @@ from lightning_freeze.callbacks.phased_fine_tuning import PhasedFineTuning
 from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.namespaces import Callback
 
-#: Bytes that may wait to be written. A fit drops what the disk is too slow for; here the disk is waited for.
-_MOST_WAITING = 64 * 2**20
+#: Bytes after which everything is written, so that not more is lost if the process is stopped.
+_FLUSH_AFTER = 64 * 2**20
 
 
 class Filled(NamedTuple):
     """What was filled.
 
     Attributes:
-        samples: Samples of this process, counted at each tower.
+        samples: Samples of all processes, counted at each tower.
         computed: Samples among them that were not stored before.
         bytes: Bytes that the folder holds for these prefixes.
         folder: The folder.
@@ -77,9 +77,16 @@ class CacheFillingCallback(Callback):
     def __init__(self, progress: Callable[[int, int], None] | None = None) -> None:
         self.filled: Filled | None = None
         self._progress = progress
+        self._calls_before: dict[FrozenPrefix, int] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: D102
         check_cache(trainer)
+
+    def on_train_batch_start(  # noqa: D102
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        # Other callbacks may have called the towers before the first step.
+        self._calls_before = {prefix: prefix.calls for prefix in check_cache(trainer)._towers}
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         self._fill(trainer, pl_module)
@@ -94,7 +101,7 @@ class CacheFillingCallback(Callback):
         prefixes = _ready(cache)
         schedules = [c for c in trainer.callbacks if isinstance(c, PhasedFineTuning)]  # type: ignore[attr-defined]
         for prefix in prefixes:
-            freezes = [schedule.freezes[schedule.phase :] for schedule in schedules]
+            freezes = [schedule.frozen_ahead() for schedule in schedules]
             prefix.entries.boundaries_ahead = boundaries_to_fill(freezes, prefix.tower)
         storage = cache._attachment.storage
         assert storage is not None
@@ -105,19 +112,21 @@ class CacheFillingCallback(Callback):
                 f"local disk that can be written to."
             )
         expected = samples_in_epoch(trainer) + _validation_samples(trainer)
-        _check_space(cache, prefixes, expected * trainer.world_size, store)
-        filling = CacheFilling(prefixes)
+        # Each node has a folder of its own.
+        _check_space(cache, prefixes, expected * max(1, trainer.world_size // trainer.num_nodes), store)
+        filling = CacheFilling(prefixes, sum(p.calls - self._calls_before.get(p, 0) for p in prefixes))
         first = sum(prefix.batch_size for prefix in prefixes)  # has run as a whole
 
         def run(step: Callable[[], object]) -> None:
             filling.run(step)
-            if filling.bytes_since_flush > _MOST_WAITING:
+            if filling.bytes_since_flush > _FLUSH_AFTER:
                 store.flush()
                 filling.bytes_since_flush = 0
             if self._progress is not None:
                 self._progress(filling.samples // len(prefixes), expected)
 
-        with filling, torch.inference_mode():
+        # A fit leaves out what the disk is too slow for; here nothing may be missing.
+        with filling, store.waiting_for_disk(), torch.inference_mode():
             with trainer.precision_plugin.train_step_context():
                 for number, batch in _rest_of_epoch(trainer, module):
                     run(_step(module.training_step, batch, number))
@@ -126,16 +135,16 @@ class CacheFillingCallback(Callback):
                 for loader, number, batch in _validation_batches(trainer, module):
                     run(_step(module.validation_step, batch, number, loader))
         store.flush()
-        if store.stats.dropped:
+        # All processes end together, and for the same reason.
+        counts = (filling.samples + first, filling.computed + first, store.stats.dropped)
+        samples, computed, dropped = _sums(trainer, counts)
+        if dropped:
             raise ConfigurationError(
-                f"{store.stats.dropped:,} entries could not be written to {store.folder}; the fit will compute them. "
+                f"{dropped:,} entries could not be written to {store.folder}; the fit will compute them. "
                 "What was written stays, and another `cache fill` goes on from there."
             )
-        boundaries = {p.tower.name: [p.boundary, *p.entries.boundaries_ahead] for p in prefixes}
-        self.filled = Filled(
-            filling.samples + first, filling.computed + first, store.stats.disk_bytes, store.folder, boundaries
-        )
-        trainer.strategy.barrier("filled")
+        boundaries = {p.tower.name: filling.boundaries_of(p) for p in prefixes}
+        self.filled = Filled(samples, computed, store.stats.disk_bytes, store.folder, boundaries)
         raise FillComplete
 
 
@@ -190,6 +199,13 @@ def _check_space(cache: FrozenPrefixCache, prefixes: list[FrozenPrefix], samples
             f"{samples:,} samples need about {show_size(need)}, and {where} {show_size(max(0, room))}. "
             "FrozenPrefixCache(dtype='bfloat16') takes half of the space of float32, and rounds."
         )
+
+
+def _sums(trainer: Trainer, counts: Sequence[int]) -> list[int]:
+    """Return the sums of counts over all processes."""
+    own = torch.tensor(counts, device=trainer.strategy.root_device)
+    total = trainer.strategy.reduce(own, reduce_op="sum")
+    return [int(count) for count in total]
 
 
 def _rest_of_epoch(trainer: Trainer, module: LightningModule) -> Iterator[tuple[int, Any]]:

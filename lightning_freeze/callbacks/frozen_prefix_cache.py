@@ -185,9 +185,7 @@ class FrozenPrefixCache(Callback):
         if self.verbose:
             self._gain.start_batch(pl_module, self._towers)
         schedules = [c for c in trainer.callbacks if isinstance(c, PhasedFineTuning)]  # type: ignore[attr-defined]
-        self._attachment.cached.fill_ahead(
-            [s.phase for s in schedules], lambda: [s.freezes[s.phase :] for s in schedules]
-        )
+        self._attachment.cached.fill_ahead([s.phase for s in schedules], lambda: [s.frozen_ahead() for s in schedules])
 
     def on_train_batch_end(  # noqa: D102
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

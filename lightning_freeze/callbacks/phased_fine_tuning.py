@@ -121,6 +121,10 @@ class PhasedFineTuning(FreezingCallback):
         """For each phase, what it holds frozen and what it puts in eval mode."""
         return self._runner.freezes
 
+    def frozen_ahead(self) -> list[tuple[Sequence[Parameter], Sequence[Module]]]:
+        """For the present phase and each later one of a running fit, what is frozen by anything, and in eval mode."""
+        return self._runner.frozen_ahead()
+
     def build_phases(self, stack: LayerStack) -> list[Phase]:
         """The phases for a module with these layers."""
         return self.phases

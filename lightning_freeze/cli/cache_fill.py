@@ -10,6 +10,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher  # nothing public tells
 
 from lightning_freeze.callbacks.cache_filling import CacheFillingCallback, FillComplete, check_cache
 from lightning_freeze.cli.trainer_commands import FreezeCLI
@@ -47,6 +48,11 @@ class FillCLI(FreezeCLI):
             **kwargs: Further arguments of ``Trainer.fit``.
         """
         check_cache(self.trainer)
+        if isinstance(self.trainer.strategy.launcher, _MultiProcessingLauncher):
+            raise ConfigurationError(
+                f"The cache cannot be filled under {type(self.trainer.strategy).__name__} with processes that are "
+                "spawned or forked: expected `--trainer.strategy ddp`, which starts the command again in each of them."
+            )
         try:
             self.trainer.fit(model, **kwargs)
         except FillComplete:

@@ -82,6 +82,15 @@ class PhaseRunner(Schedule):
         """For each phase, what it holds frozen and what it puts in eval mode."""
         return list(self.resolved.freezes)
 
+    def frozen_ahead(self) -> list[tuple[Sequence[Parameter], Sequence[Module]]]:
+        """For the present phase and each later one, what is frozen and what is in eval mode.
+
+        What the schedule would train, but another callback holds or the module itself has frozen, counts as frozen.
+        """
+        holds = self.session.holds
+        barred = [p for p in self.resolved.ever_trains() if not holds.can_train(p, self.owner)]
+        return [([*frozen, *barred], modules) for frozen, modules in self.resolved.freezes[self.phase :]]
+
     @property
     def steps_taken(self) -> int:
         """Steps that all optimizers have taken in this run, whether the trainer has seen them or not."""

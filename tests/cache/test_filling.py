@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -11,13 +12,14 @@ import torch
 import transformers as tf
 from cached_fits import Counter, Examples, Plain, assert_same, loader, make_cache, make_trainer
 from encoders import SIZES, bert
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lightning_freeze import EpochTrigger, GradualUnfreezing, LayerFreezing, LayerStack
+from lightning_freeze import EpochTrigger, GradualUnfreezing, LayerFreezing, LayerStack, Phase, PhasedFineTuning
 from lightning_freeze.cache.filling import boundaries_to_fill
 from lightning_freeze.cache.identity.cached_towers import find_towers
+from lightning_freeze.callbacks import cache_filling
 from lightning_freeze.callbacks.cache_filling import CacheFillingCallback, FillComplete, Filled
 from lightning_freeze.callbacks.frozen_prefix_cache import FrozenPrefixCache
 from lightning_freeze.errors import ConfigurationError
@@ -99,6 +101,45 @@ def test_fit_misses_nothing_and_equals_the_uncached_one(tmp_path: Path, callback
     assert lookups.misses == 0
 
 
+def probed() -> PhasedFineTuning:
+    return PhasedFineTuning([Phase("head", EpochTrigger(1)), Phase("all")], verbose=False)
+
+
+@pytest.mark.parametrize(("schedule", "boundaries"), [(gradual, [4, 3, 2]), (probed, [4, 2])])
+def test_layers_that_another_callback_freezes_stay_below_every_boundary(
+    tmp_path: Path, schedule: Any, boundaries: list[int]
+) -> None:
+    class Ahead(Callback):
+        def __init__(self, cache: FrozenPrefixCache) -> None:
+            self.cache = cache
+
+        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+            if trainer.global_step == 1:
+                (prefix,) = self.cache._towers
+                assert [4, *prefix.entries.boundaries_ahead] == boundaries
+
+    def layers() -> LayerFreezing:
+        return LayerFreezing("embeddings,:2", verbose=False)
+
+    filled = fill(Plain(bert()), tmp_path / "filled", layers(), schedule(), data=same_length, epochs=4)
+    assert filled.boundaries == {"": boundaries}
+    cache, cold = make_cache(cache_dir=tmp_path / "filled"), make_cache()
+    lookups = Lookups(cache)
+    warm = fit(Plain(bert()), layers(), schedule(), cache, lookups, data=same_length, epochs=4)
+    assert lookups.misses == 0
+    assert_same(fit(Plain(bert()), layers(), schedule(), cold, Ahead(cold), data=same_length, epochs=4), warm)
+    assert_same(fit(Plain(bert()), layers(), schedule(), data=same_length, epochs=4), warm)
+
+
+def test_only_boundaries_that_were_stored_are_named(tmp_path: Path) -> None:
+    """Frozen layers in train mode may be in eval mode in the fit's later phases, so nothing is stored for these."""
+    for again in range(2):
+        schedule = GradualUnfreezing(EpochTrigger(1), frozen_eval=False, verbose=False)
+        filled = fill(Plain(bert()), tmp_path, schedule, data=same_length, epochs=6)
+        assert filled.boundaries == {"": [4]}
+        assert filled.computed == (4 if again else 12)
+
+
 def test_a_warm_fit_runs_the_prefix_only_to_check_itself(tmp_path: Path) -> None:
     fill(Plain(bert()), tmp_path, frozen(), data=same_length)
     counter = Counter(lambda module: module.model.bert.encoder.layer[0].intermediate.dense)  # type: ignore[union-attr]
@@ -119,6 +160,34 @@ def test_only_the_prefix_runs_after_the_first_step_and_no_weight_changes(tmp_pat
     assert len(module.losses) == len(calls) == 1
     assert not module.validated
     torch.testing.assert_close(dict(module.state_dict()), before, rtol=0, atol=0)
+
+
+def test_only_the_prefix_runs_although_another_callback_has_called_the_tower_before(tmp_path: Path) -> None:
+    class CallsFirst(Callback):
+        def on_train_start(self, trainer: Any, pl_module: LightningModule) -> None:
+            pl_module.model(**next(iter(loader())))  # type: ignore[operator]
+
+    module = Plain(bert())
+    cache = make_cache(cache_dir=tmp_path)
+    with pytest.raises(FillComplete):
+        make_trainer(frozen(), cache, CallsFirst(), CacheFillingCallback()).fit(module, loader())
+    assert len(module.losses) == 1
+
+
+@pytest.mark.parametrize(("nodes", "fits"), [(1, False), (2, True)])
+def test_each_node_has_room_for_its_own_samples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nodes: int, fits: bool
+) -> None:
+    """Of four processes on two nodes, two share a disk."""
+    cache = make_cache(cache_dir=tmp_path)
+    trainer = make_trainer(frozen(), cache, CacheFillingCallback())
+    each = 12 * 5 * 32 * 4  # samples, tokens, width, bytes of a number
+    monkeypatch.setattr(Trainer, "world_size", property(lambda _: 4))
+    monkeypatch.setattr(Trainer, "num_nodes", property(lambda _: nodes))
+    disk = SimpleNamespace(disk_usage=lambda _: Usage(9 * each, 6 * each, 3 * each))
+    monkeypatch.setattr(cache_filling, "shutil", disk)
+    with pytest.raises(FillComplete if fits else ConfigurationError):
+        trainer.fit(Plain(bert()), same_length())
 
 
 def test_shuffled_batches_are_those_of_the_first_epoch(tmp_path: Path) -> None:

@@ -55,6 +55,11 @@ def test_set_ups_that_cannot_be_filled(config: str, project: Path, capsys: pytes
     assert "layers" in message
 
 
+def test_processes_that_are_spawned_are_refused(config: str, project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spawned = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp_spawn"]
+    assert "expected `--trainer.strategy ddp`" in fails(capsys, "cache", "fill", config, *FIT, *spawned)
+
+
 @pytest.mark.slow
 def test_two_processes_fill_together(config: str, project: Path) -> None:
     command = [sys.executable, "-m", "lightning_freeze.cli", "cache", "fill", config, *FIT]

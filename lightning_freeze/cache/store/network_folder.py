@@ -18,11 +18,11 @@ from lightning_freeze.cache.store.plain_files import make_folder
 
 _MOUNTS = Path("/proc/self/mounts")
 #: File systems that several machines can write to at the same time, or whose memory maps are not coherent. FUSE file
-#: systems have names such as ``fuse.sshfs``.
+#: systems have names such as ``fuse.sshfs``, or ``fuse`` alone if nothing is known of them.
 _NETWORK = re.compile(
     r"(nfs\d?|cifs|smb\d?|smbfs|smb3|lustre|gpfs|beegfs\w*|ceph|afs|kafs|auristorfs|9p|coda|ncpfs|pvfs2|orangefs|panfs"
-    r"|wekafs|gfs2?|ocfs2|vboxsf|vmhgfs|prl_fs|quobyte|moosefs|glusterfs|mmfs"
-    r"|fuse\.(?!(fuseblk|ntfs|ext[234]|exfat|overlay|fuse-overlayfs|portal|gvfsd|squash).*).*)"
+    r"|wekafs|gfs2?|ocfs2|vboxsf|vmhgfs|prl_fs|quobyte|moosefs|glusterfs|mmfs|dvs"
+    r"|fuse|fuse\.(?!(fuseblk|ntfs|ext[234]|exfat|overlay|fuse-overlayfs|portal|gvfsd|squash|gocryptfs|encfs).*).*)"
 )
 _IN_MEMORY = frozenset({"tmpfs", "ramfs", "hugetlbfs"})
 _OTHERS_WRITE = 0o022

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -108,6 +109,7 @@ class Store:
         self._disk = disk
         self._hits = self._misses = self._dropped = 0
         self._noted: dict[bytes, int] = {}
+        self._waits_for_disk = False
         self._begin()
 
     def _begin(self) -> None:
@@ -167,7 +169,7 @@ class Store:
 
     @torch.no_grad()
     def put(self, namespace: bytes, keys: Sequence[bytes], tensors: Sequence[Tensor]) -> None:
-        """Store copies of tensors. Does not wait for the disk.
+        """Store copies of tensors. Does not wait for the disk, except in :meth:`waiting_for_disk`.
 
         Args:
             namespace: 16 bytes.
@@ -194,11 +196,22 @@ class Store:
                 write_entry(tensor, entry)
                 if place is not None:
                     kept[key] = place
-                if self._writer is not None and not self._writer.add(namespace + key, entry, place is None):
+                if self._writer is not None and not self._writer.add(
+                    namespace + key, entry, place is None, self._waits_for_disk
+                ):
                     self._dropped += 1
             self._memory.commit(namespace, list(kept), list(kept.values()))
             if self._disk is not None:
                 self._disk.emit_warnings()
+
+    @contextmanager
+    def waiting_for_disk(self) -> Iterator[None]:
+        """Let :meth:`put` wait within a context, rather than leave out entries that the disk is too slow for."""
+        self._waits_for_disk = True
+        try:
+            yield
+        finally:
+            self._waits_for_disk = False
 
     def declare(self, namespace: bytes, info: dict[str, str | int]) -> None:
         """Describe a namespace for a human reader.
@@ -302,7 +315,9 @@ def _folder_path(cache_dir: Path | str) -> Path:
 @cache
 def _warn_of_network(root: Path, kind: str, local: Path | None) -> None:
     """Warn once in a process, and once on a machine with several ranks."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    # Set by Lightning and torchrun, or by SLURM, Open MPI and LSF, which start the processes themselves.
+    ranks = ("LOCAL_RANK", "SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK", "JSM_NAMESPACE_LOCAL_RANK")
+    if next((os.environ[name] for name in ranks if name in os.environ), "0") == "0":
         where = f"kept in {local}, on this machine," if local else "kept in memory"
         warnings.warn(
             f"FrozenPrefixCache: {root} is on a network file system ({kind}), where LMDB can lose or damage entries: "

@@ -48,19 +48,24 @@ class WriteBehind:
         self._flushing = self._closed = self._has_failed = False
         self._thread: threading.Thread | None = None
 
-    def add(self, name: bytes, data: Tensor, is_extra: bool) -> bool:
+    def add(self, name: bytes, data: Tensor, is_extra: bool, wait: bool = False) -> bool:
         """Queue an entry. Returns False, and does nothing, if too much is waiting already or writing has failed.
 
-        The queue never makes its caller wait. If hidden states are computed faster than the disk writes, some entries
-        are left out and computed again in the next epoch, so that the run is never slower than one without a cache.
+        The queue does not make a training step wait. If hidden states are computed faster than the disk writes, some
+        entries are left out and computed again in the next epoch, so that the run is never slower than one without a
+        cache.
 
         Args:
             name: Namespace and key.
             data: The entry's bytes, which must not change any more.
             is_extra: Whether they take memory beyond the budget of the RAM tier.
+            wait: Whether to wait until there is room, rather than to leave the entry out.
         """
         with self._changed:
-            if self._has_failed or (is_extra and self._extra + len(data) > MOST_WAITING):
+            while wait and is_extra and self._is_full(len(data)) and self._is_writing():
+                self._changed.wait(_LOOK_AGAIN)
+            # While nothing waits, there is room for an entry of any size.
+            if self._has_failed or (is_extra and self._is_full(len(data)) and not (wait and not self._waiting)):
                 return False
             if name not in self._waiting:
                 self._waiting[name] = Waiting(data, is_extra)
@@ -86,11 +91,17 @@ class WriteBehind:
         with self._changed:
             self._flushing = True
             self._changed.notify_all()
-            while self._waiting and self._thread is not None and self._thread.is_alive():
+            while self._is_writing():
                 self._changed.wait(_LOOK_AGAIN)
             self._flushing = False
             if self._waiting:
                 self._drop(RuntimeError("the thread that writes has died"))
+
+    def _is_full(self, size: int) -> bool:
+        return self._extra + size > MOST_WAITING
+
+    def _is_writing(self) -> bool:
+        return bool(self._waiting) and self._thread is not None and self._thread.is_alive()
 
     def close(self) -> None:
         """Flush and end the thread."""

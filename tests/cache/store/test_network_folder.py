@@ -53,7 +53,8 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
 @pytest.mark.parametrize(
     "kind",
     ["nfs", "nfs4", "cifs", "smb3", "lustre", "gpfs", "beegfs", "ceph", "9p", "afs", "glusterfs", "fuse.sshfs",
-     "fuse.glusterfs", "fuse.s3fs", "fuse.gcsfuse", "fuse.juicefs", "fuse.mount-s3", "ocfs2", "gfs2", "wekafs"],
+     "fuse.glusterfs", "fuse.s3fs", "fuse.gcsfuse", "fuse.juicefs", "fuse.mount-s3", "fuse", "dvs",
+     "ocfs2", "gfs2", "wekafs"],
 )  # fmt: skip
 def test_network_file_systems(machine: Machine, kind: str) -> None:
     found = replacement(machine.mount("shared", kind) / "not" / "there yet")
@@ -62,7 +63,20 @@ def test_network_file_systems(machine: Machine, kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", ["ext4", "xfs", "btrfs", "zfs", "overlay", "tmpfs", "apfs", "fuseblk", "f2fs", "fuse.fuse-overlayfs"]
+    "kind",
+    [
+        "ext4",
+        "xfs",
+        "btrfs",
+        "zfs",
+        "overlay",
+        "tmpfs",
+        "apfs",
+        "fuseblk",
+        "f2fs",
+        "fuse.fuse-overlayfs",
+        "fuse.gocryptfs",
+    ],
 )
 def test_local_file_systems(machine: Machine, kind: str) -> None:
     assert replacement(machine.mount("disk", kind) / "cache") is None
@@ -114,8 +128,9 @@ def test_a_link_in_place_of_the_local_folder_is_not_used(machine: Machine) -> No
     assert found is not None and found.folder is None and not list((machine.root / "victim").iterdir())
 
 
-def test_only_the_first_rank_of_a_node_warns(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LOCAL_RANK", "1")
+@pytest.mark.parametrize("name", ["LOCAL_RANK", "SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK"])
+def test_only_the_first_rank_of_a_node_warns(machine: Machine, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "1")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         store.open_store(machine.mount("shared", "nfs4") / "cache").close()

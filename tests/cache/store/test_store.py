@@ -168,6 +168,36 @@ def test_put_does_not_wait_for_a_slow_disk_nor_take_memory_without_end(
         assert count(store, range(40)) == 20, "what was left out is taken when it comes again"
 
 
+@pytest.mark.parametrize("most", [10 * ENTRY, 10])
+def test_put_waits_for_a_slow_disk_where_nothing_may_be_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    monkeypatch.setattr(writer, "MOST_WAITING", most)
+    monkeypatch.setattr(writer, "_DELAY", 0.02)
+    with open_store(tmp_path, 0) as store:
+        with store.waiting_for_disk():
+            for number in range(40):
+                fill(store, range(number, number + 1))
+                assert store.stats.memory_bytes <= max(most, ENTRY) + 8192
+        store.flush()
+        assert store.stats.dropped == 0 and count(store, range(40)) == 40
+
+
+def test_put_does_not_wait_for_a_disk_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(entries: object) -> None:
+        raise RuntimeError("the disk is gone")
+
+    monkeypatch.setattr(writer, "MOST_WAITING", 10)
+    monkeypatch.setattr(writer, "_DELAY", 0.02)
+    with open_store(tmp_path, 0) as store:
+        store._writer._write = fails
+        with pytest.warns(UserWarning, match="the disk is gone"), store.waiting_for_disk():
+            fill(store, range(3))
+            store.flush()
+            fill(store, range(3, 6))
+        assert store.stats.dropped == 6
+
+
 def serve(pipe: Connection, root: Path) -> None:
     store = open_store(root, 0)
     while request := pipe.recv():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -73,3 +74,5 @@ def test_two_processes_fill_together(config: str, project: Path) -> None:
     alone = subprocess.run([*command, options[0]], env=environment, capture_output=True, text=True, timeout=120)
     assert alone.returncode == 0, alone.stderr[-3000:]
     assert "were stored already" in alone.stdout
+    both, one = (int(re.search(r"Filled: (\d+) samples", text)[1]) for text in (lines[0], alone.stdout))  # type: ignore[index]
+    assert one <= both <= one + 2, "the samplers of two processes may repeat a sample each"

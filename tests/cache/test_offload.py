@@ -12,7 +12,8 @@ import torch
 import transformers as tf
 from cached_fits import Examples, Plain, assert_same, both, loader, make_cache, make_trainer
 from encoders import AfterStep, bert
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
+from offloaded_fits import Watch, away, cache_of, data, fit, prefix
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -20,59 +21,11 @@ from lightning_freeze import EpochTrigger, LayerFreezing, Phase, PhasedFineTunin
 from lightning_freeze.cache import offload
 from lightning_freeze.cache.offload import MappedFile, OffloadError, removable
 
-
-@pytest.fixture(autouse=True)
-def tiny_weights_count(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(offload, "_LEAST_BYTES", 0)
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-
-
-def data() -> DataLoader:
-    return loader(Examples(24, 5, 5))
+pytestmark = pytest.mark.usefixtures("tiny_weights_leave")
 
 
 def other() -> DataLoader:
     return loader(Examples(8, 5, 5, seed=9))
-
-
-def away(cache: Any) -> int:
-    return sum(p.offload.bytes for p in cache._towers if p.offload is not None)
-
-
-class Watch(Callback):
-    """Notes after each batch how many bytes are away; does something once, the first time that any are."""
-
-    def __init__(self, act: Any = None) -> None:
-        self.act, self.cache = act, None
-        self.before: list[int] = []
-        self.at_act = self.after_act = -1
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
-        self.cache = next((c for c in trainer.callbacks if type(c).__name__ == "FrozenPrefixCache"), None)
-        if self.cache is None:
-            return
-        self.before.append(away(self.cache))
-        if self.act is not None and self.before[-1] and self.at_act < 0:
-            self.at_act = self.before[-1]
-            self.act(trainer, pl_module)
-            self.after_act = away(self.cache)
-
-
-def fit(
-    act: Any = None, module: Any = None, *callbacks: Callback, epochs: int = 4, **options: Any
-) -> tuple[Any, Watch]:
-    watch = Watch(act)
-    module = module or Plain(bert())
-    callbacks = callbacks or (LayerFreezing("50%", verbose=False),)
-    torch.manual_seed(11)
-    trainer = make_trainer(*callbacks, make_cache(offload=True, **options), watch, epochs=epochs)
-    trainer.fit(module, data())
-    return module, watch
-
-
-def prefix(module: Any) -> list[nn.Parameter]:
-    return [*module.model.bert.embeddings.parameters(), *module.model.bert.encoder.layer[:2].parameters()]
 
 
 def test_equals_the_uncached_fit_and_the_parameters_stay_the_same_objects() -> None:
@@ -151,10 +104,6 @@ def test_a_change_of_phase_brings_weights_back_before_anything_changes() -> None
     phases = [Phase("2:,head", EpochTrigger(3)), Phase("1:,head")]
     fit(None, None, Look(phases, verbose=False), epochs=5)
     assert seen[0][0] > 0 and seen[0][1] == [0]
-
-
-def cache_of(trainer: Trainer) -> Any:
-    return next(c for c in trainer.callbacks if type(c).__name__ == "FrozenPrefixCache")
 
 
 def test_an_exception_brings_weights_back() -> None:

@@ -155,10 +155,16 @@ class FrozenPrefix:
     # ------------------------------------------------------------------------------------------- before the pass
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self.off is not None or self._busy or torch._C._is_tracing():
+        if self._busy or torch._C._is_tracing():
             self._need_weights()
             return
-        self._end_pass()
+        if self.off is None:
+            self._end_pass()
+        # Also if the tower was switched off, or began to train, since the pass that skipped blocks.
+        self._facts.complete_keys(args, kwargs, self._need_weights)
+        if self.off is not None:
+            self._need_weights()
+            return
         self.upstream_keys.forget()
         self.calls += 1
         self._busy = True

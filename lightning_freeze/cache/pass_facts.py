@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -69,6 +69,16 @@ class PassFacts:
         return CallFacts(
             boundary, is_empty=not call.size, has_gradient=has_gradient, probes_padding=probes_padding
         ), call
+
+    def complete_keys(self, args: tuple[Any, ...], kwargs: dict[str, Any], need_weights: Callable[[], None]) -> None:
+        """Complete the keys and values that a call continues from; see :meth:`Generation.complete`.
+
+        Args:
+            args: Positional arguments of the call.
+            kwargs: Its named arguments.
+            need_weights: Called before blocks run that were skipped.
+        """
+        self._generation.complete(args, kwargs, need_weights)
 
     def identify(self, boundary: int, call: Call, began: float) -> PassState:
         """Identify the prefix of a call, and return the pass that begins with it.

@@ -145,7 +145,7 @@ def is_recomputing() -> bool:
 
 
 class Generation:
-    """Recognises calls that continue from stored keys and values, and completes those that a skipping pass has stored.
+    """Recognises calls that continue from keys and values, and completes those that a skipping pass has returned.
 
     Args:
         entry: The tower's entry.
@@ -158,24 +158,41 @@ class Generation:
         self._unfinished: WeakKeyDictionary[Any, tuple[tuple[Any, ...], dict[str, Any]]] = WeakKeyDictionary()
 
     def continues(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """Whether a call continues from an earlier one; completes keys and values if that one skipped blocks.
+        """Whether a call continues from an earlier one.
 
         Args:
             args: Positional arguments of the call.
             kwargs: Named arguments of the call.
         """
-        named = {**dict(zip(self._names, args, strict=False)), **kwargs}
-        past = next((named[name] for name in _PAST if named.get(name) is not None), None)
-        if past is None:
-            return False
+        return self._past(args, kwargs) is not None
+
+    def complete(self, args: tuple[Any, ...], kwargs: dict[str, Any], need_weights: Callable[[], None]) -> None:
+        """Complete the keys and values that a call continues from, if the pass that returned them skipped blocks.
+
+        An error in it is raised. The call would compute something else without them.
+
+        Args:
+            args: Positional arguments of the call.
+            kwargs: Named arguments of the call.
+            need_weights: Called before blocks run that were skipped.
+        """
+        if torch.compiler.is_compiling() or not self._unfinished:
+            return
+        past = self._past(args, kwargs)
         try:
-            unfinished = self._unfinished.pop(past, None)
-        except TypeError:  # a plain tuple: no pass that skipped blocks has returned it
-            return True
+            unfinished = self._unfinished.get(past)
+        except TypeError:  # a plain tuple, or none: no pass that skipped blocks has returned it
+            return
         if unfinished is not None:
+            need_weights()
             again = self._entry.forward(*unfinished[0], **unfinished[1])
             vars(past).update(vars(again.past_key_values))
-        return True
+            del self._unfinished[past]
+
+    def _past(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return the keys and values among the arguments of a call, ``None`` if there are none."""
+        named = {**dict(zip(self._names, args, strict=False)), **kwargs}
+        return next((named[name] for name in _PAST if named.get(name) is not None), None)
 
     def remember(self, output: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Remember that the keys and values in an output lack those of the skipped blocks.

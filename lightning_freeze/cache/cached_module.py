@@ -160,10 +160,10 @@ class CachedModule:
             prefix.end_training_batch()
 
     def restore_weights(self) -> None:
-        """Bring offloaded weights back."""
+        """Bring offloaded weights back, before they change or the run ends."""
         for prefix in self.prefixes:
             if prefix.offload is not None:
-                prefix.offload.restore()
+                prefix.offload.restore(is_needed=False)
 
     def close(self) -> None:
         """Remove all hooks and stand-ins from the module."""

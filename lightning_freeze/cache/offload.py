@@ -167,7 +167,8 @@ class WeightOffload:
         """Bring the weights back, bit for bit.
 
         Args:
-            is_needed: Whether the layers run, rather than are saved; then more batches are waited for the next time.
+            is_needed: Whether the layers run, rather than are saved or change; then more batches are waited for next
+                time.
 
         Raises:
             OffloadError: If the device has no room for them. The rest stays readable, and the next call goes on.

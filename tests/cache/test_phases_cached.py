@@ -8,8 +8,9 @@ import pytest
 import torch
 import transformers as tf
 from cached_fits import Counter, Examples, MemoryStore, Plain, assert_same, both, loader, make_cache, make_trainer
+from encoders import AfterStep, Block, Classifier, Encoder, same_length
 from lightning.pytorch.callbacks import BackboneFinetuning
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_freeze import EpochTrigger, GradualUnfreezing, LayerStack, Phase, PhasedFineTuning
 
@@ -131,3 +132,44 @@ def test_own_loop_and_backbone_finetuning() -> None:
     plain, cached, cache = both(module, unfreezing, epochs=4)
     assert_same(plain, cached)
     assert cache.hit_rate > 0.3
+
+
+class Counting(Block):
+    """Counts how often it runs, and so changes an attribute in each pass. Has a setting, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runs = 0
+        self.scale = 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.runs += 1
+        return super().forward(x) * self.scale
+
+
+def counting() -> Plain:
+    return Plain(Classifier(Encoder(*[Counting() for _ in range(4)])))
+
+
+def test_counters_in_frozen_layers_do_not_keep_boundaries_from_being_filled_ahead() -> None:
+    store = MemoryStore()
+    counter = Counter(lambda module: module.model.encoder.layers[0].linear)  # type: ignore[union-attr]
+    phases = [Phase("head", EpochTrigger(2)), Phase("3,head", EpochTrigger(2)), Phase("2:,head")]
+    callbacks = PhasedFineTuning(phases, verbose=False), make_cache(store, verify=0), counter
+    make_trainer(*callbacks, epochs=6).fit(counting(), same_length())
+    # In the first pass, nothing has shown yet that the counters are no settings.
+    assert len(store.declared) == 4
+    # The first batch of a phase is checked.
+    assert not any(counter.calls[6 + 1 : 12] + counter.calls[12 + 1 : 18])
+
+
+def test_a_setting_that_changes_between_passes_is_noticed_at_boundaries_that_were_filled_ahead() -> None:
+    plain, cached, cache = both(
+        counting(),
+        PhasedFineTuning([Phase("head", EpochTrigger(2)), Phase("2:,head")], verbose=False),
+        AfterStep(4, lambda module: [setattr(layer, "scale", 2.0) for layer in module.model.encoder.layers]),
+        data=same_length,
+        epochs=4,
+    )
+    assert_same(plain, cached)
+    assert not cache.reasons and cache.hit_rate > 0.3

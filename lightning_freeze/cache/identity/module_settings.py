@@ -50,6 +50,9 @@ class ModuleSettings:
         self._owners = [
             (number, module, isinstance(module, either(LightningModule))) for number, module in enumerate(modules)
         ]
+        self._numbers: dict[int, list[int]] = {}  # of each module by its id; a module may be there several times
+        for number, module in enumerate(modules):
+            self._numbers.setdefault(id(module), []).append(number)
         self._ignored: set[tuple[int, str]] = set()
         self._records: dict[tuple[int, str], Any] = {}
         self._found: dict[tuple[int, str], Any] | None = None
@@ -135,7 +138,18 @@ class ModuleSettings:
 
     def _ignore_changes(self, before: dict[tuple[int, str], Any]) -> None:
         now = self._without_records(self._read())
-        found = {key for key in now.keys() | before.keys() if now.get(key) != before.get(key)}
+        self._ignore({key for key in now.keys() | before.keys() if now.get(key) != before.get(key)})
+
+    def ignore_as(self, other: ModuleSettings) -> None:
+        """Ignore what the settings of other modules ignore, as far as they are of the same modules.
+
+        Args:
+            other: The settings of the other modules.
+        """
+        numbers = ((self._numbers.get(id(other._owners[number][1]), ()), name) for number, name in other._ignored)
+        self._ignore({(own, name) for some, name in numbers for own in some})
+
+    def _ignore(self, found: set[tuple[int, str]]) -> None:
         if not found <= self._ignored:
             self._ignored |= found
             self._watch = None

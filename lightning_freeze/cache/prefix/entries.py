@@ -82,10 +82,7 @@ class PrefixEntries:
         self._look_again(boundary)
         device = next(iter(call.tensors.values())).device
         extra = f"{environment(device)}, {mode}, stored as {self.dtype or 'computed'}"
-        if boundary not in self._settings:
-            inside, around = self._tower.prefix_modules(boundary), self._tower.enclosing_modules()
-            self._settings[boundary] = ModuleSettings(inside + around)
-        namespace = self._fingerprint.of(boundary, f"{extra}, {self._settings[boundary].digest().hex()}")
+        namespace = self._fingerprint.of(boundary, f"{extra}, {self._settings_at(boundary).digest().hex()}")
         if namespace not in self.known:
             self.changing = self._what_changed(boundary, extra)
             self.known[namespace] = KnownPrefix(boundary, trims_padding=self.trims_padding)
@@ -100,6 +97,16 @@ class PrefixEntries:
             self._store.declare(namespace, info)
         self._latest = (boundary, extra)
         return namespace, self.known[namespace]
+
+    def _settings_at(self, boundary: int) -> ModuleSettings:
+        """Return the settings of a prefix."""
+        if boundary not in self._settings:
+            inside, around = self._tower.prefix_modules(boundary), self._tower.enclosing_modules()
+            self._settings[boundary] = ModuleSettings(inside + around)
+        for other, settings in self._settings.items():
+            if other > boundary:  # filled ahead, so identified only after the pass that has changed attributes
+                self._settings[boundary].ignore_as(settings)
+        return self._settings[boundary]
 
     def needs_weights(self, boundary: int) -> bool:
         """Whether weights have to be read to identify a prefix; all ranks must do that together if it is sharded.

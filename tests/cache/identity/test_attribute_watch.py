@@ -278,3 +278,18 @@ def test_what_moves_to_the_next_owner_is_noticed(kind: str) -> None:
     name = f"_{kind}s"
     vars(root.second)[name]["0"] = vars(root.first)[name].pop("1")
     assert not structure.is_same()
+
+
+def test_what_a_pass_changes_is_no_setting_of_a_part_of_the_modules_either() -> None:
+    found = modules()
+    whole, part = ModuleSettings(found), ModuleSettings(found[:2])
+    whole.digest()
+    before = part.digest()
+    found[0].rate = found[2].rate = 0.2  # type: ignore[assignment]
+    whole.end_real_pass()
+    part.ignore_as(whole)
+    after = part.digest()
+    found[0].rate = 0.3  # type: ignore[assignment]
+    assert part.digest() == after != before
+    found[0].scale = 2  # type: ignore[assignment]
+    assert part.digest() != after

@@ -109,7 +109,7 @@ class MappedFile:
 
     def drop_pages(self) -> None:
         """Take the pages that were read out of the memory of this process."""
-        if hasattr(self._map, "madvise"):
+        with suppress(AttributeError, OSError):  # where the system cannot do that, they stay
             self._map.madvise(mmap.MADV_DONTNEED)
 
 
@@ -161,7 +161,10 @@ class WeightOffload:
             return
         self._unused += 1
         if self._unused >= self._wait and not self.problem:
-            self._leave(boundary, skipped)
+            try:
+                self._leave(boundary, skipped)
+            except Exception as error:  # an optimisation must not end the run
+                self._stay(error)
 
     def restore(self, is_needed: bool = True) -> None:
         """Bring the weights back, bit for bit.
@@ -175,6 +178,7 @@ class WeightOffload:
         """
         self._unused = 0
         if not self._away:
+            self._file = None
             return
         try:
             with self._entries.moving_weights(), torch.no_grad(), torch.inference_mode(False):
@@ -219,11 +223,17 @@ class WeightOffload:
             hosts = self._host_copies(parameters)
             if hosts is None:
                 return
-            self._away = [(p, p.device) for p in parameters]
             for parameter, host in zip(parameters, hosts, strict=True):
+                self._away.append((parameter, parameter.device))
                 parameter.data = host
         self.boundary = boundary
         return_free_memory()
+
+    def _stay(self, error: Exception) -> None:
+        """Bring weights back that have left before an error."""
+        self.problem = f"the weights cannot leave ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+        with suppress(OffloadError):  # the rest can be read, and comes back when it is needed
+            self.restore(is_needed=False)
 
     def _host_copies(self, parameters: Sequence[Parameter]) -> list[Tensor] | None:
         if parameters[0].device.type != "cpu":
@@ -264,7 +274,7 @@ def _folder_with_room(preferred: Path | None, size: int) -> Path | None:
 
 def return_free_memory() -> None:
     """Return memory that was freed to the system; glibc keeps it otherwise."""
-    with suppress(OSError, AttributeError):
+    with suppress(OSError, AttributeError, TypeError):  # other systems have no such function
         ctypes.CDLL(None).malloc_trim(0)
 
 

@@ -239,16 +239,17 @@ class WeightOffload:
         if parameters[0].device.type != "cpu":
             return [p.data.to("cpu") for p in parameters]
         size = sum(p.numel() * p.element_size() + _PAGE for p in parameters)
-        folder = _folder_with_room(self._folder, size)
-        if folder is None:
-            self.problem = f"neither cache_dir nor {tempfile.gettempdir()} is on a disk with room for the weights"
-            return None
-        try:
-            self._file = MappedFile(folder, [p.data for p in parameters])
-        except (OSError, ValueError) as error:
-            self.problem = f"the weights cannot be written to {folder} ({error})"
-            return None
-        return self._file.views
+        problem = f"neither cache_dir nor {tempfile.gettempdir()} is on a disk with room for the weights"
+        for folder in (self._folder, Path(tempfile.gettempdir())):
+            if folder is None or not _has_room(folder, size):
+                continue
+            try:
+                self._file = MappedFile(folder, [p.data for p in parameters])
+                return self._file.views
+            except (OSError, ValueError) as error:  # such as a folder that can only be read
+                problem = f"the weights cannot be written to {folder} ({error})"
+        self.problem = problem
+        return None
 
     def _watch(self, parameters: Sequence[Parameter], skipped: Sequence[nn.Module], device: torch.device) -> None:
         """Bring weights back before they are saved, or replaced by those of a checkpoint."""
@@ -262,14 +263,12 @@ class WeightOffload:
             self._handles.append(module.register_load_state_dict_pre_hook(hook))
 
 
-def _folder_with_room(preferred: Path | None, size: int) -> Path | None:
-    for folder in (preferred, Path(tempfile.gettempdir())):
-        if folder is None or not folder.is_dir() or file_system(folder) in _IN_MEMORY:
-            continue
-        with suppress(OSError):
-            if shutil.disk_usage(folder).free > 2 * size:
-                return folder
-    return None
+def _has_room(folder: Path, size: int) -> bool:
+    """Whether a folder is on a disk with room for a file of some size."""
+    with suppress(OSError):
+        is_on_disk = folder.is_dir() and file_system(folder) not in _IN_MEMORY
+        return is_on_disk and shutil.disk_usage(folder).free > 2 * size
+    return False
 
 
 def return_free_memory() -> None:

@@ -28,7 +28,7 @@ class Storage:
         verify: Number of batches with hits that are compared with a real forward pass, for each identity of a prefix.
         trims_padding: Whether samples may be stored without padding.
         offload: Whether weights of skipped layers leave the memory of the device.
-        folder: Where files of the run may be written, ``None`` for the folder for temporary files.
+        folder: Where files of the run may be written: the folder of the store, ``None`` if it has none on this machine.
     """
 
     store: Any
@@ -90,4 +90,5 @@ def open_storage(
     if cache_dir is None or disk is not None:
         budget = (default_memory() if memory is None else memory) + (disk or 0)
     accelerator = AcceleratorTier(on_device) if on_device else None
-    return Storage(store, accelerator, DTYPES.get(dtype or ""), budget, verify, trim_padding, offload, cache_dir)
+    folder = getattr(store, "folder", None)  # not `cache_dir`, which may be on a network file system
+    return Storage(store, accelerator, DTYPES.get(dtype or ""), budget, verify, trim_padding, offload, folder)

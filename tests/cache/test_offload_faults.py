@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +16,8 @@ from offloaded_fits import away, fit, prefix
 from torch import Tensor, nn
 
 from lightning_freeze.cache.offload import WeightOffload
+from lightning_freeze.cache.storage import open_storage
+from lightning_freeze.cache.store.network_folder import Replacement
 
 pytestmark = pytest.mark.usefixtures("tiny_weights_leave")
 
@@ -61,3 +65,36 @@ def test_systems_without_a_c_library_under_no_name(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("lightning_freeze.cache.offload.ctypes", SimpleNamespace(CDLL=as_on_windows))
     said, watch = fit_and_listen()
     assert not said and watch.before[-1] > 0
+
+
+@pytest.mark.parametrize("has_other", [True, False])
+def test_a_folder_that_can_only_be_read(has_other: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folder, make = tmp_path / "cache", tempfile.TemporaryFile
+
+    def refuse(dir: Path | None = None) -> Any:
+        if dir == folder or not has_other:
+            raise PermissionError(13, "Permission denied")
+        return make(dir=dir)
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    said, watch = fit_and_listen(cache_dir=folder)
+    if has_other:
+        assert not said and watch.before[-1] > 0
+    else:
+        assert len(said) == 1 and f"cannot be written to {tmp_path} ([Errno 13]" in said[0]
+        assert not any(watch.before)
+
+
+def folder_of(cache_dir: Path) -> Path | None:
+    return open_storage(None, cache_dir, "1MiB", None, None, None, 1, True, offload=True).folder
+
+
+def test_weights_go_to_the_folder_of_the_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert folder_of(Path("~/cache")) == tmp_path / "cache"
+    # On a network file system, that is another folder, or none.
+    for local in (tmp_path / "local", None):
+        found = Replacement("nfs4", local)
+        monkeypatch.setattr("lightning_freeze.cache.store.store.replacement", lambda root, found=found: found)
+        with pytest.warns(UserWarning, match="is on a network file system"):
+            assert folder_of(tmp_path / "shared") == local

@@ -33,7 +33,8 @@ class Attachment:
         self.cached: CachedModule | None = None
         self.storage: Storage | None = None
         self._refused: Decision | None = None
-        self._is_told = self._is_offload_told = False
+        self._is_told = False
+        self._offload_told: set[str] = set()
         self._stop_listening: Callable[[], None] | None = None
         self._min_boundaries: dict[str, int] = {}
         self._last_module: ReferenceType[LightningModule] | None = None
@@ -78,6 +79,7 @@ class Attachment:
             return False
         self.detach()
         self.module, self.cached, self._refused, self._is_told = module, None, None, False
+        self._offload_told.clear()
         if shards_weights(trainer.strategy):
             reason = "where weights are sharded, all ranks must run the same layers"
             self._refused = Decision(Outcome.LEAVE_ALONE, reason)
@@ -112,15 +114,16 @@ class Attachment:
             self.cached.end_step()
 
     def end_training_batch(self) -> None:
-        """End a training batch: weights that are not needed may be offloaded. Warns once if they cannot be."""
+        """End a training batch: weights that are not needed may be offloaded. Warns once where they cannot be."""
         if self.cached is None or self.module is None or self.storage is None or not self.storage.offload:
             return
         self.cached.end_training_batch()
         for prefix in self.prefixes:
-            if prefix.offload is not None and prefix.offload.problem and not self._is_offload_told:
-                self._is_offload_told = True
-                reason = prefix.offload.problem
-                warn_in_run(self.module.trainer, f"FrozenPrefixCache(offload=True) does nothing: {reason}.")
+            reason = "" if prefix.offload is None else prefix.offload.problem
+            if reason and prefix.tower.name not in self._offload_told:
+                self._offload_told.add(prefix.tower.name)
+                where = f" for {prefix.tower.label}" if len(self.prefixes) > 1 else ""
+                warn_in_run(self.module.trainer, f"FrozenPrefixCache(offload=True) does nothing{where}: {reason}.")
 
     def restore_weights(self) -> None:
         """Bring offloaded weights back."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 import warnings
 from pathlib import Path
@@ -10,11 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from cached_fits import Plain
+from cached_fits import Plain, make_cache, make_trainer
 from encoders import bert
-from offloaded_fits import away, fit, prefix
+from offloaded_fits import away, cache_of, data, fit, prefix
+from test_explain import TwoTowers
 from torch import Tensor, nn
 
+from lightning_freeze import LayerFreezing
 from lightning_freeze.cache.offload import WeightOffload
 from lightning_freeze.cache.storage import open_storage
 from lightning_freeze.cache.store.network_folder import Replacement
@@ -98,3 +101,37 @@ def test_weights_go_to_the_folder_of_the_store(monkeypatch: pytest.MonkeyPatch, 
         monkeypatch.setattr("lightning_freeze.cache.store.store.replacement", lambda root, found=found: found)
         with pytest.warns(UserWarning, match="is on a network file system"):
             assert folder_of(tmp_path / "shared") == local
+
+
+class BothFrozen(TwoTowers):
+    """Two frozen towers, of which one keeps its weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model.text_model.requires_grad_(False).eval()
+        self.away: list[set[str]] = []
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        towers = cache_of(self.trainer)._towers
+        next(t for t in towers if "text" in t.tower.name).offload.problem = "it is for this test"
+        self.away.append({t.tower.name for t in towers if t.offload.boundary})
+
+
+def test_a_tower_whose_weights_stay_is_named_if_there_are_others() -> None:
+    module = BothFrozen()
+    torch.manual_seed(1)
+    rows = torch.utils.data.TensorDataset(torch.randn(4, 3, 8, 8), torch.randint(5, 50, (4, 6)))
+    with pytest.warns(UserWarning, match="offload=True") as said:
+        make_trainer(make_cache(offload=True), epochs=6).fit(module, torch.utils.data.DataLoader(rows, 4))
+    (text,) = (str(w.message) for w in said if "offload" in str(w.message))
+    assert re.search(r"\(offload=True\) does nothing for tower '.*text.*': it is for this test", text)
+    assert ["vision" in name for name in module.away[-1]] == [True]
+
+
+def test_a_second_fit_says_again_why_weights_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightning_freeze.cache.offload.file_system", lambda path: "tmpfs")
+    module, cache = Plain(bert()), make_cache(offload=True)
+    for _ in range(2):
+        trainer = make_trainer(LayerFreezing("50%", verbose=False), cache, epochs=2)
+        with pytest.warns(UserWarning, match="neither cache_dir nor"):
+            trainer.fit(module, data())

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import Parameter
 
 from lightning_freeze.cache.checks.eligibility import Hook
@@ -33,6 +34,7 @@ _PAGE = mmap.PAGESIZE
 #: Smaller weights stay where they are.
 _LEAST_BYTES = 4096
 _IN_MEMORY = frozenset({"tmpfs", "ramfs", "hugetlbfs"})
+_SHARED = "the weights of the skipped layers are shared with others, sharded or quantised"
 
 
 def removable(root: nn.Module, skipped: Iterable[nn.Module], keeps_first: bool) -> list[Parameter]:
@@ -216,7 +218,7 @@ class WeightOffload:
             return
         parameters = removable(self._root, skipped, keeps_first=first.device.type != "cpu")
         if not parameters:
-            self.problem = "the weights of the skipped layers are shared with others, sharded or quantised"
+            self.problem = _SHARED
             return
         self._watch(parameters, skipped, first.device)
         with self._entries.moving_weights(), torch.no_grad(), torch.inference_mode(False):
@@ -224,10 +226,22 @@ class WeightOffload:
             if hosts is None:
                 return
             for parameter, host in zip(parameters, hosts, strict=True):
-                self._away.append((parameter, parameter.device))
-                parameter.data = host
+                self._exchange(parameter, host)
+        if not self._away:
+            self._file, self.problem = None, _SHARED
+            return
         self.boundary = boundary
         return_free_memory()
+
+    def _exchange(self, parameter: Parameter, host: Tensor) -> None:
+        """Let a weight leave, unless another tensor uses its memory, which would not be freed nor follow the weight."""
+        self._away.append((parameter, parameter.device))
+        shape, dtype, place = parameter.shape, parameter.dtype, StorageWeakRef(parameter.untyped_storage())
+        parameter.data = host
+        storage = torch.UntypedStorage._new_with_weak_ptr(place.cdata)
+        if storage is not None:
+            parameter.data = torch.empty(0, dtype=dtype, device=storage.device).set_(storage, 0, shape, host.stride())
+            self._away.pop()
 
     def _stay(self, error: Exception) -> None:
         """Bring weights back that have left before an error."""

@@ -11,10 +11,10 @@ import pytest
 import torch
 import transformers as tf
 from cached_fits import Examples, Plain, assert_same, both, loader, make_cache, make_trainer
-from encoders import AfterStep, bert
+from encoders import AfterStep, Classifier, Encoder, bert
 from lightning.pytorch import Trainer
 from offloaded_fits import Watch, away, cache_of, data, fit, prefix
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_freeze import EpochTrigger, LayerFreezing, Phase, PhasedFineTuning
@@ -234,3 +234,25 @@ def test_says_once_why_weights_stay(monkeypatch: pytest.MonkeyPatch) -> None:
         _, watch = fit()
     assert len([w for w in said if "offload" in str(w.message)]) == 1
     assert not any(watch.before)
+
+
+class ReadsTable(Classifier):
+    """Reads the weight of the embeddings outside of them, through a plain tensor that shares its memory."""
+
+    def __init__(self) -> None:
+        super().__init__(Encoder())
+        self.table = self.encoder.embeddings.weight.data
+
+    def encode(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
+        return self.encoder(input_ids) + self.table.mean(0)
+
+
+def test_a_weight_whose_memory_another_tensor_uses_stays() -> None:
+    phases = [Phase("head", EpochTrigger(3)), Phase("all")]
+    module, plain = Plain(ReadsTable()), Plain(ReadsTable())
+    _, watch = fit(None, module, PhasedFineTuning(phases, verbose=False), epochs=5)
+    torch.manual_seed(11)
+    make_trainer(PhasedFineTuning(phases, verbose=False), epochs=5).fit(plain, data())
+    assert_same(plain, module)
+    size = sum(p.numel() * p.element_size() for p in module.model.encoder.layers.parameters())
+    assert max(watch.before) == size, "the others leave"

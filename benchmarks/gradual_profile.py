@@ -59,7 +59,7 @@ class Epoch:
 
     def steady(self, part: str) -> float:
         """What the epoch would take if its first batch took no longer than the others."""
-        # The data of the first batch are fetched before the turn of this run begins.
+        # Lightning fetches the data of the first batch before the batch starts.
         return self.mean(part) * (len(self.batches) - (part == DATA))
 
     def first_batch(self) -> float:

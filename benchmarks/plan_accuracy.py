@@ -49,9 +49,8 @@ def main() -> None:
         subject = replace(known[name](), batches=options.batches, epochs=2)
         tables.append(compared(subject, options.rounds))
         print(tables[-1].markdown(), flush=True)
-        if options.save:  # after each model, so that a run that is interrupted keeps what it has measured
-            name = "plan-accuracy-quick" if options.quick else "plan-accuracy"
-            save(name, "Plan and run", tables, made, options.save)
+    if options.save:
+        save("plan-accuracy-quick" if options.quick else "plan-accuracy", "Plan and run", tables, made, options.save)
 
 
 def compared(subject: Subject, rounds: int) -> Table:

@@ -1,6 +1,6 @@
 """Measures what freezing and the cache of the frozen prefix save, against the alternatives and the limit.
 
-    pip install "lightning-freeze[benchmark,cache]"
+    pip install "lightning-freeze[benchmark]"
     python benchmarks/speed.py --quick                    small models, a minute or two
     python benchmarks/speed.py bert-75 gpt2-lm --rounds 3 models at full size
     python benchmarks/speed.py t5-80 --batches 24         a longer run, in which one-time costs weigh less
@@ -35,7 +35,7 @@ from benchmarks.saved_results import RESULTS, Figure, Provenance, Table, add_opt
 from benchmarks.speedtest import limits, measure, memory
 from benchmarks.speedtest.contenders import FILLED, FILLED_AHEAD, GRADUAL, PACKAGES, STATIC, Contender
 from benchmarks.speedtest.publish import PARTS, QUICK_PARTS, publish
-from benchmarks.speedtest.subjects import FULL, QUICK, Subject
+from benchmarks.speedtest.subjects import FULL, QUICK, REVIEWS, Subject
 
 #: What else is compared: times faster than, or, for the ideal, as long as.
 PAIRS = (
@@ -93,7 +93,7 @@ def option_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--publish",
         action="store_true",
-        help="run and save everything of docs/performance.md that is not of this commit",
+        help="run and save everything in docs/performance.md that is not of this code; alone, or with --quick",
     )
     parser.add_argument("--markdown", type=Path, help="file to append the tables to, beside printing them")
     add_option(parser)
@@ -104,6 +104,8 @@ def main() -> None:
     parser = option_parser()
     options = parser.parse_args()
     made = Provenance.now("finetuning-scheduler")
+    if options.publish and options != parser.parse_args(_publishing(options)):
+        parser.error("--publish decides about models, rounds and contenders: it takes --quick and --save-to only")
     options.rounds = options.rounds or (1 if options.quick else 3)
     quiet(options.threads)
     known = QUICK if options.quick else FULL
@@ -114,10 +116,13 @@ def main() -> None:
     if not options.memory and (missing := missing_tools([known[name]() for name in names], options.without)):
         or_else = "" if options.publish else f", or --without {shlex.join([*options.without, *missing])}"
         parser.error(f"not installed: {', '.join(missing)}. pip install 'lightning-freeze[benchmark]'{or_else}")
+    if "minilm" in names and not REVIEWS.exists():
+        parser.error(f"{REVIEWS} does not exist: python experiments/reviews/prepare.py")
     if options.publish:
         parts = QUICK_PARTS if options.quick else PARTS
         try:
-            print(publish(parts, options.save or RESULTS, made, say).with_suffix(".md").read_text(encoding="utf-8"))
+            path = publish(parts, options.save or RESULTS, made, say, "speed-quick" if options.quick else "speed")
+            print(path.with_suffix(".md").read_text(encoding="utf-8"))
         except RuntimeError as error:
             parser.error(str(error))
         return
@@ -133,6 +138,11 @@ def main() -> None:
                 file.write(f"{found.markdown()}\n")
         if options.save:
             save(file_name(name, own, options), found.title, [found], made, options.save)
+
+
+def _publishing(options: argparse.Namespace) -> list[str]:
+    """The arguments that go with ``--publish``, as they were given."""
+    return ["--publish", *["--quick"] * options.quick, *(["--save-to", str(options.save)] if options.save else [])]
 
 
 def file_name(subject: str, own: dict[str, int], options: argparse.Namespace) -> str:

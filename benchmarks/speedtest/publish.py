@@ -60,6 +60,9 @@ def _speed(subject: str, *arguments: str, suffix: str = "") -> Part:
 
 #: What ten epochs leave out: the other tools against the cold cache are what they are for.
 _IN_BERT_75 = (_BASE, "requires_grad by hand", *(_COLUMNS[name] for name in ("LayerFreezing", "cache, warm", "ideal")))
+#: What the tables of first steps leave out.
+_WITHOUT_CACHE = (_BASE, "requires_grad by hand", "BackboneFinetuning", "finetuning-scheduler", _COLUMNS["ideal"])
+_FIRST_STEPS = ("--batches", "6", "--epochs", "1", "--rounds", "3", "--without", *_WITHOUT_CACHE)
 _ONE_ROUND = ("vit-75", "bert-8", "gpt2-classifier", "gpt2-lm", "t5-80", "t5-80-short-source")
 #: Three rounds of what is compared most often, one of what takes longest; what most people look at comes first.
 PARTS: tuple[Part, ...] = (
@@ -72,6 +75,7 @@ PARTS: tuple[Part, ...] = (
     Part(("benchmarks/overhead.py",), "overhead"),
     Part(("benchmarks/gradual_profile.py",), "gradual-profile"),
     *(_speed(name, "--rounds", "1") for name in _ONE_ROUND),
+    *(_speed(name, *_FIRST_STEPS, suffix="-batches-6-epochs-1-partial") for name in ("bert-75", "t5-80")),
     Part(("benchmarks/plan_accuracy.py", "--rounds", "3"), "plan-accuracy"),
 )
 #: The same of small models, in minutes.
@@ -82,7 +86,9 @@ QUICK_PARTS: tuple[Part, ...] = (
 )
 
 
-def publish(parts: Sequence[Part], folder: Path, made: Provenance, say: Callable[[str], None]) -> Path:
+def publish(
+    parts: Sequence[Part], folder: Path, made: Provenance, say: Callable[[str], None], name: str = "speed"
+) -> Path:
     """Run what is missing, and write the summary.
 
     Args:
@@ -90,27 +96,30 @@ def publish(parts: Sequence[Part], folder: Path, made: Provenance, say: Callable
         folder: Where the results are.
         made: How this run was started.
         say: Prints progress.
+        name: Name of the summary.
 
     Returns:
         The summary, a JSON file with a page of the same name beside it.
 
     Raises:
-        RuntimeError: If files differ from the commit, or a part fails. What was measured before is kept.
+        RuntimeError: If files differ from the commit, at the start or after a part, or a part fails. What was measured
+            before is kept.
     """
     if made.is_dirty or made.commit is None:
         raise RuntimeError("Files differ from the commit: commit them first, so that the numbers are of one code.")
     for number, part in enumerate(parts, start=1):
-        name = " ".join(part.command)
+        command = " ".join(part.command)
         if _is_current(folder / f"{part.result}.json", part, made):
-            say(f"{number} of {len(parts)}: {name}: measured before")
+            say(f"{number} of {len(parts)}: {command}: measured before")
             continue
-        say(f"{number} of {len(parts)}: {name}")
+        say(f"{number} of {len(parts)}: {command}")
         begun = time.monotonic()
-        command = [sys.executable, *part.command, "--save-to", str(folder)]
-        if subprocess.run(command, cwd=ROOT, check=False).returncode:
-            raise RuntimeError(f"{name} failed. Run the same command again to go on from there.")
-        say(f"{number} of {len(parts)}: {name}: {(time.monotonic() - begun) / 60:.1f} minutes")
-    return save("speed", "Speed", [summary(parts, folder)], made, folder)
+        if subprocess.run([sys.executable, *part.command, "--save-to", str(folder)], cwd=ROOT, check=False).returncode:
+            raise RuntimeError(f"{command} failed. Run the same command again to go on from there.")
+        if not _is_current(folder / f"{part.result}.json", part, made):
+            raise RuntimeError(f"{command}: files have changed while it ran, so that its numbers are of other code.")
+        say(f"{number} of {len(parts)}: {command}: {(time.monotonic() - begun) / 60:.1f} minutes")
+    return save(name, "Speed", [summary(parts, folder)], made, folder)
 
 
 def summary(parts: Sequence[Part], folder: Path) -> Table:
@@ -143,10 +152,16 @@ def _is_current(path: Path, part: Part, made: Provenance) -> bool:
         found = json.loads(path.read_text(encoding="utf-8"))["provenance"]
     except (OSError, ValueError, KeyError):
         return False
-    words = shlex.split(found["command"])
-    asked = ["python", *part.command]
-    is_same = not found["is_dirty"] and words[: len(asked)] == asked
+    is_same = not found["is_dirty"] and _without_saving(found["command"]) == ["python", *part.command]
     return is_same and _is_same_code(found["commit"], made.commit, part.command[0])
+
+
+def _without_saving(command: str) -> list[str]:
+    words = shlex.split(command)
+    if "--save-to" in words:
+        place = words.index("--save-to")
+        del words[place : place + 2]
+    return [word for word in words if word != "--save"]
 
 
 def _is_same_code(one: str | None, other: str | None, script: str) -> bool:

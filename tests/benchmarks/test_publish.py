@@ -26,11 +26,12 @@ from pathlib import Path
 sys.path.insert(0, {str(ROOT)!r})
 from benchmarks.saved_results import Figure, Provenance, Table, save
 name, folder = sys.argv[1], Path(sys.argv[-1])
+commit = (folder / "commit").read_text() if (folder / "commit").exists() else "abc"
 with (folder / "runs").open("a") as runs:
     runs.write(name + chr(10))
 if name == "fails" and not (folder / "mended").exists():
     sys.exit(1)
-made = Provenance(shlex.join(["python", "part.py", *sys.argv[1:]]), "abc", False, "2026-11-28", "3.11", {{}})
+made = Provenance(shlex.join(["python", "part.py", *sys.argv[1:]]), commit, False, "2026-11-28", "3.11", {{}})
 rows = {{n: {{"times faster than full fine-tuning": Figure([f]), "a step, times faster": Figure([f])}}
         for n, f in (("full fine-tuning", 1.0), ("LayerFreezing", 2.0), ("ideal, cut by hand", 4.0))}}
 save(name, name, [Table(name + " model", rows)], made, folder)
@@ -62,10 +63,19 @@ def test_an_interrupted_publication_goes_on_where_it_was(folder: Path) -> None:
 
 
 def test_results_of_another_commit_or_command_are_measured_again(folder: Path) -> None:
-    publish(parts("one"), folder, MADE, lambda _: None)
-    publish(parts("one"), folder, replace(MADE, commit="def"), lambda _: None)
     publish([Part(("part.py", "one", "--rounds", "3"), "one")], folder, MADE, lambda _: None)
+    publish(parts("one"), folder, MADE, lambda _: None)
+    (folder / "commit").write_text("def")
+    publish(parts("one"), folder, replace(MADE, commit="def"), lambda _: None)
     assert (folder / "runs").read_text().split() == ["one"] * 3
+
+
+def test_a_part_during_which_files_change_is_no_part_of_the_publication(folder: Path) -> None:
+    (folder / "commit").write_text("def")
+    with pytest.raises(RuntimeError, match=r"part.py one: files have changed while it ran"):
+        publish(parts("one", "two"), folder, MADE, lambda _: None)
+    assert (folder / "runs").read_text().split() == ["one"]
+    assert not (folder / "speed.json").exists()
 
 
 def test_results_of_the_same_code_are_kept(folder: Path) -> None:
@@ -76,13 +86,13 @@ def test_results_of_the_same_code_are_kept(folder: Path) -> None:
         subprocess.run(["git", "add", changed], cwd=folder, check=True)
         who = "-c", "user.name=A", "-c", "user.email=a@b.c"
         subprocess.run(["git", *who, "commit", "--quiet", "--message", changed], cwd=folder, check=True)
-        return subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=folder, text=True).strip()
+        made = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=folder, text=True).strip()
+        (folder / "commit").write_text(made)
+        return made
 
     subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
-    script = (folder / "part.py").read_text()
-    (folder / "part.py").write_text(script.replace('"abc"', repr(commit("benchmarks/speed.py"))))
     same = ("docs/performance.md", "benchmarks/results/one.json", "benchmarks/other.py")
-    for changed in (*same, "part.py", "lightning_freeze/layer.py"):
+    for changed in ("benchmarks/speed.py", *same, "part.py", "lightning_freeze/layer.py"):
         publish(parts("one"), folder, replace(MADE, commit=commit(changed)), lambda _: None)
     assert (folder / "runs").read_text().split() == ["one"] * 3, "the first, and those of other code"
 
@@ -116,7 +126,8 @@ def test_every_part_exists_and_has_a_result_of_its_own() -> None:
 @pytest.mark.parametrize("part", [part for part in PARTS if part.command[0] == "benchmarks/speed.py"], ids=str)
 def test_a_part_leaves_out_contenders_that_exist_and_names_its_file(part: Part) -> None:
     options = option_parser().parse_args(part.command[1:])
-    assert file_name(*options.subjects, {}, options) == part.result
+    own = {name: getattr(options, name) for name in ("batches", "epochs") if getattr(options, name) is not None}
+    assert file_name(*options.subjects, own, options) == part.result
 
 
 @pytest.mark.slow

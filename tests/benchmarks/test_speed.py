@@ -37,6 +37,30 @@ def test_a_missing_tool_is_named_before_anything_is_measured(
     assert ("--without 'full fine-tuning' finetuning-scheduler" in said) == ("--publish" not in arguments)
 
 
+@pytest.mark.parametrize(
+    "arguments", [["bert-75"], ["--rounds", "2"], ["--memory"], ["--without", "full fine-tuning"], ["--threads", "9"]]
+)
+def test_a_publication_decides_about_everything_itself(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["speed.py", "--publish", "--quick", *arguments])
+    with pytest.raises(SystemExit):
+        speed.main()
+    assert "--publish decides about models, rounds and contenders" in capsys.readouterr().err
+
+
+def test_data_that_are_missing_are_named_before_anything_is_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(speed, "REVIEWS", tmp_path / "data")
+    monkeypatch.setattr(speed, "find_spec", lambda package: package)
+    monkeypatch.setattr(speed, "quiet", lambda threads: None)
+    monkeypatch.setattr(sys, "argv", ["speed.py", "--publish"])
+    with pytest.raises(SystemExit):
+        speed.main()
+    assert "python experiments/reviews/prepare.py" in capsys.readouterr().err
+
+
 @pytest.mark.usefixtures("without_packages")
 def test_only_what_is_compared_must_be_installed() -> None:
     static, gradual = QUICK["bert-75"](), QUICK["gradual"]()

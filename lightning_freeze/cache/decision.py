@@ -10,6 +10,8 @@ from __future__ import annotations
 from enum import Enum
 from typing import NamedTuple
 
+from lightning_freeze.cache.identity.unsupported import ELSEWHERE
+
 
 class Outcome(str, Enum):
     """What happens in a forward pass of a tower."""
@@ -233,7 +235,7 @@ def in_lockstep(decision: Decision, highest: int) -> Decision:
         highest: The highest number that any rank has announced, not :data:`IDENTIFY`.
     """
     outcome = _LOCKSTEP[highest]
-    return decision if outcome is decision.outcome else Decision(outcome, f"another rank needs it ({decision.reason})")
+    return decision if outcome is decision.outcome else Decision(outcome, f"{ELSEWHERE} needs it ({decision.reason})")
 
 
 def without_own_passes(facts: PrefixFacts) -> PrefixFacts:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from lightning_freeze.cache.decision import IDENTIFY, Decision, Outcome, announcement, in_lockstep
-from lightning_freeze.cache.identity.unsupported import reason_of
+from lightning_freeze.cache.identity.unsupported import ELSEWHERE, reason_of
 from lightning_freeze.cache.prefix.pass_state import PassState
 from lightning_freeze.distributed.ranks import Ranks
 
@@ -84,7 +84,7 @@ class JointDecision:
             decision: The decision to switch off.
         """
         is_fault = self.problem is None or self.problem[1]
-        own = decision.reason if not decision.reason.startswith("another rank needs it") else None
+        own = decision.reason if not decision.reason.startswith(ELSEWHERE) else None
         told = self._ranks.first_text(None if own is None else f"{int(is_fault)}{own}") or "1unknown"
         return told[1:], told[0] == "1"
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from lightning_freeze.cache.decision import Decision, Outcome
 from lightning_freeze.cache.joint_decision import JointDecision
 
 
@@ -20,6 +21,9 @@ class OtherRank:
     def highest(self, value: int) -> int:
         self.exchanges += 1
         return max(value, self.value)
+
+    def first_text(self, text: str | None) -> str | None:
+        return text or "1the reason of the other rank"
 
 
 def a_pass(skipped: object = "blocks") -> Any:
@@ -58,3 +62,15 @@ def test_a_pass_that_was_too_slow_is_no_fault() -> None:
     state.too_slow = "reading takes longer"
     joint.carry_out(state, lambda: None, None)
     assert joint.problem == ("reading takes longer", False)
+
+
+@pytest.mark.parametrize("what", ["needs it (all 4 samples were found)", "cannot use it"])
+def test_a_rank_that_only_follows_another_one_tells_no_reason(what: str) -> None:
+    ranks: Any = OtherRank(0)
+    told = JointDecision(ranks).reason_of_all(Decision(Outcome.SWITCH_OFF, f"another rank {what}"))
+    assert told == ("the reason of the other rank", True)
+
+
+def test_a_rank_tells_its_own_reason() -> None:
+    ranks: Any = OtherRank(0)
+    assert JointDecision(ranks).reason_of_all(Decision(Outcome.SWITCH_OFF, "mine")) == ("mine", True)

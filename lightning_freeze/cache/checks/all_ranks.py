@@ -12,7 +12,7 @@ from lightning_freeze.cache.checks import side_effects
 from lightning_freeze.cache.checks.pass_checks import hidden_states_of
 from lightning_freeze.cache.identity.cached_towers import CachedTower
 from lightning_freeze.cache.identity.keys import hash_of
-from lightning_freeze.cache.identity.unsupported import Unsupported
+from lightning_freeze.cache.identity.unsupported import ELSEWHERE, Unsupported
 from lightning_freeze.cache.prefix.block_signature import BlockSignature
 from lightning_freeze.cache.prefix.lockstep import Extra
 from lightning_freeze.cache.prefix.pass_state import PassState
@@ -46,7 +46,7 @@ def agreed_hidden_states(tower: CachedTower, state: PassState, ranks: Ranks | No
             "along the sequence"
         )
     if ranks.highest(problem is not None):
-        raise problem or Unsupported("another rank cannot use it")
+        raise problem or Unsupported(f"{ELSEWHERE} cannot use it")
     return hidden
 
 

@@ -6,6 +6,9 @@ import traceback
 
 from lightning_freeze.errors import debugging
 
+#: How a reason begins where another rank has it, and reports it.
+ELSEWHERE = "another rank"
+
 
 class Unsupported(Exception):
     """The prefix cannot be cached; the message completes the sentence "switched off: ..."."""

@@ -26,7 +26,7 @@ from lightning_freeze.cache.decision import (
 from lightning_freeze.cache.execution import PrefixExecutor
 from lightning_freeze.cache.identity.cached_towers import CachedTower, ModuleStructure
 from lightning_freeze.cache.identity.keys import Call
-from lightning_freeze.cache.identity.unsupported import Unsupported, reason_of
+from lightning_freeze.cache.identity.unsupported import ELSEWHERE, Unsupported, reason_of
 from lightning_freeze.cache.joint_decision import JointDecision
 from lightning_freeze.cache.offload import OffloadError, WeightOffload, not_needed
 from lightning_freeze.cache.pass_facts import PassFacts
@@ -285,7 +285,9 @@ class FrozenPrefix:
             return None
         self._busy = True
         try:
-            return self._rerun(state) if self._has_failed(state, output) else self._finish(state, output)
+            failed_here = self._has_failed(state, output)
+            failed = failed_here if self._joint is None else self._joint.has_failed(state, failed_here)
+            return self._rerun(state, failed_here) if failed else self._finish(state, output)
         finally:
             self._busy = False
 
@@ -302,19 +304,19 @@ class FrozenPrefix:
 
     def _has_failed(self, state: PassState, output: Any) -> bool:
         try:
-            has_failed = failed_skip.has_failed(state, output)
+            return failed_skip.has_failed(state, output)
         except Exception as error:  # an output that cannot be inspected
             self.switch_off(reason_of(error))
-            has_failed = state.skipped is not None
-        return has_failed if self._joint is None else self._joint.has_failed(state, has_failed)
+            return state.skipped is not None
 
-    def _rerun(self, state: PassState) -> Any:
+    def _rerun(self, state: PassState, failed_here: bool) -> Any:
         self._need_weights()
-        output, problem = failed_skip.rerun(self.tower, state)
+        output, problem = failed_skip.rerun(self.tower, state, failed_here)
         if problem is not None:
             self.switch_off(problem)
         else:
-            reason = "the output contained NaN, so the pass was run again; the NaN is the model's own"
+            own = "the output contained NaN, so the pass was run again; the NaN is the model's own"
+            reason = own if failed_here else f"{ELSEWHERE} had to run the pass again"
             self.decision = Decision(Outcome.RUN_AND_COMPARE, reason)
         return output
 

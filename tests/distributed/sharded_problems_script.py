@@ -5,10 +5,55 @@ Usage: sharded_problems_script.py OUT CASE [CASE ...]
 
 import sys
 
+import torch
 from distributed_processes import run_ranks
 from sharded_cache_script import ALL, Sharded, fit, static
+from toys import Block
 
 from lightning_freeze import FrozenPrefixCache
+from lightning_freeze.cache.prefix import layout
+
+
+class GivesNan(Block):
+    """Returns NaN while it is told to, and then contributes nothing to a gradient."""
+
+    gives_nan = False
+
+    def forward(self, x):
+        return 0 * super().forward(x) + torch.nan if self.gives_nan else super().forward(x)
+
+
+class OwnNan(Sharded):
+    """In one batch, the last block returns NaN on one rank."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for block in self.encoder.layers:
+            block.__class__ = GivesNan
+
+    def forward(self, tokens):
+        return self.classifier(torch.nan_to_num(self.encoder(tokens)))
+
+    def on_train_batch_start(self, batch, batch_idx):
+        self.encoder.layers[-1].gives_nan = self.global_rank == 1 and self.current_epoch == 2 and batch_idx == 1
+
+    def on_train_batch_end(self, *_):
+        self.encoder.layers[-1].gives_nan = False
+
+
+class Unreadable(Sharded):
+    """In one batch, one rank cannot use what it has read."""
+
+    def on_train_batch_start(self, batch, batch_idx):
+        if self.global_rank == 1 and self.current_epoch == 2 and batch_idx == 1:
+            layout.lay_out = unreadable
+
+    def on_train_batch_end(self, *_):
+        layout.lay_out = LAY_OUT
+
+
+def unreadable(*_):
+    raise OSError("as a worn disk may")
 
 
 class DropsLayers(Sharded):
@@ -20,7 +65,10 @@ class DropsLayers(Sharded):
             self.encoder.layers[-1].layerdrop = 0.1
 
 
+LAY_OUT = layout.lay_out
 CASES = {
+    "own nan": (static, OwnNan),
+    "unreadable": (static, Unreadable),
     "drops layers": (static, DropsLayers),
 }
 ALL.update(CASES)

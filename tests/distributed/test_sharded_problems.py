@@ -27,6 +27,24 @@ def outcomes(run):
 
 
 @pytest.mark.slow
+def test_nan_of_the_model_on_one_rank_switches_nothing_off(fits):
+    first, second = fits("own nan")
+    usual = ["run and compare", *["run and store"] * 3, *["skip"] * 12]
+    usual[9] = "run and compare"
+    assert outcomes(first) == outcomes(second) == usual
+    assert "another rank" in first["decisions"][9] and "the model's own" in second["decisions"][9]
+    assert not first["warnings"] and not second["warnings"]
+
+
+@pytest.mark.slow
+def test_an_error_of_one_rank_is_told_by_its_own_reason(fits):
+    first, second = fits("unreadable")
+    assert outcomes(first)[10:] == outcomes(second)[10:] == ["switch off"] * 6
+    (warning,) = first["warnings"]
+    assert "as a worn disk may" in warning
+
+
+@pytest.mark.slow
 def test_the_reason_of_the_rank_that_cannot_use_its_hidden_states_is_told(fits):
     first, second = fits("drops layers")
     assert outcomes(first)[1:] == outcomes(second)[1:] == ["switch off"] * 15

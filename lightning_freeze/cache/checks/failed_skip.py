@@ -26,19 +26,22 @@ def has_failed(state: PassState, output: Any) -> bool:
     return not state.known.has_own_nan and self_check.contains_nan(output)
 
 
-def rerun(tower: CachedTower, state: PassState) -> tuple[Any, str | None]:
+def rerun(tower: CachedTower, state: PassState, failed_here: bool) -> tuple[Any, str | None]:
     """Run a pass that has skipped again without skipping. An error in it is the module's own, and is raised.
 
     Args:
         tower: The tower.
         state: The pass.
+        failed_here: Whether it has failed on this rank, rather than on another one alone.
 
     Returns:
-        What the tower returns without skipping, and what went wrong; ``None`` if the NaN was the module's own.
+        What the tower returns without skipping, and what went wrong here; ``None`` if the NaN was the module's own.
     """
     assert state.random_state is not None
     state.random_state.restore()
     output = tower.entry.forward(*state.call.args, **state.call.kwargs)
+    if not failed_here:
+        return output, None
     try:
         return output, _problem(state, output)
     except Exception as error:  # an output that cannot be inspected

@@ -169,6 +169,8 @@ class FrozenPrefix:
         self.calls += 1
         self._busy = True
         try:
+            # First, because a rank that has a problem reads weights with the others all the same, up to this boundary.
+            self.boundary = max(self.tower.boundary(), self.min_boundary)
             self._pass = self._plan(args, kwargs) if self._joint is None else self._plan_together(args, kwargs)
         except OffloadError:
             self._end_pass()
@@ -238,7 +240,6 @@ class FrozenPrefix:
 
     def _call_facts(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[CallFacts, Call | None]:
         self.is_outdated = self.is_outdated or not self._structure.is_same()
-        self.boundary = max(self.tower.boundary(), self.min_boundary)
         if self.is_outdated or not self.boundary:
             return CallFacts(self.boundary, self.is_outdated), None
         return self._facts.of_call(self.boundary, args, kwargs, [tower.executor for tower in self._towers])

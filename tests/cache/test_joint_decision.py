@@ -6,9 +6,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from toys import make
 
-from lightning_freeze.cache.decision import Decision, Outcome
+from lightning_freeze.cache.cached_module import CachedModule
+from lightning_freeze.cache.decision import IDENTIFY, Decision, Outcome
 from lightning_freeze.cache.joint_decision import JointDecision
+from lightning_freeze.cache.storage import open_storage
 
 
 class OtherRank:
@@ -74,3 +78,27 @@ def test_a_rank_that_only_follows_another_one_tells_no_reason(what: str) -> None
 def test_a_rank_tells_its_own_reason() -> None:
     ranks: Any = OtherRank(0)
     assert JointDecision(ranks).reason_of_all(Decision(Outcome.SWITCH_OFF, "mine")) == ("mine", True)
+
+
+class NeedsWeights(OtherRank):
+    """Another rank has to read weights, then goes on."""
+
+    def highest(self, value: int) -> int:
+        self.value = 0 if self.exchanges else IDENTIFY
+        return super().highest(value)
+
+
+def test_a_rank_with_a_problem_reads_the_weights_of_the_present_boundary(monkeypatch: pytest.MonkeyPatch) -> None:
+    ranks: Any = NeedsWeights(0)
+    module, storage = make(), open_storage(None, None, None, None, None, None, 1, True)
+    (prefix,) = CachedModule(module, None, storage, {}, lambda *_: None, ranks).prefixes
+    read: list[int] = []
+    monkeypatch.setattr(prefix.entries, "read_weights", read.append)
+    assert prefix._joint is not None
+    for frozen in (3, 2):  # as in two phases
+        for part in (module.encoder.embeddings, *module.encoder.layers):
+            part.requires_grad_(part not in (module.encoder.embeddings, *module.encoder.layers[:frozen]))
+        prefix.off, ranks.exchanges = None, 0
+        prefix._joint.problem = ("reading takes longer", False)
+        module(torch.zeros(2, 5, dtype=torch.long))
+    assert read == [3, 2] and prefix.off == "reading takes longer"

@@ -6,12 +6,13 @@ Usage: sharded_problems_script.py OUT CASE [CASE ...]
 import sys
 
 import torch
+from distributed_cases import gradual
 from distributed_processes import run_ranks
 from sharded_cache_script import ALL, Sharded, fit, static
 from toys import Block
 
-from lightning_freeze import FrozenPrefixCache
-from lightning_freeze.cache.prefix import layout
+from lightning_freeze import EpochTrigger, FrozenPrefixCache
+from lightning_freeze.cache.prefix import break_even, layout
 
 
 class GivesNan(Block):
@@ -56,6 +57,18 @@ def unreadable(*_):
     raise OSError("as a worn disk may")
 
 
+class SlowBeforeAPhase(Sharded):
+    """The last pass before the second phase shows on one rank that reading does not pay."""
+
+    def on_validation_batch_start(self, batch, batch_idx):
+        is_last = self.trainer.global_step == 8 and batch_idx == 3
+        break_even.why_slow_after_reads = slow if is_last and self.global_rank == 1 else MEASURED
+
+
+def slow(*_):
+    return "reading takes longer than computing"
+
+
 class DropsLayers(Sharded):
     """Has a setting on one rank that forbids to use hidden states."""
 
@@ -65,10 +78,11 @@ class DropsLayers(Sharded):
             self.encoder.layers[-1].layerdrop = 0.1
 
 
-LAY_OUT = layout.lay_out
+LAY_OUT, MEASURED = layout.lay_out, break_even.why_slow_after_reads
 CASES = {
     "own nan": (static, OwnNan),
     "unreadable": (static, Unreadable),
+    "slow before a phase": (lambda: gradual(layers_per_phase=2, trigger=EpochTrigger(2)), SlowBeforeAPhase),
     "drops layers": (static, DropsLayers),
 }
 ALL.update(CASES)

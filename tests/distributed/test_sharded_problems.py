@@ -45,6 +45,13 @@ def test_an_error_of_one_rank_is_told_by_its_own_reason(fits):
 
 
 @pytest.mark.slow
+def test_a_rank_with_a_problem_reads_weights_of_the_new_phase_with_the_others(fits):
+    first, second = fits("slow before a phase")
+    assert "skip" in outcomes(first)[:8] and "switch off" not in outcomes(first)[:8]
+    assert first["decisions"][8:] == second["decisions"][8:] == ["switch off: reading takes longer than computing"] * 8
+
+
+@pytest.mark.slow
 def test_the_reason_of_the_rank_that_cannot_use_its_hidden_states_is_told(fits):
     first, second = fits("drops layers")
     assert outcomes(first)[1:] == outcomes(second)[1:] == ["switch off"] * 15

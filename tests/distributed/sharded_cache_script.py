@@ -115,6 +115,16 @@ class TensorParallel(Recorded):
             parallelize_module(block, mesh, {"linear": ColwiseParallel(output_layouts=Replicate())})
 
 
+class EmbeddingsToo(TensorParallel):
+    """The embeddings are split over the ranks too, as in the plans for Llama."""
+
+    def configure_model(self):
+        if not isinstance(self.encoder.embeddings.weight, DTensor):
+            plan = RowwiseParallel(input_layouts=Replicate())
+            parallelize_module(self.encoder, self.device_mesh["tensor_parallel"], {"embeddings": plan})
+        super().configure_model()
+
+
 class SequenceParallel(TensorParallel):
     """Each rank has half of the positions between blocks, in plain tensors."""
 
@@ -171,6 +181,7 @@ CASES = {
     "one rank misses": (static, OneRankMisses),
     "tensor parallel": (static, TensorParallel),
     "tensor parallel, gradual": (lambda: gradual(layers_per_phase=2), TensorParallel),
+    "tensor parallel, embeddings too": (static, EmbeddingsToo),
 }
 REFUSED = {"sequence parallel": (static, SequenceParallel), "distributed tensors": (static, Distributed)}
 RESUMED = ("static", "gradual", "tensor parallel, gradual")

@@ -18,7 +18,7 @@ from lightning_freeze.cache.prefix.lockstep import Extra, Lockstep
 from lightning_freeze.cache.prefix.pass_state import KnownPrefix, PassState
 from lightning_freeze.cache.prefix.predicted_gain import count_flops
 from lightning_freeze.cache.prefix.stand_ins import SkippedBlocks, run_prefix, run_until
-from lightning_freeze.distributed.sharding import gathers
+from lightning_freeze.distributed.sharding import gathers, is_sharded
 
 
 class DryRun:
@@ -125,6 +125,8 @@ class DryRun:
             for module, value in (recorder.embedding_modules if recorder else {}).items()
             if (larger is None or module in larger.skipped_embeddings)
             and isinstance(value, Tensor)
+            # Under tensor parallelism a hook gathers it afterwards, which fails for a plain tensor.
+            and not is_sharded(value)
             and value.shape == hidden.shape
             and value.dtype == hidden.dtype
             # Where ranks have other shapes, one of them might skip weights that the others gather.

@@ -16,6 +16,8 @@ from lightning_freeze.namespaces import either
 
 #: Attributes that every module has, and those that Lightning and the stand-ins of skipped layers write to.
 _OWN = frozenset({*vars(LightningModule()), "forward"})
+#: How attributes begin that ``fully_shard`` adds. One of them is named otherwise in each process.
+_SHARDING = ("__composable_api_state_key", "_is_fsdp_managed_module", "_fsdp_use_orig_params")
 #: Prefixes of settings in a model's config that concern the head, which some models write in their first forward pass,
 #: and of requests, which are read in each call.
 HEAD_SETTINGS = (
@@ -90,7 +92,9 @@ class ModuleSettings:
             return setting_of(value, number < own and owners[number][2])
 
         def ignores(number: int, name: str) -> bool:
-            return (name in _OWN or (number, name) in ignored) if number < own else name.startswith(HEAD_SETTINGS)
+            if number >= own:
+                return name.startswith(HEAD_SETTINGS)
+            return _is_added(name) or (number, name) in ignored
 
         return AttributeWatch(
             [*(module for _, module, _ in owners), *configs],
@@ -163,7 +167,7 @@ class ModuleSettings:
             (number, name): setting_of(value, is_root)
             for number, module, is_root in self._owners
             for name, value in vars(module).items()
-            if name not in _OWN
+            if not _is_added(name)
         }
         found.update(self._config_settings())
         return {key: value for key, value in found.items() if value is not None and key not in self._ignored}
@@ -190,6 +194,11 @@ class ModuleSettings:
                 found.append(values)
                 settings.update({(number, name): value for name, value in values.items()})
         return settings
+
+
+def _is_added(name: str) -> bool:
+    """Whether an attribute is no setting because every module has it, or every sharded one."""
+    return name in _OWN or name.startswith(_SHARDING)
 
 
 def _configs_in(config: Any) -> Iterator[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -293,3 +294,13 @@ def test_what_a_pass_changes_is_no_setting_of_a_part_of_the_modules_either() -> 
     assert part.digest() == after != before
     found[0].scale = 2  # type: ignore[assignment]
     assert part.digest() != after
+
+
+def test_what_sharding_adds_to_a_module_is_no_setting() -> None:
+    found = modules()
+    before = ModuleSettings(found).digest()
+    for number, module in enumerate(found):
+        # A key of torch, which has another name in each process.
+        vars(module)[f"__composable_api_state_key_{number}"] = OrderedDict({double: object(), "fully_shard": 1})
+        module._is_fsdp_managed_module = module._fsdp_use_orig_params = True  # type: ignore[assignment]
+    assert ModuleSettings(found).digest() == before

@@ -64,7 +64,7 @@ def whole(tensor: Tensor) -> Tensor:
     return found
 
 
-def computation(module: Module) -> str:
+def computation(module: Module, root: Module) -> str:
     """What a sharded module computes differently from the same module on one device, as text; empty if nothing.
 
     ``fully_shard`` gathers whole weights, so that only its mixed precision matters. Tensor parallelism computes parts,
@@ -72,12 +72,14 @@ def computation(module: Module) -> str:
 
     Args:
         module: The module, with its sharded parameters in place.
+        root: The outermost module, which may gather parameters of the other one.
     """
     found = []
     gathered_later: set[int] = set()
-    for part in _fsdp_modules(module):
+    for part in _fsdp_modules(root):
         state = part._get_fsdp_state()  # no public name shows the policy, or which parameters are gathered
-        found.append(str(state._mp_policy))
+        if state._mp_policy.param_dtype is not None or state._mp_policy.output_dtype is not None:
+            found.append(str(state._mp_policy))  # without both, a forward pass converts nothing
         for group in state._fsdp_param_groups:
             gathered_later |= {id(p.sharded_param) for p in group.fsdp_params if not p.is_dtensor}
     for name, parameter in module.named_parameters():

@@ -197,11 +197,8 @@ def fit(path, name, cache, ckpt_path=None, fails_at=-1, **options):
         *([cache] if cache is not None else []),
         watch,
         *options.pop("callbacks", []),
-        strategy=strategy(data_parallel_size=kind.replicas),
-        devices=2,
         use_distributed_sampler=False,
-        max_epochs=EPOCHS,
-        **options,
+        **{"devices": 2, "max_epochs": EPOCHS, "strategy": strategy(data_parallel_size=kind.replicas), **options},
     )
     module = kind()
     module.fails_at = fails_at
@@ -218,7 +215,7 @@ def fit(path, name, cache, ckpt_path=None, fails_at=-1, **options):
         "hits": 0 if cache is None else sum(t.tally.hits for t in cache._towers),
         "warnings": [str(w.message) for w in caught if "FrozenPrefixCache" in str(w.message)],
     }
-    torch.save(content, f"{path}-{torch.distributed.get_rank()}.pt")
+    torch.save(content, f"{path}-{the_trainer.global_rank}.pt")
 
 
 def main(out, *names):

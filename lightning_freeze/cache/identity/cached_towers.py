@@ -28,6 +28,7 @@ class CachedTower:
         embedding_modules: The largest modules that run before the blocks and hold nothing else.
         smaller_entries: Smaller modules that contain all of the blocks too, the largest first.
         is_sharded: Whether the strategy shards the module, so that all ranks must run the same layers.
+        computation: What the sharded tower computes differently from the same one on one device.
     """
 
     name: str
@@ -38,6 +39,7 @@ class CachedTower:
     embedding_modules: list[nn.Module] = field(default_factory=list)
     smaller_entries: list[nn.Module] = field(default_factory=list)
     is_sharded: bool = False
+    computation: str = ""
 
     @property
     def label(self) -> str:

@@ -21,7 +21,7 @@ from lightning_freeze.cache.identity.cached_towers import CachedTower
 from lightning_freeze.cache.identity.keys import bytes_of, hash_of, new_hash
 from lightning_freeze.cache.identity.module_settings import HEAD_SETTINGS
 from lightning_freeze.cache.identity.values import version_of
-from lightning_freeze.distributed.sharding import computation, local, unsharded_class, whole
+from lightning_freeze.distributed.sharding import local, unsharded_class, whole
 
 #: Increased when entries of an older version of this package must not be read any more.
 FORMAT = 2
@@ -58,12 +58,10 @@ class Fingerprint:
         self._read_at = 0.0
         # Sharded modules exchange their parameters for gathered ones in each forward pass.
         self._sharded: dict[tuple[int, str], Parameter] | None = None
-        self._computation = ""
         if tower.is_sharded:
             self._sharded = {
                 (id(m), name): p for m in tower.entry.modules() for name, p in m._parameters.items() if p is not None
             }
-            self._computation = computation(tower.entry)
 
     def is_known(self, boundary: int) -> bool:
         """Whether the identity of a prefix is known and still right, so that no weights need to be read.
@@ -182,7 +180,7 @@ class Fingerprint:
                 f"format {FORMAT}, torch {torch.__version__}, transformers {transformers.__version__}".encode()
             )
             entry.update(_settings(self._tower.entry).encode())
-            entry.update(self._computation.encode())
+            entry.update(self._tower.computation.encode())
         for text in self._code(step):
             entry.update(text.encode())
         state = self._state(step)

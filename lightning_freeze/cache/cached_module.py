@@ -19,7 +19,7 @@ from lightning_freeze.cache.prefix.entries import PrefixEntries
 from lightning_freeze.cache.prefix.pass_state import Tally
 from lightning_freeze.cache.storage import Storage
 from lightning_freeze.distributed import Ranks, reshard
-from lightning_freeze.distributed.sharding import computation
+from lightning_freeze.distributed.sharding import computation, gathers
 from lightning_freeze.errors import ConfigurationError
 from lightning_freeze.layers import LayerStack
 from lightning_freeze.layers.discovery.groups import Groups
@@ -216,6 +216,7 @@ class CachedModule:
         storage = self._storage
         tower.is_sharded = self._ranks is not None
         if tower.is_sharded:
+            tower.gathers = gathers(self._module)
             tower.computation = computation(tower.entry, self._module)
         entries = PrefixEntries(tower, storage.store, storage.dtype, storage.accelerator)
         entries.budget, entries.trims_padding = storage.budget, storage.trims_padding

@@ -97,7 +97,7 @@ class FrozenPrefix:
         self._on_switch_off = on_switch_off
         self._pass: PassState | None = None
         self._busy = False
-        self._structure = ModuleStructure(tower.entry, by_name=tower.is_sharded)
+        self._structure = ModuleStructure(tower.entry, by_name=tower.gathers)
         entry = tower.entry
         self._handles = [
             entry.register_forward_pre_hook(Hook(self._before), with_kwargs=True),

@@ -8,7 +8,7 @@ import sys
 import torch
 from distributed_cases import gradual
 from distributed_processes import run_ranks
-from sharded_cache_script import ALL, Sharded, fit, static
+from sharded_cache_script import ALL, Sharded, TensorParallel, fit, static
 from toys import Block
 
 from lightning_freeze import EpochTrigger, FrozenPrefixCache
@@ -78,12 +78,22 @@ class DropsLayers(Sharded):
             self.encoder.layers[-1].layerdrop = 0.1
 
 
+class Replaced(TensorParallel):
+    """A frozen weight is replaced by another one between two epochs."""
+
+    def on_train_epoch_start(self):
+        if self.current_epoch == 2:
+            linear = self.encoder.layers[0].linear
+            linear.weight = torch.nn.Parameter(2 * linear.weight.detach(), requires_grad=False)
+
+
 LAY_OUT, MEASURED = layout.lay_out, break_even.why_slow_after_reads
 CASES = {
     "own nan": (static, OwnNan),
     "unreadable": (static, Unreadable),
     "slow before a phase": (lambda: gradual(layers_per_phase=2, trigger=EpochTrigger(2)), SlowBeforeAPhase),
     "drops layers": (static, DropsLayers),
+    "replaced": (static, Replaced),
 }
 ALL.update(CASES)
 

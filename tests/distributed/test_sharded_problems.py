@@ -57,3 +57,10 @@ def test_the_reason_of_the_rank_that_cannot_use_its_hidden_states_is_told(fits):
     assert outcomes(first)[1:] == outcomes(second)[1:] == ["switch off"] * 15
     (warning,) = first["warnings"]
     assert "dropped at random (layerdrop)" in warning
+
+
+@pytest.mark.slow
+def test_a_weight_of_a_tensor_parallel_module_that_is_replaced_is_noticed(fits):
+    first, second = fits("replaced")
+    assert outcomes(first) == outcomes(second)
+    assert "were replaced" in first["decisions"][8] and outcomes(first)[-1] == "skip"

@@ -28,6 +28,7 @@ class CachedTower:
         embedding_modules: The largest modules that run before the blocks and hold nothing else.
         smaller_entries: Smaller modules that contain all of the blocks too, the largest first.
         is_sharded: Whether the strategy shards the module, so that all ranks must run the same layers.
+        gathers: Whether parameters are exchanged for gathered ones in each forward pass (FSDP2).
         computation: What the sharded tower computes differently from the same one on one device.
     """
 
@@ -39,6 +40,7 @@ class CachedTower:
     embedding_modules: list[nn.Module] = field(default_factory=list)
     smaller_entries: list[nn.Module] = field(default_factory=list)
     is_sharded: bool = False
+    gathers: bool = False
     computation: str = ""
 
     @property
@@ -93,8 +95,8 @@ class ModuleStructure:
 
     Args:
         root: The module whose structure is compared.
-        by_name: Whether parameters count as the same as long as their names are. Sharded modules exchange their
-            parameters for gathered ones in each forward pass.
+        by_name: Whether parameters count as the same as long as their names are. Under FSDP2 they are exchanged for
+            gathered ones in each forward pass.
     """
 
     def __init__(self, root: nn.Module, by_name: bool = False) -> None:

@@ -56,9 +56,9 @@ class Fingerprint:
         self._sampled: bytes = b""
         self._read_seconds = 0.0
         self._read_at = 0.0
-        # Sharded modules exchange their parameters for gathered ones in each forward pass.
+        # Those that are exchanged for gathered ones in each forward pass.
         self._sharded: dict[tuple[int, str], Parameter] | None = None
-        if tower.is_sharded:
+        if tower.gathers:
             self._sharded = {
                 (id(m), name): p for m in tower.entry.modules() for name, p in m._parameters.items() if p is not None
             }

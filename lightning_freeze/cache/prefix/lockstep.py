@@ -54,11 +54,8 @@ class Lockstep:
         try:
             yield
         finally:
-            try:
-                while (needed := Extra(self.ranks.highest(Extra.NONE))) is not Extra.NONE:
-                    substitutes[needed]()
-            finally:
-                self._substitutes = None
+            self._substitutes = None
+            self._run_others(self.ranks, substitutes)
 
     def run(self, kind: Extra, work: Callable[[], T]) -> T:
         """Run a pass when it is its turn.
@@ -74,3 +71,14 @@ class Lockstep:
             while (needed := Extra(self.ranks.highest(kind))) is not kind:
                 self._substitutes[needed]()
         return work()
+
+    def _run_others(self, ranks: Ranks, substitutes: Mapping[Extra, Callable[[], Any]]) -> None:
+        """Run what other ranks need until none of them needs any more; an error is raised after that."""
+        failure: Exception | None = None
+        while (needed := Extra(ranks.highest(Extra.NONE))) is not Extra.NONE:
+            try:
+                substitutes[needed]()
+            except Exception as error:  # the others would wait for this rank
+                failure = failure or error
+        if failure is not None:
+            raise failure

@@ -38,29 +38,42 @@ class Threads:
         return found
 
 
-def run(needs: Sequence[Sequence[Extra]], fails: int = -1) -> list[list[Extra]]:
-    """Run what each rank needs; returns the kinds of all passes that each of them has run."""
-    ranks, ran = Threads(len(needs)), [[] for _ in needs]
+def run(needs: Sequence[Sequence[Extra]], fails: int = -1, breaks: int = -1) -> list[list[Extra]]:
+    """Run what each rank needs; returns the kinds of all passes that each of them has run.
+
+    The own passes of the rank ``fails`` raise an error, and the passes that the rank ``breaks`` runs for others.
+    """
+    ranks, ran, raised = Threads(len(needs)), [[] for _ in needs], []
 
     def note(rank: int, kind: Extra) -> Callable[[], Any]:
         return lambda: ran[rank].append(kind)
 
+    def broken(rank: int, kind: Extra) -> Callable[[], Any]:
+        def substitute() -> None:
+            ran[rank].append(kind)
+            if rank == breaks:
+                raise ArithmeticError
+
+        return substitute
+
     def work(rank: int) -> None:
         lockstep = Lockstep(ranks)  # type: ignore[arg-type]
         try:
-            with lockstep.passes({kind: note(rank, kind) for kind in Extra}):
+            with lockstep.passes({kind: broken(rank, kind) for kind in Extra}):
                 for kind in needs[rank]:
                     lockstep.run(kind, note(rank, kind))
                     if rank == fails:
                         raise ArithmeticError
         except ArithmeticError:
-            assert rank == fails
+            assert rank in (fails, breaks)
+            raised.append(rank)
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in range(len(needs))]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(10)
+    assert raised == [rank for rank in (fails, breaks) if rank >= 0]
     return ran
 
 
@@ -85,6 +98,12 @@ def test_all_ranks_run_the_same(needs: Sequence[Sequence[Extra]]) -> None:
 def test_a_rank_whose_check_fails_still_takes_part() -> None:
     first, second = run([[PREFIX, SKIPPING], [PREFIX, PREFIX, SKIPPING]], fails=0)
     assert first == second == [PREFIX, PREFIX, SKIPPING]
+
+
+@pytest.mark.parametrize("needs", [[[], [PREFIX, SKIPPING]], [[SKIPPING], [PREFIX, SKIPPING]]])
+def test_a_rank_on_which_a_pass_for_another_one_fails_still_takes_part(needs: Sequence[Sequence[Extra]]) -> None:
+    first, second = run(needs, breaks=0)
+    assert first == second == [PREFIX, SKIPPING]
 
 
 def test_one_rank_alone_runs_at_once() -> None:

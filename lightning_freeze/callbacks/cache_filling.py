@@ -102,7 +102,8 @@ class CacheFillingCallback(Callback):
         schedules = [c for c in trainer.callbacks if isinstance(c, PhasedFineTuning)]  # type: ignore[attr-defined]
         for prefix in prefixes:
             freezes = [schedule.frozen_ahead() for schedule in schedules]
-            prefix.entries.boundaries_ahead = boundaries_to_fill(freezes, prefix.tower)
+            ahead = boundaries_to_fill(freezes, prefix.tower) if _is_in_eval_mode(prefix) else []
+            prefix.entries.boundaries_ahead = ahead
         storage = cache._attachment.storage
         assert storage is not None
         store = storage.store
@@ -131,9 +132,11 @@ class CacheFillingCallback(Callback):
                 for number, batch in _rest_of_epoch(trainer, module):
                     run(_step(module.training_step, batch, number))
             filling.trims_padding = False  # nothing shows in a validation whether padding is read
-            with _evaluating(module), trainer.precision_plugin.val_step_context():
-                for loader, number, batch in _validation_batches(trainer, module):
-                    run(_step(module.validation_step, batch, number, loader))
+            # Where frozen layers are in train mode, those of a validation are others, which no step has checked.
+            if all(map(_is_in_eval_mode, prefixes)):
+                with _evaluating(module), trainer.precision_plugin.val_step_context():
+                    for loader, number, batch in _validation_batches(trainer, module):
+                        run(_step(module.validation_step, batch, number, loader))
         store.flush()
         # All processes end together, and for the same reason.
         counts = (filling.samples + first, filling.computed + first, store.stats.dropped)
@@ -185,6 +188,10 @@ def _ready(cache: FrozenPrefixCache) -> list[FrozenPrefix]:
             "`--trainer.strategy auto` or `ddp`. A fit whose weights are sharded fills it in its first epoch."
         )
     return found
+
+
+def _is_in_eval_mode(prefix: FrozenPrefix) -> bool:
+    return not any(module.training for module in prefix.tower.prefix_modules(prefix.boundary))
 
 
 def _check_space(cache: FrozenPrefixCache, prefixes: list[FrozenPrefix], samples: int, store: Any) -> None:

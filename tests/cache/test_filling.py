@@ -135,7 +135,7 @@ def test_only_boundaries_that_were_stored_are_named(tmp_path: Path) -> None:
     """Frozen layers in train mode may be in eval mode in the fit's later phases, so nothing is stored for these."""
     for again in range(2):
         schedule = GradualUnfreezing(EpochTrigger(1), frozen_eval=False, verbose=False)
-        filled = fill(Plain(bert()), tmp_path, schedule, data=same_length, epochs=6)
+        filled = fill(Plain(bert()), tmp_path, schedule, data=same_length, validation=others, epochs=6)
         assert filled.boundaries == {"": [4]}
         assert filled.computed == (4 if again else 12)
 

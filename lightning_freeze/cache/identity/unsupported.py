@@ -6,7 +6,7 @@ import traceback
 
 from lightning_freeze.errors import debugging
 
-#: How a reason begins where another rank has it, and reports it.
+#: How a reason begins where another rank has it.
 ELSEWHERE = "another rank"
 
 

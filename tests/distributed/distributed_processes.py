@@ -48,8 +48,8 @@ def run_ranks(work: Callable[[int], Any], alone: Callable[[], Any] | None = None
         sys.exit(f"exit codes of the ranks (and of the process on its own): {codes}")
 
 
-def run_script(script: str, *arguments: str | Path) -> None:
-    """Run one of the scripts beside this file, in an environment that knows of no rank."""
+def run_script(script: str, *arguments: str | Path) -> str:
+    """Run one of the scripts beside this file, in an environment that knows of no rank; returns what it prints."""
     path = Path(__file__).with_name(script)
     environment = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "RANK", "NODE_RANK", "WORLD_SIZE")}
     environment.update(OMP_NUM_THREADS="1", MASTER_ADDR="127.0.0.1", PYTHONWARNINGS="ignore", CUDA_VISIBLE_DEVICES="")
@@ -62,6 +62,7 @@ def run_script(script: str, *arguments: str | Path) -> None:
             os.killpg(process.pid, signal.SIGKILL)  # its ranks too
             raise
     assert process.returncode == 0, output[-12000:]
+    return output
 
 
 def load(out: Path, name: str, who: int | str) -> dict[str, Any]:

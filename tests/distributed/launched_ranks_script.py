@@ -6,24 +6,16 @@ Usage: launched_ranks_script.py CACHE_DIR
 import sys
 
 import torch
-from lightning.pytorch import LightningModule
-from lightning.pytorch.strategies import ModelParallelStrategy
-from torch.distributed.fsdp import fully_shard
+from fsdp2_script import strategy
+from sharded_cache_script import Sharded, static
 from torch.utils.data import DataLoader, TensorDataset
-from toys import Toy, trainer
+from toys import trainer
 
-from lightning_freeze import FrozenPrefixCache, LayerFreezing
-from lightning_freeze.cache.prefix import break_even
-
-# Whether reading pays in so small a model depends on the machine.
-break_even.SLOWER = float("inf")
+from lightning_freeze import FrozenPrefixCache
 
 
-class Sharded(Toy):
-    def configure_model(self) -> None:
-        mesh = self.device_mesh["data_parallel"]
-        for part in (*self.encoder.layers, self.encoder, self.classifier):
-            fully_shard(part, mesh=mesh)
+class Shuffled(Sharded):
+    """Its samples are shuffled over the ranks."""
 
     def train_dataloader(self) -> DataLoader:
         tokens = torch.randint(0, 16, (32, 5), generator=torch.Generator().manual_seed(0))
@@ -32,11 +24,8 @@ class Sharded(Toy):
 
 def main(folder: str) -> None:
     torch.manual_seed(0)
-    module: LightningModule = Sharded()
-    cache = FrozenPrefixCache(folder, verbose=False)
-    strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
-    freezing = LayerFreezing("embeddings,:2", verbose=False)
-    trainer(freezing, cache, strategy=strategy, devices=2, max_epochs=1).fit(module)
+    module, cache = Shuffled(), FrozenPrefixCache(folder, verbose=False)
+    trainer(static(), cache, strategy=strategy(), devices=2, max_epochs=1, limit_val_batches=0).fit(module)
     print(f"rank {module.global_rank}: {cache.hit_rate:.2f} {cache.reasons}\n", end="", flush=True)
 
 

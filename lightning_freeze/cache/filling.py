@@ -49,14 +49,12 @@ class CacheFilling:
         samples: Samples that were seen, counted at each tower.
         computed: Samples among them that were not stored before.
         bytes_since_flush: Bytes that were stored since the caller last set this to 0.
-        stored_at: The boundaries that all passes have stored, by the name of the tower.
         trims_padding: Whether padding is left out, as in passes of a fit with a backward pass.
     """
 
     def __init__(self, prefixes: Sequence[FrozenPrefix], calls_in_step: int) -> None:
         self.samples = self.computed = 0
         self.bytes_since_flush = 0.0
-        self.stored_at: dict[str, set[int]] = {}
         self.trims_padding = True
         self._calls = 0
         self._calls_in_step = calls_in_step
@@ -98,16 +96,6 @@ class CacheFilling:
             if prefix.off is not None:
                 raise ConfigurationError(f"The cache cannot be filled for {prefix.tower.label}: {prefix.off}.")
 
-    def boundaries_of(self, prefix: FrozenPrefix) -> list[int]:
-        """Return the boundaries of a tower that were stored, the highest first.
-
-        Args:
-            prefix: The tower.
-        """
-        wanted = [prefix.boundary, *prefix.entries.boundaries_ahead]
-        stored = self.stored_at.get(prefix.tower.name, wanted)  # a fit with one batch has no other pass
-        return [boundary for boundary in wanted if boundary in stored]
-
     def _end_pass(self, module: nn.Module, args: Any) -> None:
         if self._problem is not None:
             problem, self._problem = self._problem, None
@@ -131,10 +119,7 @@ class CacheFilling:
         trims = known.trims_padding and self.trims_padding and not was_read
         state.trims_padding = known.trims_padding and (trims or not state.call.has_padding)
         state.keys = state.find_keys(prefix.keys_of)
-        # Frozen layers in train mode may be in eval mode in a later phase: only the present boundary is stored.
-        boundaries = entries.boundaries(known.boundary) if state.mode == "eval" else [known.boundary]
-        stored = self.stored_at.setdefault(prefix.tower.name, set(boundaries))
-        stored.intersection_update(boundaries)
+        boundaries = entries.boundaries(known.boundary)
         missing = {n for b in boundaries for n in entries.missing_at(b, state)}
         if missing:
             prefix.executor.store_batch(state, sorted(missing))

@@ -102,6 +102,7 @@ class CacheFillingCallback(Callback):
         schedules = [c for c in trainer.callbacks if isinstance(c, PhasedFineTuning)]  # type: ignore[attr-defined]
         for prefix in prefixes:
             freezes = [schedule.frozen_ahead() for schedule in schedules]
+            # Frozen layers in train mode may be in eval mode in a later phase: only the present boundary is stored.
             ahead = boundaries_to_fill(freezes, prefix.tower) if _is_in_eval_mode(prefix) else []
             prefix.entries.boundaries_ahead = ahead
         storage = cache._attachment.storage
@@ -146,7 +147,7 @@ class CacheFillingCallback(Callback):
                 f"{dropped:,} entries could not be written to {store.folder}; the fit will compute them. "
                 "What was written stays, and another `cache fill` goes on from there."
             )
-        boundaries = {p.tower.name: filling.boundaries_of(p) for p in prefixes}
+        boundaries = {p.tower.name: [p.boundary, *p.entries.boundaries_ahead] for p in prefixes}
         self.filled = Filled(samples, computed, store.stats.disk_bytes, store.folder, boundaries)
         raise FillComplete
 

@@ -11,12 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.nn import Module
 
-from lightning_freeze.checkpoints.base_weights import (
-    kept_weight,
-    known_base_weights,
-    note_reloaded,
-    note_versions,
-)
+from lightning_freeze.checkpoints.base_weights import kept_weight, known_base_weights, note_reloaded, note_versions
 from lightning_freeze.checkpoints.named_tensors import named_tensors
 from lightning_freeze.checkpoints.omitted_weight import WAY_OUT, OmittedWeight
 from lightning_freeze.errors import ConfigurationError
